@@ -1,0 +1,82 @@
+"""Checks of what callers hand in: one place for the rules and for the sentences of the errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+
+
+def real_dtype(dtype: Any) -> np.dtype[Any]:
+    """float32 or float64 in native byte order, or a TypeError."""
+    try:
+        given = np.dtype(dtype)
+    except TypeError:
+        given = None
+    if given not in (FLOAT32, FLOAT64):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return given
+
+
+def size(name: str, value: Any, *, least: int = 0) -> int:
+    """An integer of at least `least`, small enough to index memory."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if not least <= value < 2**40:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value}")
+    return int(value)
+
+
+def number(name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf, most: float = np.inf) -> float:
+    """A real number in the range, NaN refused."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    if not (number >= least and number <= most and (number > above or above == -np.inf)):
+        bounds = [f"at least {least:g}"] * (least > -np.inf) + [f"above {above:g}"] * (above > -np.inf)
+        bounds += [f"at most {most:g}"] * (most < np.inf)
+        raise ValueError(f"{name}: expected a number{' ' * bool(bounds)}{' and '.join(bounds)}, got {value}")
+    return number
+
+
+def describe(shape: Sequence[int | str | None]) -> str:
+    """A shape as users write it: (T, B, 16)."""
+    inside = ", ".join(str(n) for n in shape)
+    return f"({inside},)" if len(shape) == 1 else f"({inside})"
+
+
+def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
+    """`value` as a C-contiguous, aligned array of just this dtype, copied only where its layout asks for it.
+
+    A string in `shape`, such as "T", stands for any size; the same string twice for the same size.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; fill the mask first, with {name}.filled(value)")
+    given = value if type(value) is np.ndarray else np.asarray(value)
+    if given.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {given.dtype}; convert it with {name}.astype(numpy.{dtype})")
+    sizes: dict[str, int] = {}
+    fits = given.ndim == len(shape) and all(
+        n == (sizes.setdefault(want, n) if isinstance(want, str) else want)
+        for want, n in zip(shape, given.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: expected shape {describe(shape)}, got {given.shape}")
+    return np.require(given, requirements=["C", "A"])
+
+
+def target(name: str, value: Any) -> Array:
+    """An array that is to be changed in place, or an error that says why it cannot be."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array to change in place, got {type(value).__name__}")
+    if not value.flags.writeable:
+        raise ValueError(f"{name}: is read-only and cannot be changed in place")
+    return value

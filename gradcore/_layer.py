@@ -1,0 +1,99 @@
+"""What every layer and model has: one flat buffer of parameters, one of gradients, and named views of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradcore._check import Array, array
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
+    """n zeros that begin on a cache line."""
+    raw = np.zeros(n * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n * dtype.itemsize].view(dtype)
+
+
+class Layer:
+    """Base of all layers and models.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        float32 or float64: of parameters, inputs and outputs alike.
+    params, grads : dict of str to ndarray
+        Views of `flat_params` and `flat_grads`, by PyTorch's names.
+    flat_params, flat_grads : ndarray, (n,)
+        One contiguous, 64-byte-aligned buffer each.
+    """
+
+    dtype: np.dtype[Any]
+    params: dict[str, Array]
+    grads: dict[str, Array]
+    flat_params: Array
+    flat_grads: Array
+
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give the layer zeroed buffers for parameters of these names and shapes."""
+        n = sum(math.prod(shape) for shape in shapes.values())
+        self.params = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
+        self.grads = dict(self.params)
+        zeros = aligned_zeros(n, self.dtype)
+        self._bind(zeros, aligned_zeros(n, self.dtype), keep=False)
+
+    def _bind(self, flat_params: Array, flat_grads: Array, *, keep: bool = True) -> None:
+        """Move parameters and gradients into these buffers, which a model does with its members."""
+        params, grads, start = {}, {}, 0
+        for name, old in self.params.items():
+            part = slice(start, start + old.size)
+            params[name] = flat_params[part].reshape(old.shape)
+            grads[name] = flat_grads[part].reshape(old.shape)
+            if keep:
+                params[name][...] = old
+                grads[name][...] = self.grads[name]
+            start = part.stop
+        self.params, self.grads = params, grads
+        self.flat_params, self.flat_grads = flat_params, flat_grads
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero."""
+        self.flat_grads.fill(0)
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of every parameter, by name."""
+        return {name: value.copy() for name, value in self.params.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy parameters in; nothing is changed unless all of them fit.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to ndarray
+            Just the names of `params`, with their shapes and the layer's dtype.
+
+        Raises
+        ------
+        KeyError
+            If a name is missing or unknown.
+        TypeError, ValueError
+            If a value has another dtype or shape.
+        """
+        missing, unknown = self.params.keys() - state_dict.keys(), state_dict.keys() - self.params.keys()
+        if missing or unknown:
+            raise KeyError(f"state_dict: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        checked = {name: array(name, state_dict[name], self.dtype, p.shape) for name, p in self.params.items()}
+        for name, value in checked.items():
+            self.params[name][...] = value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._describe())})"
+
+    def _describe(self) -> Iterator[str]:
+        """The constructor's arguments, as written."""
+        yield f"dtype={self.dtype}"

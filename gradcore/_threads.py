@@ -1,0 +1,103 @@
+"""How many threads the kernels use, and which instruction set."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from gradcore import _kernels
+from gradcore._check import size
+
+
+def _cgroup_quota() -> float:
+    """The processors that the container may use, `inf` without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            folder = Path("/sys/fs/cgroup/cpu")  # version 1
+            quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
+        except OSError:
+            return math.inf
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def _default_num_threads() -> int:
+    for variable in ("GRADCORE_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "").split(",")[0].strip()
+        if text.isdecimal() and int(text) > 0:
+            return min(int(text), 1024)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(_cgroup_quota())) if _cgroup_quota() < math.inf else cores)
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels of this process use at most.
+
+    The results have the same bits for any number.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If `n` is less than 1.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> before = gradcore.get_num_threads()
+    >>> gradcore.set_num_threads(1)
+    >>> gradcore.get_num_threads()
+    1
+    >>> gradcore.set_num_threads(before)
+    """
+    _kernels.set_num_threads(min(size("n", n, least=1), 1024))
+
+
+def get_num_threads() -> int:
+    """How many threads the kernels use at most.
+
+    The default is the number of processors that affinity and the container's quota leave, unless ``GRADCORE_NUM_THREADS``
+    or ``OMP_NUM_THREADS`` says otherwise.
+
+    Returns
+    -------
+    int
+    """
+    return _kernels.get_num_threads()
+
+
+def info() -> dict[str, Any]:
+    """What this copy of gradcore is and runs on.
+
+    Returns
+    -------
+    dict
+        ``version``, ``isa`` ("v4", "v3" or "baseline"), ``num_threads``, ``openmp`` (whether it was built with it).
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> sorted(gradcore.info())
+    ['isa', 'num_threads', 'openmp', 'version']
+    """
+    from gradcore import __version__
+
+    return {
+        "version": __version__,
+        "isa": _kernels.isa(),
+        "num_threads": get_num_threads(),
+        "openmp": _kernels.has_openmp(),
+    }
+
+
+set_num_threads(_default_num_threads())

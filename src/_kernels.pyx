@@ -1,0 +1,72 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+"""The one extension module: arrays in, kernels run with the GIL released, a status turned into an exception. No policy.
+
+Every function takes arrays that its caller has checked; what is checked here again is only what memory safety needs.
+The functions of a subject are in <subject>.pxi.
+"""
+import os
+
+cimport numpy as cnp
+from c_kernels cimport *
+
+cnp.import_array()
+
+cdef const gc_table *TABLE = NULL
+
+
+def _select():
+    global TABLE
+    cdef char supported[64]
+    wanted = os.environ.get("GRADCORE_ISA", "").encode()
+    TABLE = gc_select(wanted, supported)
+    if TABLE is NULL:
+        choices = (<bytes> supported).decode() or "none (it lacks SSE4.2)"
+        raise ImportError(f"GRADCORE_ISA={wanted.decode()}: this processor and this build support {choices}")
+
+
+_select()
+
+
+def isa():
+    """The name of the instruction set in use."""
+    return TABLE.isa.decode()
+
+
+def has_openmp():
+    return bool(gc_has_openmp())
+
+
+def set_num_threads(int n):
+    gc_set_num_threads(n)
+
+
+def get_num_threads():
+    return gc_get_num_threads()
+
+
+cdef int real_of(cnp.ndarray a) except -1:
+    """GC_F32 or GC_F64, the row of the table for this array."""
+    cdef int t = cnp.PyArray_TYPE(a)
+    if t == cnp.NPY_FLOAT32:
+        return GC_F32
+    if t == cnp.NPY_FLOAT64:
+        return GC_F64
+    raise TypeError(f"expected float32 or float64, got {a.dtype}")
+
+
+cdef void *pointer(cnp.ndarray a, int real, Py_ssize_t size, bint write) except? NULL:
+    """The data of a C-contiguous, aligned, native array of at least `size` elements; NULL for None."""
+    if a is None:
+        return NULL
+    cdef int want = cnp.NPY_FLOAT32 if real == GC_F32 else cnp.NPY_FLOAT64
+    return typed_pointer(a, want, size, write)
+
+
+cdef void *typed_pointer(cnp.ndarray a, int typenum, Py_ssize_t size, bint write) except? NULL:
+    if (cnp.PyArray_TYPE(a) != typenum or not cnp.PyArray_ISCARRAY_RO(a) or cnp.PyArray_SIZE(a) < size
+            or (write and not cnp.PyArray_ISWRITEABLE(a))):
+        raise ValueError(f"kernel argument: expected at least {size} contiguous elements, got {a.dtype} {(<object> a).shape}")
+    return cnp.PyArray_DATA(a)
+
+
+include "recurrent.pxi"

@@ -1,0 +1,42 @@
+/* All kernels for one instruction set: compiled once for each, with GC_ISA its name. Everything but the table is static, or
+ * the linker might keep one set's copy of a shared function for all of them. */
+#include <math.h>
+#include <string.h>
+
+#include "gradcore.h"
+
+#ifndef GC_ISA
+#error "define GC_ISA as the name of the instruction set"
+#endif
+#define GC_JOIN_(a, b) a##b
+#define GC_JOIN(a, b) GC_JOIN_(a, b)
+#define GC_TEXT_(a) #a
+#define GC_TEXT(a) GC_TEXT_(a)
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static __forceinline
+#endif
+
+INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
+
+#define GC_BITS 32
+#include "kernels.inc.h"
+#define GC_BITS 64
+#include "kernels.inc.h"
+
+#define KERNELS(suffix)                                                                                                        \
+    {                                                                                                                          \
+        .recurrent_forward_work = recurrent_forward_work_##suffix,                                                             \
+        .recurrent_backward_work = recurrent_backward_work_##suffix,                                                           \
+        .recurrent_forward = recurrent_forward_##suffix,                                                                       \
+        .recurrent_backward = recurrent_backward_##suffix,                                                                     \
+    }
+
+extern const gc_table GC_JOIN(gc_table_, GC_ISA);
+const gc_table GC_JOIN(gc_table_, GC_ISA) = {
+    .isa = GC_TEXT(GC_ISA),
+    .real = {KERNELS(f32), KERNELS(f64)},
+};
