@@ -3,8 +3,12 @@
 __version__ = "0.1.0"
 
 from gradcore._threads import get_num_threads, info, set_num_threads
+from gradcore.recurrent import GRU, LSTM, RNN
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "__version__",
     "get_num_threads",
     "info",

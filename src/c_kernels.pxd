@@ -7,8 +7,8 @@ cdef extern from "gradcore.h" nogil:
         GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
 
     ctypedef struct gc_recurrent:
-        int cell, reverse
-        Py_ssize_t T, B, I, H
+        int cell, reverse, threads
+        Py_ssize_t T, B, F, H
         const Py_ssize_t *offsets
         const void *w_ih
         const void *w_hh
@@ -37,10 +37,10 @@ cdef extern from "gradcore.h" nogil:
         void *work
 
     ctypedef struct gc_kernels:
-        size_t (*recurrent_forward_work)(const gc_recurrent *)
-        size_t (*recurrent_backward_work)(const gc_recurrent *)
-        void (*recurrent_forward)(const gc_recurrent *)
-        void (*recurrent_backward)(const gc_recurrent *)
+        size_t (*recurrent_forward_work)(const gc_recurrent *) noexcept nogil
+        size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
+        void (*recurrent_forward)(const gc_recurrent *) noexcept nogil
+        void (*recurrent_backward)(const gc_recurrent *) noexcept nogil
 
     ctypedef struct gc_table:
         const char *isa

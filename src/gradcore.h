@@ -25,12 +25,12 @@ enum { GC_RNN_TANH = 0, GC_RNN_RELU = 1, GC_LSTM = 2, GC_GRU = 3 };
  * LSTM 4: i,f,g,o, GRU 3: r,z,n); `gates` keeps K blocks of H a row (RNN 1: h; LSTM 4: i,f,g,o; GRU 4: r,z,n and
  * q = W_hn h + b_hn), all after their activation but q. `reverse` walks the steps from T-1 to 0. */
 typedef struct gc_recurrent {
-    int cell, reverse;
-    ptrdiff_t T, B, I, H;
+    int cell, reverse, threads;     /* at most so many threads; fixed from recurrent_*_work to the call that it is for */
+    ptrdiff_t T, B, F, H;             /* F features in x_t; not I, which <complex.h> defines */
     const ptrdiff_t *offsets;       /* (T+1,) */
-    const void *w_ih, *w_hh;        /* (G*H, I), (G*H, H) */
+    const void *w_ih, *w_hh;        /* (G*H, F), (G*H, H) */
     const void *b_ih, *b_hh;        /* (G*H,), both NULL without biases */
-    const void *x;                  /* (S, I) */
+    const void *x;                  /* (S, F) */
 
     /* forward */
     void *y;                        /* (S, H) with row stride ld_y: h_t */
@@ -42,7 +42,7 @@ typedef struct gc_recurrent {
     /* backward: reads x, gates, h_in, c_in of the forward pass */
     const void *dy;                 /* (S, H) with row stride ld_y */
     void *dh, *dc;                  /* (B, H) in: dL/d(final state), out: dL/d(initial state); dc is NULL but for LSTM */
-    void *dx;                       /* (S, I); adds when dx_adds, NULL when not wanted */
+    void *dx;                       /* (S, F); adds when dx_adds, NULL when not wanted */
     int dx_adds;
     void *dw_ih, *dw_hh;            /* like w_ih, w_hh; adds */
     void *db_ih, *db_hh;            /* like b_ih, b_hh; adds */

@@ -8,3 +8,6 @@
 #undef GC_BITS
 #undef V
 #undef VEC
+#undef GC_MICRO_ROWS
+#undef MR
+#undef NR

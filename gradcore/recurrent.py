@@ -1,0 +1,585 @@
+"""RNN, LSTM and GRU layers: whole sequences forward and back through time, with the gradient's norm at every step."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gradcore import _kernels
+from gradcore._check import Array, array, number, real_dtype, size
+from gradcore._layer import ALIGNMENT, Layer, aligned_zeros
+
+State = Any  # h, or (h, c) for LSTM
+
+
+class _Pool:
+    """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults."""
+
+    KEEP = 4
+
+    def __init__(self) -> None:
+        self._free: list[Array] = []
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> Array:
+        """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
+        with self._lock:
+            fitting = [k for k, buffer in enumerate(self._free) if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
+            if fitting:
+                return self._free.pop(min(fitting, key=lambda k: self._free[k].size))
+        raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        return raw[start : start + n_bytes]
+
+    def give(self, buffer: Array) -> None:
+        with self._lock:
+            self._free.append(buffer)
+            del self._free[: -self.KEEP]
+
+    def __reduce__(self) -> tuple[type[_Pool], tuple[()]]:
+        return _Pool, ()  # a copied or unpickled layer starts with an empty pool
+
+
+class _Batch:
+    """How T steps of B sequences are laid out as rows for the kernels: packed, the longest sequence first.
+
+    With all sequences of full length the rows are simply (t, b). Otherwise `rows` holds the S live positions of the
+    flattened (T, B) axes in packed order, and `order` the sequences from long to short.
+    """
+
+    def __init__(self, T: int, B: int, lengths: Array | None) -> None:
+        self.T, self.B = T, B
+        self.rows = self.order = self.rank = None
+        if lengths is None or (lengths == T).all():
+            self.offsets = np.arange(T + 1, dtype=np.intp) * B
+            return
+        self.order = np.argsort(-lengths, kind="stable")
+        self.rank = np.argsort(self.order, kind="stable")
+        alive = np.arange(T)[:, None] < lengths[self.order]  # (T, B)
+        self.offsets = np.concatenate([[0], np.cumsum(alive.sum(axis=1))]).astype(np.intp)
+        self.rows = (np.arange(T)[:, None] * B + self.order)[alive]
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.offsets[-1])
+
+    def pack(self, x: Array) -> Array:
+        """(T, B, F) -> (S, F)"""
+        flat = x.reshape(self.T * self.B, x.shape[2])
+        return flat if self.rows is None else flat[self.rows]
+
+    def unpack(self, rows: Array) -> Array:
+        """(S, F) -> (T, B, F), zero past each sequence's end"""
+        if self.rows is None:
+            return rows.reshape(self.T, self.B, rows.shape[1])
+        padded = np.zeros((self.T * self.B, rows.shape[1]), rows.dtype)
+        padded[self.rows] = rows
+        return padded.reshape(self.T, self.B, rows.shape[1])
+
+    def sort(self, state: Array) -> Array:
+        """A fresh (L*D, B, H) with the sequences in packed order."""
+        return state.copy() if self.order is None else state.take(self.order, axis=1)
+
+    def unsort(self, state: Array) -> Array:
+        return state if self.rank is None else state.take(self.rank, axis=1)
+
+    def row(self, t: int, b: int) -> int:
+        """Where step t of sequence b is."""
+        if not (0 <= t < self.T and 0 <= b < self.B):
+            raise IndexError(f"t, b: expected 0 <= t < {self.T} and 0 <= b < {self.B}, got {t}, {b}")
+        rank = b if self.rank is None else int(self.rank[b])
+        if rank >= self.offsets[t + 1] - self.offsets[t]:
+            raise IndexError(f"t: sequence {b} has ended before step {t}")
+        return int(self.offsets[t]) + rank
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer and direction did at one step of one sequence.
+
+    Attributes
+    ----------
+    gates : ndarray, (K, H)
+        RNN: h. LSTM: i, f, g, o. GRU: r, z, n and q = W_hn h + b_hn. After their activation, but q.
+    h, c : ndarray, (H,)
+        The state that entered the step; `c` is None but for LSTM.
+    """
+
+    gates: Array
+    h: Array
+    c: Array | None
+
+
+class Telemetry:
+    """The norms of the gradient at every layer and step, as `backward` met them.
+
+    All arrays are float64. The first axis is layer * num_directions + direction, the next the time step.
+
+    Attributes
+    ----------
+    dh_norm : ndarray, (L*D, T)
+        L2 norm over batch and hidden units of the total derivative dL/dh_t, before step clipping.
+    dc_norm : ndarray, (L*D, T), or None
+        The same for dL/dc_t; LSTM only.
+    dh_norm_per_sample, dc_norm_per_sample : ndarray, (L*D, T, B)
+        The same for each sequence; zero past its end.
+    n_clipped : ndarray of int, (L*D, T)
+        How many sequences `step_clip` rescaled.
+    first_nonfinite : tuple of int, or None
+        (layer, direction, t) of the first norm that is NaN or infinite, in the order of the backward pass: from the last
+        layer to the first, and within each against the direction of its steps.
+    """
+
+    def __init__(self, batch: _Batch, num_directions: int, step_clip: float, dh: Array, dc: Array | None) -> None:
+        self._batch, self._num_directions, self._step_clip = batch, num_directions, step_clip
+        self._dh, self._dc = dh, dc  # (L*D, S)
+
+    def _padded(self, norms: Array) -> Array:
+        return self._batch.unpack(np.ascontiguousarray(norms.T)).transpose(2, 0, 1)
+
+    @cached_property
+    def dh_norm_per_sample(self) -> Array:
+        return self._padded(self._dh)
+
+    @cached_property
+    def dc_norm_per_sample(self) -> Array | None:
+        return None if self._dc is None else self._padded(self._dc)
+
+    @cached_property
+    def dh_norm(self) -> Array:
+        return _norm_over_batch(self.dh_norm_per_sample)
+
+    @cached_property
+    def dc_norm(self) -> Array | None:
+        return None if self.dc_norm_per_sample is None else _norm_over_batch(self.dc_norm_per_sample)
+
+    @cached_property
+    def n_clipped(self) -> Array:
+        norms = self.dh_norm_per_sample
+        return np.count_nonzero((norms > self._step_clip) & np.isfinite(norms), axis=2)
+
+    @cached_property
+    def first_nonfinite(self) -> tuple[int, int, int] | None:
+        bad = ~np.isfinite(self.dh_norm)
+        if self.dc_norm is not None:
+            bad |= ~np.isfinite(self.dc_norm)
+        L, D, T = bad.shape[0] // self._num_directions, self._num_directions, bad.shape[1]
+        for layer in reversed(range(L)):
+            for direction in range(D):
+                times = np.flatnonzero(bad[layer * D + direction])
+                if times.size:
+                    return layer, direction, int(times[-1] if direction == 0 else times[0])
+        assert T == 0 or not bad.any()
+        return None
+
+
+def _norm_over_batch(norms: Array) -> Array:
+    """The root of the sum of squares over the last axis, without overflow or underflow on the way."""
+    largest = norms.max(axis=2, initial=0.0)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = scale * np.sqrt(np.square(norms / scale[..., None]).sum(axis=2))
+    return np.asarray(result)
+
+
+class Tape:
+    """What `forward` keeps for `backward`.
+
+    Attributes
+    ----------
+    state : ndarray or tuple of ndarray
+        The final state, like the initial one.
+    dstate : ndarray, tuple of ndarray, or None
+        dL/d(initial state), after `backward`.
+    telemetry : Telemetry or None
+        After `backward`.
+    """
+
+    state: State
+    dstate: State = None
+    telemetry: Telemetry | None = None
+
+    def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
+        kept, H, S = layer._n_kept, layer.hidden_size, batch.n_rows
+        parts = [kept * H, H, H] if layer._has_cell else [kept * H, H]
+        sizes = [-(-S * width * layer.dtype.itemsize // ALIGNMENT) * ALIGNMENT for width in parts]
+        K = layer.num_layers * layer.num_directions
+        self._layer, self._batch = layer, batch
+        self._buffer = layer._pool.take(K * sum(sizes))
+        self._pool = layer._pool
+        self.inputs: list[Array] = []  # (S, I_l) of each layer
+        self.masks: list[Array] = []  # (S, D*H) of each dropout
+        self.kept: list[list[Array | None]] = []  # gates (S, K*H), h_in (S, H), c_in (S, H) or None, by layer and direction
+        start = 0
+        for _ in range(K):
+            views: list[Array | None] = []
+            for width, n in zip(parts, sizes, strict=True):
+                part = self._buffer[start : start + S * width * layer.dtype.itemsize]
+                views.append(part.view(layer.dtype).reshape(S, width))
+                start += n
+            self.kept.append(views if layer._has_cell else [*views, None])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pool"):
+            self._pool.give(self._buffer)
+
+    def record(self, index: int, t: int, b: int) -> Step:
+        """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""
+        if not 0 <= index < len(self.kept):
+            raise IndexError(f"index: expected 0 <= index < {len(self.kept)}, got {index}")
+        row = self._batch.row(t, b)
+        gates, h, c = self.kept[index]
+        assert gates is not None and h is not None
+        H = h.shape[1]
+        return Step(gates[row].reshape(-1, H).copy(), h[row].copy(), None if c is None else c[row].copy())
+
+
+class _Recurrent(Layer):
+    """Everything but the cell: RNN, LSTM and GRU say which one it is."""
+
+    _n_gates: ClassVar[int]
+    _n_kept: ClassVar[int]
+    _has_cell: ClassVar[bool] = False
+    _cell: int
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.input_size = size("input_size", input_size, least=1)
+        self.hidden_size = size("hidden_size", hidden_size, least=1)
+        self.num_layers = size("num_layers", num_layers, least=1)
+        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.dropout = number("dropout", dropout, least=0.0, most=1.0)
+        self.num_directions = 2 if bidirectional else 1
+        self.dtype = real_dtype(dtype)
+        self._rng = np.random.default_rng() if rng is None else rng
+        self._pool = _Pool()
+
+        shapes: dict[str, tuple[int, ...]] = {}
+        GH, H = self._n_gates * self.hidden_size, self.hidden_size
+        for layer in range(self.num_layers):
+            width = self.input_size if layer == 0 else H * self.num_directions
+            for suffix in self._suffixes(layer):
+                shapes |= {f"weight_ih_{suffix}": (GH, width), f"weight_hh_{suffix}": (GH, H)}
+                if self.bias:
+                    shapes |= {f"bias_ih_{suffix}": (GH,), f"bias_hh_{suffix}": (GH,)}
+        self._allocate(shapes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        self.flat_params[...] = self._rng.uniform(-bound, bound, self.flat_params.size)
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
+
+    def _weights(self, arrays: dict[str, Array], layer: int, direction: int) -> list[Array | None]:
+        """w_ih, w_hh, b_ih, b_hh of a layer and direction, from params or from grads."""
+        suffix = self._suffixes(layer)[direction]
+        return [arrays.get(f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{self.input_size}, {self.hidden_size}"
+        if self.num_layers != 1:
+            yield f"num_layers={self.num_layers}"
+        for name, default in (("bias", True), ("batch_first", False), ("dropout", 0.0), ("bidirectional", False)):
+            if getattr(self, name) != default:
+                yield f"{name}={getattr(self, name)}"
+        yield from super()._describe()
+
+    # ---- checks of what comes in ---------------------------------------------------------------------------------
+
+    def _check_sequence(self, name: str, value: Any, shape: tuple[int | str, ...]) -> Array:
+        """(T, B, F) from an array that is (B, T, F) with batch_first."""
+        if not self.batch_first:
+            return array(name, value, self.dtype, shape)
+        given = array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
+        return np.ascontiguousarray(given.swapaxes(0, 1))
+
+    def _check_lengths(self, lengths: Any, T: int, B: int) -> Array | None:
+        if lengths is None:
+            return None
+        given = np.asarray(lengths)
+        if given.dtype.kind not in "iu" and given.size:
+            raise TypeError(f"lengths: expected integers, got {given.dtype}")
+        if given.shape != (B,):
+            raise ValueError(f"lengths: expected shape ({B},), got {given.shape}")
+        wrong = np.flatnonzero((given < 0) | (given > T))
+        if wrong.size:
+            raise ValueError(f"lengths: expected 0 to {T}, got {given[wrong[0]]} at position {wrong[0]}")
+        return given.astype(np.intp)
+
+    def _check_state(self, name: str, state: State, B: int) -> list[Array]:
+        """h, or h and c, each (L*D, B, H); zeros for None."""
+        names = ["h", "c"] if self._has_cell else ["h"]
+        shape = (self.num_layers * self.num_directions, B, self.hidden_size)
+        if state is None:
+            return [np.zeros(shape, self.dtype) for _ in names]
+        if not self._has_cell:
+            return [array(name, state, self.dtype, shape)]
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+        return [array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
+
+    def _as_state(self, parts: list[Array]) -> State:
+        return tuple(parts) if self._has_cell else parts[0]
+
+    # ---- the passes ----------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, State]:
+        """The outputs for a batch of sequences, keeping nothing for a backward pass; no dropout.
+
+        Parameters and returns as `forward`, with the final state in place of the tape.
+        """
+        y, final, _ = self._run(x, state, lengths, keep=False)
+        return y, final
+
+    def forward(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, Tape]:
+        """The outputs for a batch of sequences, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray, (T, B, input_size), or (B, T, input_size) with `batch_first`
+        state : ndarray, (num_layers * num_directions, B, hidden_size), or a pair (h, c) of them for LSTM
+            The initial state; zeros by default.
+        lengths : array_like of int, (B,)
+            The length of each sequence; T by default. What `x` holds past a sequence's end has no effect.
+
+        Returns
+        -------
+        y : ndarray, (T, B, num_directions * hidden_size), or (B, T, ...) with `batch_first`
+            h_t of the last layer, zero past each sequence's end.
+        tape : Tape
+            `tape.state` is the final state: each sequence's own, at its last step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape than the layer's; nothing has been computed then.
+        """
+        y, final, tape = self._run(x, state, lengths, keep=True)
+        assert tape is not None
+        tape.state = final
+        return y, tape
+
+    def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Tape | None]:
+        x = self._check_sequence("x", x, ("T", "B", self.input_size))
+        T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
+        states = self._check_state("state", state, B)
+        batch = _Batch(T, B, self._check_lengths(lengths, T, B))
+        states = [batch.sort(part) for part in states]
+        tape = Tape(self, batch) if keep else None
+
+        rows = batch.pack(x)
+        for layer in range(self.num_layers):
+            if tape is not None:
+                if layer and self.dropout:
+                    keep_rate = 1 - self.dropout
+                    mask = (self._rng.random(rows.shape) < keep_rate) / self.dtype.type(keep_rate or 1)
+                    tape.masks.append(mask.astype(self.dtype))
+                    rows = rows * tape.masks[-1]
+                tape.inputs.append(rows)
+            y = np.empty((batch.n_rows, D * H), self.dtype)
+            for direction in range(D):
+                k = layer * D + direction
+                gates, h_in, c_in = tape.kept[k] if tape is not None else (None, None, None)
+                h, c = states[0][k], states[1][k] if self._has_cell else None
+                weights = self._weights(self.params, layer, direction)
+                work = _kernels.recurrent_forward(
+                    self._cell, direction == 1, batch.offsets, B, weights, rows, y, direction * H, h, c,
+                    gates, h_in, c_in, self._pool.take,
+                )  # fmt: skip
+                self._pool.give(work)
+            rows = y
+        output = batch.unpack(rows)
+        final = self._as_state([batch.unsort(part) for part in states])
+        return output.swapaxes(0, 1) if self.batch_first else output, final, tape
+
+    def backward(self, tape: Tape, dy: Array, dstate: State = None, *, step_clip: float | None = None) -> Array:
+        """Back through time: add dL/d(parameters) to `grads` and return dL/dx.
+
+        Fills `tape.dstate` and `tape.telemetry`.
+
+        Parameters
+        ----------
+        tape : Tape
+            From `forward` of this layer.
+        dy : ndarray, like y
+            dL/dy. What it holds past a sequence's end has no effect.
+        dstate : ndarray or pair of ndarray, like the state
+            dL/d(final state); zeros by default.
+        step_clip : float
+            Rescale each sequence's dL/dh_t to a norm of at most this while it is propagated. None for no limit.
+
+        Returns
+        -------
+        ndarray
+            dL/dx, like x; zero past each sequence's end.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a tape of another layer, another dtype or shape, or a negative `step_clip`; nothing has been computed then.
+        """
+        if not isinstance(tape, Tape) or tape._layer is not self:
+            raise ValueError("tape: expected a tape from this layer's forward")
+        batch, D, H = tape._batch, self.num_directions, self.hidden_size
+        clip = math.inf if step_clip is None else number("step_clip", step_clip, least=0.0)
+        dy = self._check_sequence("dy", dy, (batch.T, batch.B, D * H))
+        dstates = [batch.sort(part) for part in self._check_state("dstate", dstate, batch.B)]
+
+        K = self.num_layers * D
+        dh_norm = np.zeros((K, batch.n_rows))
+        dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
+        d_rows = batch.pack(dy)
+        for layer in reversed(range(self.num_layers)):
+            rows = tape.inputs[layer]
+            dx = np.empty_like(rows)
+            for direction in range(D):
+                k = layer * D + direction
+                gates, h_in, c_in = tape.kept[k]
+                work = _kernels.recurrent_backward(
+                    self._cell, direction == 1, batch.offsets, batch.B, self._weights(self.params, layer, direction),
+                    rows, gates, h_in, c_in, d_rows, direction * H,
+                    dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
+                    self._weights(self.grads, layer, direction), clip,
+                    dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
+                )  # fmt: skip
+                self._pool.give(work)
+            if layer and tape.masks:
+                dx *= tape.masks[layer - 1]
+            d_rows = dx
+        tape.dstate = self._as_state([batch.unsort(part) for part in dstates])
+        tape.telemetry = Telemetry(batch, D, clip, dh_norm, dc_norm)
+        dx = batch.unpack(d_rows)
+        return dx.swapaxes(0, 1) if self.batch_first else dx
+
+
+_PARAMETERS = """
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H, the sizes of x_t and h_t.
+    num_layers : int
+        L; each layer reads the outputs of the one below.
+    bias : bool
+        Whether there are b_ih and b_hh.
+    batch_first : bool
+        Whether x and y are (B, T, F) instead of (T, B, F). States never are.
+    dropout : float
+        Probability with which `forward` zeroes an output between two layers (the rest is scaled up). None in inference.
+    bidirectional : bool
+        D = 2: a second direction walks each sequence from its end; y holds both, side by side.
+    dtype : float32 or float64
+        Of parameters, inputs and outputs.
+    rng : numpy.random.Generator
+        Draws the parameters, U(-1/sqrt(H), 1/sqrt(H)), and the dropout masks.
+"""
+
+
+class RNN(_Recurrent):
+    """Elman network.
+
+    h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), with act = tanh or relu.
+    {parameters}    nonlinearity : "tanh" or "relu"
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> rnn = gradcore.RNN(3, 5, rng=np.random.default_rng(0))
+    >>> y, tape = rnn.forward(np.ones((7, 2, 3), np.float32))
+    >>> dx = rnn.backward(tape, np.ones_like(y))
+    >>> y.shape, dx.shape, tape.telemetry.dh_norm.shape
+    ((7, 2, 5), (7, 2, 3), (1, 7))
+
+    References
+    ----------
+    Elman, "Finding structure in time", Cognitive Science 14 (1990).
+    """
+
+    _n_gates = _n_kept = 1
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh", **options: Any
+    ) -> None:
+        cells = {"tanh": _kernels.RNN_TANH, "relu": _kernels.RNN_RELU}
+        if nonlinearity not in cells:
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        self.nonlinearity, self._cell = nonlinearity, cells[nonlinearity]
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+    def _describe(self) -> Iterator[str]:
+        yield from super()._describe()
+        if self.nonlinearity != "tanh":
+            yield f"nonlinearity={self.nonlinearity!r}"
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory.
+
+    i, f, o = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*), g = tanh(the same of g),
+    c_t = f c_{t-1} + i g,  h_t = o tanh(c_t). Rows of weights and biases hold i, f, g, o.
+    {parameters}
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> lstm = gradcore.LSTM(3, 5, rng=np.random.default_rng(0))
+    >>> y, (h, c) = lstm(np.ones((7, 2, 3), np.float32), lengths=[7, 4])
+    >>> bool((y[4:, 1] == 0).all()), bool((h[0, 1] == y[3, 1]).all())
+    (True, True)
+
+    References
+    ----------
+    Hochreiter, Schmidhuber, "Long short-term memory", Neural Computation 9 (1997); Gers, Schmidhuber, Cummins, "Learning to
+    forget", Neural Computation 12 (2000).
+    """
+
+    _n_gates = _n_kept = 4
+    _has_cell = True
+    _cell = _kernels.LSTM
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit, the reset gate applied after the recurrent product.
+
+    r, z = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*),
+    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)),  h_t = (1 - z) n + z h_{t-1}. Rows of weights and biases hold r, z, n.
+    {parameters}
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gru = gradcore.GRU(3, 5, num_layers=2, bidirectional=True, rng=np.random.default_rng(0))
+    >>> y, h = gru(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 10), (4, 2, 5))
+
+    References
+    ----------
+    Cho et al., "Learning phrase representations using RNN encoder-decoder", arXiv 1406.1078v1.
+    """
+
+    _n_gates, _n_kept = 3, 4
+    _cell = _kernels.GRU
+
+
+for _layer in (RNN, LSTM, GRU):
+    if _layer.__doc__:  # python -O -O drops docstrings
+        _layer.__doc__ = _layer.__doc__.replace("{parameters}", _PARAMETERS.strip("\n") + "\n")

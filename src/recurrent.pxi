@@ -1,0 +1,79 @@
+# Fills gc_recurrent from arrays. Shapes and meanings: gradcore.h.
+
+RNN_TANH, RNN_RELU, LSTM, GRU = GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
+
+
+cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray offsets, Py_ssize_t B, list weights,
+                        cnp.ndarray x, cnp.ndarray gates, cnp.ndarray h_in, cnp.ndarray c_in, Py_ssize_t ld_y) except -1:
+    """What forward and backward share; returns the row of the table."""
+    cdef cnp.ndarray w_ih = weights[0], w_hh = weights[1]
+    cdef int real = real_of(w_ih)
+    cdef Py_ssize_t G = 4 if cell == GC_LSTM else 3 if cell == GC_GRU else 1
+    cdef Py_ssize_t kept = 4 if G > 1 else 1
+    cdef Py_ssize_t T = cnp.PyArray_SIZE(offsets) - 1
+    cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1), F = cnp.PyArray_DIM(w_ih, 1)
+    s.cell, s.reverse, s.threads = cell, reverse, gc_get_num_threads()
+    s.T, s.B, s.F, s.H, s.ld_y = T, B, F, H, ld_y
+    s.offsets = <const Py_ssize_t *> typed_pointer(offsets, cnp.NPY_INTP, 1, False)
+    cdef Py_ssize_t S = s.offsets[T]
+    s.w_ih = pointer(w_ih, real, G * H * F, False)
+    s.w_hh = pointer(w_hh, real, G * H * H, False)
+    s.b_ih = pointer(weights[2], real, G * H, False)
+    s.b_hh = pointer(weights[3], real, G * H, False)
+    s.x = pointer(x, real, S * F, False)
+    s.gates = pointer(gates, real, S * kept * H, gates is not None)
+    s.h_in = pointer(h_in, real, S * H, h_in is not None)
+    s.c_in = pointer(c_in, real, S * H, c_in is not None)
+    return real
+
+
+def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, Py_ssize_t column, h, c, gates, h_in,
+                      c_in, take):
+    """Writes y[:, column : column + H], h, c and, unless None, gates, h_in, c_in. take(n) lends n bytes of scratch."""
+    cdef gc_recurrent s
+    cdef Py_ssize_t ld_y = cnp.PyArray_DIM(y, 1)
+    cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
+    cdef Py_ssize_t size = 4 if real == GC_F32 else 8
+    if column + s.H > ld_y:
+        raise ValueError("kernel argument: y is too narrow")
+    s.y = <char *> pointer(y, real, s.offsets[s.T] * ld_y, True) + column * size
+    s.h = pointer(h, real, B * s.H, True)
+    s.c = pointer(c, real, B * s.H, c is not None)
+    s.work = NULL
+    cdef size_t n = TABLE.real[real].recurrent_forward_work(&s)
+    work = take(n)
+    s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
+    with nogil:
+        TABLE.real[real].recurrent_forward(&s)
+    return work
+
+
+def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, gates, h_in, c_in, dy,
+                       Py_ssize_t column, dh, dc, dx, bint dx_adds, list d_weights, double step_clip, dh_norm, dc_norm, take):
+    """Adds into d_weights, writes dh, dc, dh_norm, dc_norm and dx (added to when dx_adds)."""
+    cdef gc_recurrent s
+    cdef Py_ssize_t ld_y = cnp.PyArray_DIM(dy, 1)
+    cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
+    cdef Py_ssize_t size = 4 if real == GC_F32 else 8
+    cdef Py_ssize_t S = s.offsets[s.T]
+    if column + s.H > ld_y:
+        raise ValueError("kernel argument: dy is too narrow")
+    s.dy = <char *> pointer(dy, real, S * ld_y, False) + column * size
+    s.dh = pointer(dh, real, B * s.H, True)
+    s.dc = pointer(dc, real, B * s.H, dc is not None)
+    s.dx = pointer(dx, real, S * s.F, dx is not None)
+    s.dx_adds = dx_adds
+    s.dw_ih = pointer(d_weights[0], real, cnp.PyArray_SIZE(weights[0]), True)
+    s.dw_hh = pointer(d_weights[1], real, cnp.PyArray_SIZE(weights[1]), True)
+    s.db_ih = pointer(d_weights[2], real, 0 if s.b_ih == NULL else cnp.PyArray_SIZE(weights[2]), s.b_ih != NULL)
+    s.db_hh = pointer(d_weights[3], real, 0 if s.b_hh == NULL else cnp.PyArray_SIZE(weights[3]), s.b_hh != NULL)
+    s.step_clip = step_clip
+    s.dh_norm = <double *> pointer(dh_norm, GC_F64, S, True)
+    s.dc_norm = <double *> pointer(dc_norm, GC_F64, S, dc_norm is not None)
+    s.work = NULL
+    cdef size_t n = TABLE.real[real].recurrent_backward_work(&s)
+    work = take(n)
+    s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
+    with nogil:
+        TABLE.real[real].recurrent_backward(&s)
+    return work

@@ -1,0 +1,246 @@
+/* The vector operations that the kernels need, for REAL: VEC holds V of them. The only intrinsics of the project.
+ *
+ * Four sets: AVX-512, AVX2 with FMA, 16-byte vectors of the GNU C dialect (SSE, NEON, whatever the compiler makes of them),
+ * and one element at a time for other compilers. v_fma rounds once in the first two and twice in the others.
+ */
+#ifndef REAL
+#error "simd.inc.h needs real.inc.h"
+#endif
+
+#if GC_BITS == 32
+#define MANTISSA_BITS 23
+#define EXPONENT_BIAS 127
+#define ROUND_MAGIC 0x1.8p23f /* adding it rounds to an integer, which stands in the low bits of the sum */
+#else
+#define MANTISSA_BITS 52
+#define EXPONENT_BIAS 1023
+#define ROUND_MAGIC 0x1.8p52
+#endif
+
+/* ---- AVX-512 ---------------------------------------------------------------------------------------------------------- */
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#include <immintrin.h>
+#define GC_MICRO_ROWS 14
+#if GC_BITS == 32
+#define V 16
+#define VEC __m512
+#define MM(op) _mm512_##op##_ps
+#define MM_INT(op) _mm512_##op##_epi32
+#define MM_CAST(v) _mm512_castps_si512(v)
+#define MM_BACK(v) _mm512_castsi512_ps(v)
+#define MASK(n) ((__mmask16)((1u << (n)) - 1))
+#else
+#define V 8
+#define VEC __m512d
+#define MM(op) _mm512_##op##_pd
+#define MM_INT(op) _mm512_##op##_epi64
+#define MM_CAST(v) _mm512_castpd_si512(v)
+#define MM_BACK(v) _mm512_castsi512_pd(v)
+#define MASK(n) ((__mmask8)((1u << (n)) - 1))
+#endif
+INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return MM(maskz_loadu)(MASK(n), p); }
+INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { MM(mask_storeu)(p, MASK(n), v); }
+INLINE VEC FN(v_abs)(VEC a) { return MM(abs)(a); }
+INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
+{
+    return MM(or)(FN(v_abs)(magnitude), MM(and)(sign, MM(set1)(R(-0.0))));
+}
+/* a > b ? x : y; the comparison with a NaN is false */
+INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
+{
+#if GC_BITS == 32
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+#else
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ), y, x);
+#endif
+}
+#define GC_X86_OPS
+
+/* ---- AVX2 + FMA ------------------------------------------------------------------------------------------------------- */
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define GC_MICRO_ROWS 6
+#if GC_BITS == 32
+#define V 8
+#define VEC __m256
+#define MM(op) _mm256_##op##_ps
+#define MM_INT(op) _mm256_##op##_epi32
+#define MM_CAST(v) _mm256_castps_si256(v)
+#define MM_BACK(v) _mm256_castsi256_ps(v)
+#else
+#define V 4
+#define VEC __m256d
+#define MM(op) _mm256_##op##_pd
+#define MM_INT(op) _mm256_##op##_epi64
+#define MM_CAST(v) _mm256_castpd_si256(v)
+#define MM_BACK(v) _mm256_castsi256_pd(v)
+#endif
+INLINE __m256i FN(mask)(ptrdiff_t n)
+{
+#if GC_BITS == 32
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+#else
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+#endif
+}
+INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return MM(maskload)(p, FN(mask)(n)); }
+INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { MM(maskstore)(p, FN(mask)(n), v); }
+INLINE VEC FN(v_abs)(VEC a) { return MM(andnot)(MM(set1)(R(-0.0)), a); }
+INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
+{
+    return MM(or)(FN(v_abs)(magnitude), MM(and)(sign, MM(set1)(R(-0.0))));
+}
+INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return MM(blendv)(y, x, MM(cmp)(a, b, _CMP_GT_OQ)); }
+#define GC_X86_OPS
+
+/* ---- 16-byte vectors of the GNU C dialect ------------------------------------------------------------------------------- */
+#elif defined(__GNUC__)
+#define GC_MICRO_ROWS 6
+#if GC_BITS == 32
+#define V 4
+typedef float gc_vec_f32 __attribute__((vector_size(16)));
+typedef float gc_vec_unaligned_f32 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t gc_bits_f32 __attribute__((vector_size(16)));
+#else
+#define V 2
+typedef double gc_vec_f64 __attribute__((vector_size(16)));
+typedef double gc_vec_unaligned_f64 __attribute__((vector_size(16), aligned(8), may_alias));
+typedef uint64_t gc_bits_f64 __attribute__((vector_size(16)));
+#endif
+#define VEC FN(gc_vec)
+#define BITS FN(gc_bits)
+INLINE VEC FN(v_load)(const REAL *p) { return *(const FN(gc_vec_unaligned) *)p; }
+INLINE void FN(v_store)(REAL *p, VEC v) { *(FN(gc_vec_unaligned) *)p = v; }
+INLINE VEC FN(v_set1)(REAL a) { return a - (VEC){0}; }
+INLINE VEC FN(v_zero)(void) { return (VEC){0}; }
+INLINE VEC FN(v_add)(VEC a, VEC b) { return a + b; }
+INLINE VEC FN(v_sub)(VEC a, VEC b) { return a - b; }
+INLINE VEC FN(v_mul)(VEC a, VEC b) { return a * b; }
+INLINE VEC FN(v_div)(VEC a, VEC b) { return a / b; }
+INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return a * b + c; }
+INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
+{
+    BITS mask = (BITS)(a > b);
+    return (VEC)((mask & (BITS)x) | (~mask & (BITS)y));
+}
+INLINE VEC FN(v_min)(VEC a, VEC b) { return FN(v_select_gt)(b, a, a, b); }
+INLINE VEC FN(v_max)(VEC a, VEC b) { return FN(v_select_gt)(a, b, a, b); }
+INLINE VEC FN(v_abs)(VEC a) { return (VEC)((BITS)a & ~(BITS)FN(v_set1)(R(-0.0))); }
+INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
+{
+    return (VEC)((BITS)FN(v_abs)(magnitude) | ((BITS)sign & (BITS)FN(v_set1)(R(-0.0))));
+}
+INLINE VEC FN(v_pow2)(VEC n)
+{
+    return (VEC)((BITS)(n + FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS)) << MANTISSA_BITS);
+}
+INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n)
+{
+    VEC v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(REAL));
+    return v;
+}
+INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { memcpy(p, &v, (size_t)n * sizeof(REAL)); }
+#undef BITS
+
+/* ---- one element at a time -------------------------------------------------------------------------------------------- */
+#else
+#define GC_MICRO_ROWS 4
+#define V 1
+#define VEC REAL
+INLINE VEC FN(v_load)(const REAL *p) { return *p; }
+INLINE void FN(v_store)(REAL *p, VEC v) { *p = v; }
+INLINE VEC FN(v_set1)(REAL a) { return a; }
+INLINE VEC FN(v_zero)(void) { return 0; }
+INLINE VEC FN(v_add)(VEC a, VEC b) { return a + b; }
+INLINE VEC FN(v_sub)(VEC a, VEC b) { return a - b; }
+INLINE VEC FN(v_mul)(VEC a, VEC b) { return a * b; }
+INLINE VEC FN(v_div)(VEC a, VEC b) { return a / b; }
+INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return a * b + c; }
+INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return a > b ? x : y; }
+INLINE VEC FN(v_min)(VEC a, VEC b) { return b > a ? a : b; }
+INLINE VEC FN(v_max)(VEC a, VEC b) { return a > b ? a : b; }
+INLINE VEC FN(v_abs)(VEC a) { return (REAL)fabs(a); }
+INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign) { return (REAL)copysign(magnitude, sign); }
+INLINE VEC FN(v_pow2)(VEC n) { return (REAL)ldexp(1, (int)n); }
+INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return n ? *p : 0; }
+INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { if (n) *p = v; }
+#endif
+
+/* ---- what the two AVX sets spell alike -------------------------------------------------------------------------------- */
+#ifdef GC_X86_OPS
+INLINE VEC FN(v_load)(const REAL *p) { return MM(loadu)(p); }
+INLINE void FN(v_store)(REAL *p, VEC v) { MM(storeu)(p, v); }
+INLINE VEC FN(v_set1)(REAL a) { return MM(set1)(a); }
+INLINE VEC FN(v_zero)(void) { return MM(setzero)(); }
+INLINE VEC FN(v_add)(VEC a, VEC b) { return MM(add)(a, b); }
+INLINE VEC FN(v_sub)(VEC a, VEC b) { return MM(sub)(a, b); }
+INLINE VEC FN(v_mul)(VEC a, VEC b) { return MM(mul)(a, b); }
+INLINE VEC FN(v_div)(VEC a, VEC b) { return MM(div)(a, b); }
+INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return MM(fmadd)(a, b, c); }
+/* min and max return their second operand when either is a NaN, in every set */
+INLINE VEC FN(v_min)(VEC a, VEC b) { return MM(min)(a, b); }
+INLINE VEC FN(v_max)(VEC a, VEC b) { return MM(max)(a, b); }
+/* 2^n for an integer-valued n whose power is a normal number */
+INLINE VEC FN(v_pow2)(VEC n)
+{
+    return MM_BACK(MM_INT(slli)(MM_CAST(FN(v_add)(n, FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS))), MANTISSA_BITS));
+}
+#undef GC_X86_OPS
+#undef MM
+#undef MM_INT
+#undef MM_CAST
+#undef MM_BACK
+#undef MASK
+#endif
+
+/* ---- made of the above ------------------------------------------------------------------------------------------------ */
+
+/* The integer next to a, ties to even, for |a| < 2^(MANTISSA_BITS - 1). */
+INLINE VEC FN(v_round)(VEC a)
+{
+    return FN(v_sub)(FN(v_add)(a, FN(v_set1)(ROUND_MAGIC)), FN(v_set1)(ROUND_MAGIC));
+}
+
+/* The first n of V elements; the others are 0 when loaded and left alone when stored. */
+INLINE VEC FN(v_get)(const REAL *p, ptrdiff_t n) { return n >= V ? FN(v_load)(p) : FN(v_load_n)(p, n); }
+INLINE void FN(v_put)(REAL *p, VEC v, ptrdiff_t n)
+{
+    if (n >= V)
+        FN(v_store)(p, v);
+    else
+        FN(v_store_n)(p, v, n);
+}
+
+/* The sum of the squares of n elements from p, in float64, in a fixed order; plain C, which the compiler vectorises. */
+INLINE double FN(sum_squares)(const REAL *p, ptrdiff_t n)
+{
+    double sums[8] = {0};
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int lane = 0; lane < 8; lane++) sums[lane] += (double)p[i + lane] * (double)p[i + lane];
+    for (int lane = 0; i + lane < n; lane++) sums[lane] += (double)p[i + lane] * (double)p[i + lane];
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+#undef MANTISSA_BITS
+#undef EXPONENT_BIAS
+#undef ROUND_MAGIC
+
+/* The L2 norm of n elements, right wherever it is representable. */
+INLINE double FN(l2_norm)(const REAL *p, ptrdiff_t n)
+{
+    double sum = FN(sum_squares)(p, n);
+#if GC_BITS == 64
+    if (!(sum > 1e-280 && sum < 1e300)) {
+        double largest = 0, scaled = 0;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            if (isnan(p[i])) return p[i];
+            largest = fmax(largest, fabs(p[i]));
+        }
+        if (largest == 0 || isinf(largest)) return largest;
+        for (ptrdiff_t i = 0; i < n; i++) scaled += (p[i] / largest) * (p[i] / largest);
+        return largest * sqrt(scaled);
+    }
+#endif
+    return sqrt(sum);
+}
