@@ -13,9 +13,10 @@ from setuptools.command.build_ext import build_ext
 MSVC = sys.platform == "win32"
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
-# No -ffast-math: gcc before 13 then turns the whole process to flush-to-zero at load. No contraction: a kernel says where
-# it wants a fused multiply-add, so that vector bodies and their tails round alike.
-FLAGS = ["/O2"] if MSVC else ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra"]
+# No -ffast-math: gcc before 13 then turns the whole process to flush-to-zero at load. No contraction: a kernel says
+# where it wants a fused multiply-add, so that vector bodies and their tails round alike.
+GNU_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra"]
+FLAGS = ["/O2"] if MSVC else GNU_FLAGS
 
 # The levels of the x86-64 psABI, spelled as features because older compilers do not know their names.
 V2 = ["-msse3", "-mssse3", "-msse4.1", "-msse4.2", "-mpopcnt"]
@@ -48,22 +49,23 @@ class BuildKernels(build_ext):
         """Flags that compile and link an OpenMP program here; none with GRADCORE_OPENMP=0 or where nothing works."""
         if os.environ.get("GRADCORE_OPENMP") == "0":
             return [], []
-        candidates = [(["/openmp"], [])] if MSVC else [(["-fopenmp"], ["-fopenmp"])]
-        if sys.platform == "darwin":
-            candidates = [(["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
-        for compile_flags, link_flags in candidates:
-            with tempfile.TemporaryDirectory() as folder:
-                source = os.path.join(folder, "probe.c")
-                with open(source, "w") as file:
-                    file.write(OPENMP_PROBE)
-                try:
-                    objects = self.compiler.compile([source], output_dir=folder, extra_postargs=compile_flags)
-                    self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=link_flags)
-                except Exception:  # any failure of any compiler means the same: no OpenMP
-                    continue
-            return compile_flags, link_flags
-        self.warn("the compiler has no OpenMP: gradcore will run on one thread")
-        return [], []
+        if MSVC:
+            flags = ["/openmp"], []
+        elif sys.platform == "darwin":
+            flags = ["-Xpreprocessor", "-fopenmp"], ["-lomp"]
+        else:
+            flags = ["-fopenmp"], ["-fopenmp"]
+        with tempfile.TemporaryDirectory() as folder:
+            source = os.path.join(folder, "probe.c")
+            with open(source, "w") as file:
+                file.write(OPENMP_PROBE)
+            try:
+                objects = self.compiler.compile([source], output_dir=folder, extra_postargs=flags[0])
+                self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=flags[1])
+            except Exception as error:  # any failure of any compiler means the same: no OpenMP
+                self.warn(f"no OpenMP here, gradcore will run on one thread ({error})")
+                return [], []
+        return flags
 
 
 setup(

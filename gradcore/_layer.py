@@ -61,6 +61,15 @@ class Layer:
         self.params, self.grads = params, grads
         self.flat_params, self.flat_grads = flat_params, flat_grads
 
+    # Copies and pickles carry the named arrays; the flat buffers are made anew, or views would come apart from them.
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("flat_params", "flat_grads")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        n = sum(p.size for p in self.params.values())
+        self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
+
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
         self.flat_grads.fill(0)

@@ -33,7 +33,7 @@ def _default_num_threads() -> int:
         if text.isdecimal() and int(text) > 0:
             return min(int(text), 1024)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_cgroup_quota())) if _cgroup_quota() < math.inf else cores)
+    return max(1, math.ceil(min(cores, _cgroup_quota())))
 
 
 def set_num_threads(n: int) -> None:
@@ -66,8 +66,8 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """How many threads the kernels use at most.
 
-    The default is the number of processors that affinity and the container's quota leave, unless ``GRADCORE_NUM_THREADS``
-    or ``OMP_NUM_THREADS`` says otherwise.
+    The default is the number of processors that affinity and the container's quota leave, unless
+    ``GRADCORE_NUM_THREADS`` or ``OMP_NUM_THREADS`` says otherwise.
 
     Returns
     -------

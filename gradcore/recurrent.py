@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels
 from gradcore._check import Array, array, number, real_dtype, size
-from gradcore._layer import ALIGNMENT, Layer, aligned_zeros
+from gradcore._layer import ALIGNMENT, Layer
 
 State = Any  # h, or (h, c) for LSTM
 
@@ -133,8 +133,8 @@ class Telemetry:
     n_clipped : ndarray of int, (L*D, T)
         How many sequences `step_clip` rescaled.
     first_nonfinite : tuple of int, or None
-        (layer, direction, t) of the first norm that is NaN or infinite, in the order of the backward pass: from the last
-        layer to the first, and within each against the direction of its steps.
+        (layer, direction, t) of the first norm that is NaN or infinite, in the order of the backward pass: from the
+        last layer to the first, and within each against the direction of its steps.
     """
 
     def __init__(self, batch: _Batch, num_directions: int, step_clip: float, dh: Array, dc: Array | None) -> None:
@@ -176,7 +176,6 @@ class Telemetry:
                 times = np.flatnonzero(bad[layer * D + direction])
                 if times.size:
                     return layer, direction, int(times[-1] if direction == 0 else times[0])
-        assert T == 0 or not bad.any()
         return None
 
 
@@ -187,6 +186,14 @@ def _norm_over_batch(norms: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         result = scale * np.sqrt(np.square(norms / scale[..., None]).sum(axis=2))
     return np.asarray(result)
+
+
+class _Kept(NamedTuple):
+    """The arrays of one layer and direction that the backward kernel reads."""
+
+    gates: Array  # (S, K*H)
+    h: Array  # (S, H) entering each step
+    c: Array | None = None  # (S, H) likewise
 
 
 class Tape:
@@ -216,15 +223,15 @@ class Tape:
         self._pool = layer._pool
         self.inputs: list[Array] = []  # (S, I_l) of each layer
         self.masks: list[Array] = []  # (S, D*H) of each dropout
-        self.kept: list[list[Array | None]] = []  # gates (S, K*H), h_in (S, H), c_in (S, H) or None, by layer and direction
+        self.kept: list[_Kept] = []  # of each layer and direction
         start = 0
         for _ in range(K):
-            views: list[Array | None] = []
+            views: list[Array] = []
             for width, n in zip(parts, sizes, strict=True):
                 part = self._buffer[start : start + S * width * layer.dtype.itemsize]
                 views.append(part.view(layer.dtype).reshape(S, width))
                 start += n
-            self.kept.append(views if layer._has_cell else [*views, None])
+            self.kept.append(_Kept(*views))
 
     def __del__(self) -> None:
         if hasattr(self, "_pool"):
@@ -236,7 +243,6 @@ class Tape:
             raise IndexError(f"index: expected 0 <= index < {len(self.kept)}, got {index}")
         row = self._batch.row(t, b)
         gates, h, c = self.kept[index]
-        assert gates is not None and h is not None
         H = h.shape[1]
         return Step(gates[row].reshape(-1, H).copy(), h[row].copy(), None if c is None else c[row].copy())
 
@@ -437,7 +443,8 @@ class _Recurrent(Layer):
         Raises
         ------
         TypeError, ValueError
-            For a tape of another layer, another dtype or shape, or a negative `step_clip`; nothing has been computed then.
+            For a tape of another layer, another dtype or shape, or a negative `step_clip`; nothing has been computed
+            then.
         """
         if not isinstance(tape, Tape) or tape._layer is not self:
             raise ValueError("tape: expected a tape from this layer's forward")
@@ -548,8 +555,8 @@ class LSTM(_Recurrent):
 
     References
     ----------
-    Hochreiter, Schmidhuber, "Long short-term memory", Neural Computation 9 (1997); Gers, Schmidhuber, Cummins, "Learning to
-    forget", Neural Computation 12 (2000).
+    Hochreiter, Schmidhuber, "Long short-term memory", Neural Computation 9 (1997); Gers, Schmidhuber, Cummins,
+    "Learning to forget", Neural Computation 12 (2000).
     """
 
     _n_gates = _n_kept = 4
@@ -561,7 +568,8 @@ class GRU(_Recurrent):
     """Gated recurrent unit, the reset gate applied after the recurrent product.
 
     r, z = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*),
-    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)),  h_t = (1 - z) n + z h_{t-1}. Rows of weights and biases hold r, z, n.
+    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)),  h_t = (1 - z) n + z h_{t-1}. Rows of weights and biases hold
+    r, z, n.
     {parameters}
     Examples
     --------

@@ -1,7 +1,7 @@
 """The NumPy twin of every kernel: slow, plain, and the judge of the fast one.
 
-Imports numpy only, works in the dtype of what it is given, and is written from the formulas, step by step. One section per
-subject.
+Imports numpy only, works in the dtype of what it is given, and is written from the formulas, step by step. One
+section per subject.
 """
 
 from __future__ import annotations
