@@ -17,12 +17,13 @@ FLOAT64 = np.dtype(np.float64)
 def real_dtype(dtype: Any) -> np.dtype[Any]:
     """float32 or float64 in native byte order, or a TypeError."""
     try:
-        given = np.dtype(dtype)
+        given = None if dtype is None else np.dtype(dtype)
     except TypeError:
         given = None
-    if given not in (FLOAT32, FLOAT64):
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return given
+    for real in (FLOAT32, FLOAT64):
+        if given == real:
+            return real
+    raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
 
 
 def size(name: str, value: Any, *, least: int = 0) -> int:

@@ -163,15 +163,15 @@ class Telemetry:
     @cached_property
     def n_clipped(self) -> Array:
         norms = self.dh_norm_per_sample
-        return np.count_nonzero((norms > self._step_clip) & np.isfinite(norms), axis=2)
+        return ((norms > self._step_clip) & np.isfinite(norms)).sum(axis=2)
 
     @cached_property
     def first_nonfinite(self) -> tuple[int, int, int] | None:
         bad = ~np.isfinite(self.dh_norm)
         if self.dc_norm is not None:
             bad |= ~np.isfinite(self.dc_norm)
-        L, D, T = bad.shape[0] // self._num_directions, self._num_directions, bad.shape[1]
-        for layer in reversed(range(L)):
+        D = self._num_directions
+        for layer in reversed(range(bad.shape[0] // D)):
             for direction in range(D):
                 times = np.flatnonzero(bad[layer * D + direction])
                 if times.size:

@@ -65,7 +65,8 @@ cdef void *pointer(cnp.ndarray a, int real, Py_ssize_t size, bint write) except?
 cdef void *typed_pointer(cnp.ndarray a, int typenum, Py_ssize_t size, bint write) except? NULL:
     if (cnp.PyArray_TYPE(a) != typenum or not cnp.PyArray_ISCARRAY_RO(a) or cnp.PyArray_SIZE(a) < size
             or (write and not cnp.PyArray_ISWRITEABLE(a))):
-        raise ValueError(f"kernel argument: expected at least {size} contiguous elements, got {a.dtype} {(<object> a).shape}")
+        raise ValueError(
+            f"kernel argument: expected at least {size} contiguous elements, got {a.dtype} {(<object> a).shape}")
     return cnp.PyArray_DATA(a)
 
 

@@ -3,8 +3,9 @@
 RNN_TANH, RNN_RELU, LSTM, GRU = GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
 
 
-cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray offsets, Py_ssize_t B, list weights,
-                        cnp.ndarray x, cnp.ndarray gates, cnp.ndarray h_in, cnp.ndarray c_in, Py_ssize_t ld_y) except -1:
+cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray offsets, Py_ssize_t B,
+                        list weights, cnp.ndarray x, cnp.ndarray gates, cnp.ndarray h_in, cnp.ndarray c_in,
+                        Py_ssize_t ld_y) except -1:
     """What forward and backward share; returns the row of the table."""
     cdef cnp.ndarray w_ih = weights[0], w_hh = weights[1]
     cdef int real = real_of(w_ih)
@@ -27,9 +28,12 @@ cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray off
     return real
 
 
-def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, Py_ssize_t column, h, c, gates, h_in,
-                      c_in, take):
-    """Writes y[:, column : column + H], h, c and, unless None, gates, h_in, c_in. take(n) lends n bytes of scratch."""
+def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, Py_ssize_t column,
+                      h, c, gates, h_in, c_in, take):
+    """Writes y[:, column : column + H], h, c and, unless None, gates, h_in, c_in.
+
+    take(n) lends n bytes of scratch, which are returned for the caller to give back.
+    """
     cdef gc_recurrent s
     cdef Py_ssize_t ld_y = cnp.PyArray_DIM(y, 1)
     cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
@@ -48,8 +52,9 @@ def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weight
     return work
 
 
-def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, gates, h_in, c_in, dy,
-                       Py_ssize_t column, dh, dc, dx, bint dx_adds, list d_weights, double step_clip, dh_norm, dc_norm, take):
+def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, gates, h_in, c_in,
+                       dy, Py_ssize_t column, dh, dc, dx, bint dx_adds, list d_weights, double step_clip,
+                       dh_norm, dc_norm, take):
     """Adds into d_weights, writes dh, dc, dh_norm, dc_norm and dx (added to when dx_adds)."""
     cdef gc_recurrent s
     cdef Py_ssize_t ld_y = cnp.PyArray_DIM(dy, 1)

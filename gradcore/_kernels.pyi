@@ -1,0 +1,55 @@
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+_Array = NDArray[Any]
+_Take = Callable[[int], _Array]
+
+RNN_TANH: int
+RNN_RELU: int
+LSTM: int
+GRU: int
+
+def isa() -> str: ...
+def has_openmp() -> bool: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def recurrent_forward(
+    cell: int,
+    reverse: bool,
+    offsets: _Array,
+    B: int,
+    weights: list[_Array | None],
+    x: _Array,
+    y: _Array,
+    column: int,
+    h: _Array,
+    c: _Array | None,
+    gates: _Array | None,
+    h_in: _Array | None,
+    c_in: _Array | None,
+    take: _Take,
+) -> _Array: ...
+def recurrent_backward(
+    cell: int,
+    reverse: bool,
+    offsets: _Array,
+    B: int,
+    weights: list[_Array | None],
+    x: _Array,
+    gates: _Array | None,
+    h_in: _Array | None,
+    c_in: _Array | None,
+    dy: _Array,
+    column: int,
+    dh: _Array,
+    dc: _Array | None,
+    dx: _Array | None,
+    dx_adds: bool,
+    d_weights: list[_Array | None],
+    step_clip: float,
+    dh_norm: _Array,
+    dc_norm: _Array | None,
+    take: _Take,
+) -> _Array: ...
