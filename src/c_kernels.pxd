@@ -36,11 +36,34 @@ cdef extern from "gradcore.h" nogil:
         double *dc_norm
         void *work
 
+    enum:
+        GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU, GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS
+
+    ctypedef struct gc_linear:
+        int threads
+        Py_ssize_t N, F, O
+        const void *x
+        const void *w
+        const void *b
+        void *y
+        const void *dy
+        void *dx
+        void *dw
+        void *db
+        void *work
+
     ctypedef struct gc_kernels:
         size_t (*recurrent_forward_work)(const gc_recurrent *) noexcept nogil
         size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
         void (*recurrent_forward)(const gc_recurrent *) noexcept nogil
         void (*recurrent_backward)(const gc_recurrent *) noexcept nogil
+        size_t (*linear_work)(const gc_linear *) noexcept nogil
+        void (*linear_forward)(const gc_linear *) noexcept nogil
+        void (*linear_backward)(const gc_linear *) noexcept nogil
+        void (*activation_forward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *x,
+                                   void *y) noexcept nogil
+        void (*activation_backward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *kept,
+                                    const void *dy, void *dx) noexcept nogil
 
     ctypedef struct gc_table:
         const char *isa

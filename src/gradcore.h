@@ -52,6 +52,25 @@ typedef struct gc_recurrent {
     void *work;                     /* scratch of recurrent_*_work() bytes, 64-byte aligned */
 } gc_recurrent;
 
+/* ---- linear: x W^T + b and the activations ----------------------------------------------------------------------------- */
+
+typedef struct gc_linear {
+    int threads;            /* at most so many; fixed from linear_work to the call that it is for */
+    ptrdiff_t N, F, O;      /* rows, in_features, out_features */
+    const void *x, *w, *b;  /* (N, F), (O, F), (O,); b is NULL without a bias, and not read backward */
+    void *y;                /* (N, O); forward only */
+    const void *dy;         /* (N, O); NULL forward */
+    void *dx, *dw, *db;     /* (N, F) overwritten; (O, F) and (O,) added to; db is NULL without a bias */
+    void *work;             /* scratch of linear_work() bytes, 64-byte aligned */
+} gc_linear;
+
+/* With z = p x where p occurs: tanh; sigmoid; max(0, x); leaky: x > 0 ? x : p x; elu: q (x > 0 ? x : p expm1(x)), which is
+ * selu too; gelu: x P(Z <= x), or with P's tanh form; softplus: z > q ? x : log(1 + exp(z)) / p. */
+enum {
+    GC_IDENTITY = 0, GC_TANH = 1, GC_SIGMOID = 2, GC_RELU = 3, GC_LEAKY_RELU = 4, GC_ELU = 5, GC_GELU = 6, GC_GELU_TANH = 7,
+    GC_SOFTPLUS = 8
+};
+
 /* ---- the table -------------------------------------------------------------------------------------------------------- */
 
 typedef struct gc_kernels {
@@ -59,6 +78,14 @@ typedef struct gc_kernels {
     size_t (*recurrent_backward_work)(const gc_recurrent *);
     void (*recurrent_forward)(const gc_recurrent *);
     void (*recurrent_backward)(const gc_recurrent *);
+
+    size_t (*linear_work)(const gc_linear *); /* for the forward pass, or with dy set for the backward pass */
+    void (*linear_forward)(const gc_linear *);
+    void (*linear_backward)(const gc_linear *);
+    /* n elements each; y or dx may be the same array as any input. `kept` is y for tanh, sigmoid and relu, x for the others */
+    void (*activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y);
+    void (*activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept, const void *dy,
+                                void *dx);
 } gc_kernels;
 
 typedef struct gc_table {

@@ -4,4 +4,5 @@
 #include "vmath.inc.h"
 #include "gemm.inc.h"
 #include "recurrent.inc.h"
+#include "linear.inc.h"
 #include "real_end.inc.h"

@@ -33,6 +33,11 @@ INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
         .recurrent_backward_work = recurrent_backward_work_##suffix,                                                           \
         .recurrent_forward = recurrent_forward_##suffix,                                                                       \
         .recurrent_backward = recurrent_backward_##suffix,                                                                     \
+        .linear_work = linear_work_##suffix,                                                                                   \
+        .linear_forward = linear_forward_##suffix,                                                                             \
+        .linear_backward = linear_backward_##suffix,                                                                           \
+        .activation_forward = activation_forward_##suffix,                                                                     \
+        .activation_backward = activation_backward_##suffix,                                                                   \
     }
 
 extern const gc_table GC_JOIN(gc_table_, GC_ISA);

@@ -1,0 +1,607 @@
+"""Initialisers: fill an array in place and return it.
+
+Names and arguments are those of ``torch.nn.init``. Weights are (out, in): of more axes than two, the first two are out
+and in, and the rest multiply both fans. Any writeable float32 or float64 array will do, strided views too, such as one
+gate's block of a recurrent matrix. Numbers are drawn in float64 and rounded once, so both dtypes get the same ones;
+`rng` is a `numpy.random.Generator`, and a fresh one where it is None.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gradcore._check import Array, number, target
+from gradcore._layer import Layer
+
+Generator = np.random.Generator
+T = TypeVar("T", Array, Layer)
+
+_GAINS = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 0.75}
+# PyTorch defines none for these; what keeps the second moment of a standard normal input: 1 / sqrt(E[f(z)^2]).
+_GAINS |= {"elu": 1.2451983007007066, "gelu": 1.5335304411955235, "softplus": 1.0418668355353017}
+
+
+def generator(rng: Any) -> Generator:
+    """`rng`, or a fresh generator for None; a TypeError for anything else."""
+    if rng is None:
+        return np.random.default_rng()
+    if not isinstance(rng, Generator):
+        raise TypeError(f"rng: expected a numpy.random.Generator or None, got {type(rng).__name__}")
+    return rng
+
+
+def _checked(tensor: Any, *, least_ndim: int = 0, ndim: int | None = None) -> Array:
+    """An array that an initialiser can fill."""
+    a = target("tensor", tensor)
+    if a.dtype not in (np.float32, np.float64):
+        raise TypeError(f"tensor: expected float32 or float64, got {a.dtype}")
+    if ndim is not None and a.ndim != ndim:
+        raise ValueError(f"tensor: expected {ndim} axes, got shape {a.shape}")
+    if a.ndim < least_ndim:
+        raise ValueError(f"tensor: expected at least {least_ndim} axes, got shape {a.shape}")
+    return a
+
+
+def _fans(a: Array) -> tuple[int, int]:
+    """How many inputs an output has, and how many outputs an input has."""
+    rest = math.prod(a.shape[2:])
+    return a.shape[1] * rest, a.shape[0] * rest
+
+
+def _fan(a: Array, mode: str) -> int:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
+    return _fans(a)[mode == "fan_out"]
+
+
+def _fill_uniform(a: Array, std: float, rng: Generator | None) -> Array:
+    bound = math.sqrt(3) * std
+    a[...] = generator(rng).uniform(-bound, bound, a.shape)
+    return a
+
+
+def _fill_normal(a: Array, std: float, rng: Generator | None) -> Array:
+    a[...] = generator(rng).normal(0.0, std, a.shape)
+    return a
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    r"""The factor on a weight's standard deviation that fits the activation.
+
+    PyTorch's values where it has one: linear (or identity) 1, sigmoid 1, tanh 5/3, relu :math:`\sqrt 2`, leaky_relu
+    :math:`\sqrt{2 / (1 + a^2)}`, selu 3/4; for elu, gelu and softplus :math:`1 / \sqrt{E[f(z)^2]}`, z standard normal,
+    the rule that gives relu its :math:`\sqrt 2`.
+
+    Parameters
+    ----------
+    nonlinearity : str
+        An activation's name in lower case.
+    param : float, optional
+        The negative slope of leaky_relu, 0.01 by default; other activations ignore it.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the activation is unknown.
+
+    Examples
+    --------
+    >>> from gradcore import init
+    >>> init.calculate_gain("leaky_relu", 0.2)
+    1.3867504905630728
+    """
+    if nonlinearity == "leaky_relu":
+        return math.sqrt(2 / (1 + number("param", 0.01 if param is None else param) ** 2))
+    if nonlinearity not in _GAINS:
+        known = ", ".join(sorted([*_GAINS, "leaky_relu"]))
+        raise ValueError(f"nonlinearity: expected one of {known}, got {nonlinearity!r}")
+    return _GAINS[nonlinearity]
+
+
+def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: Generator | None = None) -> Array:
+    """Fill with numbers uniform in [a, b).
+
+    Parameters
+    ----------
+    tensor : ndarray
+        float32 or float64, any shape; changed in place.
+    a, b : float
+        The bounds.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only, or `b` is below `a`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.uniform_(np.empty(3), -1, 1, rng=np.random.default_rng(0))
+    array([ 0.27392337, -0.46042657, -0.91805295])
+    """
+    array = _checked(tensor)
+    low = number("a", a)
+    high = number("b", b, least=low)
+    array[...] = generator(rng).uniform(low, high, array.shape)
+    return array
+
+
+def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: Generator | None = None) -> Array:
+    """Fill with normal numbers of this mean and standard deviation.
+
+    Parameters
+    ----------
+    tensor : ndarray
+        float32 or float64, any shape; changed in place.
+    mean, std : float
+        `std` is at least 0.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only, or `std` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.normal_(np.empty((2, 2)), std=0.01, rng=np.random.default_rng(0))
+    array([[ 0.0012573 , -0.00132105],
+           [ 0.00640423,  0.001049  ]])
+    """
+    array = _checked(tensor)
+    array[...] = generator(rng).normal(number("mean", mean), number("std", std, least=0), array.shape)
+    return array
+
+
+def constant_(tensor: Array, val: float) -> Array:
+    """Fill with one value.
+
+    Parameters
+    ----------
+    tensor : ndarray
+        float32 or float64, any shape; changed in place.
+    val : float
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.constant_(np.empty(3), 0.5)
+    array([0.5, 0.5, 0.5])
+    """
+    array = _checked(tensor)
+    array[...] = float(val)
+    return array
+
+
+def eye_(tensor: Array) -> Array:
+    """Fill with the identity matrix: ones on the diagonal, so that as many inputs as possible pass through.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in)
+        float32 or float64; changed in place.
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has not two axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.eye_(np.empty((2, 3)))
+    array([[1., 0., 0.],
+           [0., 1., 0.]])
+    """
+    array = _checked(tensor, ndim=2)
+    array[...] = np.eye(*array.shape)
+    return array
+
+
+def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = None) -> Array:
+    r"""Fill with U(-b, b), :math:`b = gain \sqrt{6 / (n_{in} + n_{out})}`.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in, ...)
+        float32 or float64; changed in place.
+    gain : float
+        See `calculate_gain`.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has fewer than two axes.
+
+    References
+    ----------
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, eq. 16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> w = init.xavier_uniform_(np.empty((20, 40)), rng=np.random.default_rng(0))
+    >>> bool(np.abs(w).max() <= np.sqrt(6 / 60))
+    True
+    """
+    array = _checked(tensor, least_ndim=2)
+    return _fill_uniform(array, number("gain", gain) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)
+
+
+def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = None) -> Array:
+    r"""Fill with normal numbers of variance :math:`gain^2 \cdot 2 / (n_{in} + n_{out})`.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in, ...)
+        float32 or float64; changed in place.
+    gain : float
+        See `calculate_gain`.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has fewer than two axes.
+
+    References
+    ----------
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, eq. 12.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.xavier_normal_(np.empty((1, 2)), gain=5 / 3, rng=np.random.default_rng(0))
+    array([[ 0.17109631, -0.17977224]])
+    """
+    array = _checked(tensor, least_ndim=2)
+    return _fill_normal(array, abs(number("gain", gain)) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)
+
+
+def kaiming_uniform_(
+    tensor: Array,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    rng: Generator | None = None,
+) -> Array:
+    r"""Fill with U(-b, b), :math:`b = gain \sqrt{3 / n}`, n the fan.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in, ...)
+        float32 or float64; changed in place.
+    a : float
+        The negative slope, where `nonlinearity` is "leaky_relu".
+    mode : {"fan_in", "fan_out"}
+        "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
+    nonlinearity : str
+        See `calculate_gain`.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has fewer than two axes, or `mode` or `nonlinearity` is unknown.
+
+    References
+    ----------
+    He et al., "Delving deep into rectifiers", 2015, arXiv 1502.01852, eq. 10, 14 and 15.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> w = init.kaiming_uniform_(np.empty((20, 40)), nonlinearity="relu", rng=np.random.default_rng(0))
+    >>> bool(np.abs(w).max() <= np.sqrt(6 / 40))
+    True
+    """
+    array = _checked(tensor, least_ndim=2)
+    return _fill_uniform(array, calculate_gain(nonlinearity, a) / math.sqrt(max(_fan(array, mode), 1)), rng)
+
+
+def kaiming_normal_(
+    tensor: Array,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    rng: Generator | None = None,
+) -> Array:
+    r"""Fill with normal numbers of variance :math:`gain^2 / n`, n the fan.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in, ...)
+        float32 or float64; changed in place.
+    a : float
+        The negative slope, where `nonlinearity` is "leaky_relu".
+    mode : {"fan_in", "fan_out"}
+        "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
+    nonlinearity : str
+        See `calculate_gain`.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has fewer than two axes, or `mode` or `nonlinearity` is unknown.
+
+    References
+    ----------
+    He et al., "Delving deep into rectifiers", 2015, arXiv 1502.01852, eq. 10, 14 and 15.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.kaiming_normal_(np.empty((1, 2)), nonlinearity="relu", rng=np.random.default_rng(0))
+    array([[ 0.12573022, -0.13210486]])
+    """
+    array = _checked(tensor, least_ndim=2)
+    return _fill_normal(array, calculate_gain(nonlinearity, a) / math.sqrt(max(_fan(array, mode), 1)), rng)
+
+
+def lecun_normal_(tensor: Array, *, rng: Generator | None = None) -> Array:
+    r"""Fill with normal numbers of variance :math:`1 / n_{in}`: what self-normalising (selu) networks ask for.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in, ...)
+        float32 or float64; changed in place.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has fewer than two axes.
+
+    References
+    ----------
+    LeCun et al., "Efficient BackProp", 1998, eq. 16; Klambauer et al., "Self-normalizing neural networks", 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> init.lecun_normal_(np.empty((1, 4)), rng=np.random.default_rng(0))
+    array([[ 0.06286511, -0.06605243,  0.32021133,  0.05245006]])
+    """
+    array = _checked(tensor, least_ndim=2)
+    return _fill_normal(array, 1 / math.sqrt(max(_fan(array, "fan_in"), 1)), rng)
+
+
+def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = None) -> Array:
+    """Fill with gain times a matrix with orthonormal rows or columns, whichever are fewer, uniform among them.
+
+    With more than two axes, all but the first are taken as one. A recurrent matrix stacks several gates: to make each
+    gate's own matrix orthogonal, fill its (H, H) blocks one by one.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in, ...)
+        float32 or float64; changed in place.
+    gain : float
+        What every singular value will be.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has fewer than two axes.
+
+    References
+    ----------
+    Saxe, McClelland and Ganguli, 2014, arXiv 1312.6120; uniform by the signs of R: Mezzadri, 2007, math-ph/0609050.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> w = init.orthogonal_(np.empty((2, 5)), rng=np.random.default_rng(0))
+    >>> bool(np.allclose(w @ w.T, np.eye(2)))
+    True
+    """
+    array = _checked(tensor, least_ndim=2)
+    scale = number("gain", gain)
+    rows, cols = array.shape[0], math.prod(array.shape[1:])
+    tall = generator(rng).normal(size=(max(rows, cols), min(rows, cols)))
+    q, r = np.linalg.qr(tall)
+    q *= scale * np.where(np.diagonal(r) < 0, -1, 1)
+    array[...] = (q if rows >= cols else q.T).reshape(array.shape)
+    return array
+
+
+def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: Generator | None = None) -> Array:
+    """Fill with normal numbers, but a share of each column with zeros.
+
+    Parameters
+    ----------
+    tensor : ndarray, (out, in)
+        float32 or float64; changed in place.
+    sparsity : float
+        The share of zeros in a column, 0 to 1, rounded up to whole entries.
+    std : float
+        The standard deviation of the others, at least 0.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray
+        `tensor`.
+
+    Raises
+    ------
+    ValueError
+        If `tensor` is read-only or has not two axes, or `sparsity` is not a share.
+
+    References
+    ----------
+    Martens, "Deep learning via Hessian-free optimization", 2010.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> w = init.sparse_(np.empty((10, 4)), 0.8, rng=np.random.default_rng(0))
+    >>> np.count_nonzero(w, axis=0)
+    array([2, 2, 2, 2])
+    """
+    array = _checked(tensor, ndim=2)
+    share, scale = number("sparsity", sparsity, least=0, most=1), number("std", std, least=0)
+    rng = generator(rng)
+    values = rng.normal(0.0, scale, array.shape)
+    zeros = rng.random(array.shape).argsort(axis=0)[: math.ceil(share * array.shape[0])]
+    np.put_along_axis(values, zeros, 0.0, axis=0)
+    array[...] = values
+    return array
+
+
+def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generator | None = None) -> T:
+    r"""Set gate biases so that the units remember for times spread over T_min to T_max steps.
+
+    A gate that keeps 1 - 1/T of the state a step has the bias log(T - 1). For LSTM :math:`b_f = \log(U - 1)` with U
+    uniform in [T_min, T_max], and :math:`b_i = -b_f`; with T_min = 2 that is :math:`\log(U[1, T_{max} - 1])`. For GRU,
+    whose update gate z keeps the old state (h' = (1 - z) n + z h), :math:`b_z = \log(U - 1)`; its input gate is 1 - z.
+
+    In a layer the numbers go into ``bias_ih``, and the same gates of ``bias_hh`` become zero, for each layer and
+    direction; the biases of the other gates stay as they are.
+
+    Parameters
+    ----------
+    layer_or_bias : LSTM, GRU or ndarray, (4H,)
+        Changed in place; an array is the bias of an LSTM, in gate order i, f, g, o.
+    T_max : float
+        The longest time to remember, in steps; about the length of the dependencies. At least `T_min`.
+    T_min : float
+        The shortest, above 1.
+    rng : numpy.random.Generator, optional
+
+    Returns
+    -------
+    LSTM, GRU or ndarray
+        `layer_or_bias`.
+
+    Raises
+    ------
+    TypeError
+        If it is neither an LSTM nor a GRU nor an array.
+    ValueError
+        If the layer has no biases, or an array's shape is not (4H,).
+
+    References
+    ----------
+    Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018, arXiv 1804.11188, eq. 16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import init
+    >>> b = init.chrono_(np.zeros(8), T_max=100, rng=np.random.default_rng(0))
+    >>> b.round(2)
+    array([-4.15, -3.31,  4.15,  3.31,  0.  ,  0.  ,  0.  ,  0.  ])
+    """
+    shortest = number("T_min", T_min, above=1)
+    longest = number("T_max", T_max, least=shortest)
+    rng = generator(rng)
+
+    if isinstance(layer_or_bias, np.ndarray):
+        bias = _checked(layer_or_bias, ndim=1)
+        if bias.size % 4:
+            raise ValueError(f"layer_or_bias: expected shape (4 H,), got {bias.shape}")
+        _fill_chrono(bias, 4, shortest, longest, rng)
+        return layer_or_bias
+
+    weight = getattr(layer_or_bias, "params", {}).get("weight_hh_l0")
+    gates = 0 if weight is None else weight.shape[0] // weight.shape[1]
+    if gates not in (3, 4):
+        raise TypeError(f"layer_or_bias: expected an LSTM, a GRU or an array, got {type(layer_or_bias).__name__}")
+    names = [name for name in layer_or_bias.params if name.startswith("bias_ih")]
+    if not names:
+        raise ValueError("layer_or_bias: the layer has no biases; build it with bias=True")
+    for name in names:
+        kept = _fill_chrono(layer_or_bias.params[name], gates, shortest, longest, rng)
+        layer_or_bias.params[name.replace("bias_ih", "bias_hh")].reshape(gates, -1)[kept] = 0
+    return layer_or_bias
+
+
+def _fill_chrono(bias: Array, gates: int, shortest: float, longest: float, rng: Generator) -> slice:
+    """Fill one bias; which gates were filled. The gate that keeps is the second: f of i, f, g, o and z of r, z, n."""
+    blocks = bias.reshape(gates, -1)
+    blocks[1] = np.log(rng.uniform(shortest, longest, blocks.shape[1]) - 1)
+    if gates == 3:
+        return slice(1, 2)
+    blocks[0] = -blocks[1]
+    return slice(0, 2)

@@ -1,0 +1,164 @@
+"""Losses: each returns the mean over the batch and its gradient.
+
+The value is computed in float64 whatever the dtype, without overflow for logits of any size. An empty batch costs 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradcore._check import Array, array
+
+
+def _real(name: str, value: Any) -> Array:
+    given = np.asarray(value)
+    if given.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {given.dtype}")
+    return array(name, value, given.dtype, given.shape)
+
+
+def mse(y: Array, target: Array) -> tuple[float, Array]:
+    r"""The mean squared error :math:`\frac{1}{n} \sum (y - t)^2` over all n elements.
+
+    Parameters
+    ----------
+    y : ndarray
+        float32 or float64, any shape.
+    target : ndarray
+        Of the shape and dtype of `y`.
+
+    Returns
+    -------
+    loss : float
+    dy : ndarray
+        dL/dy = 2 (y - t) / n, of the shape and dtype of `y`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the dtypes or shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import losses
+    >>> losses.mse(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    (2.0, array([ 0., -2.]))
+    """
+    y = _real("y", y)
+    t = array("target", target, y.dtype, y.shape)
+    with np.errstate(all="ignore"):  # what overflows is infinite, and says so by itself
+        difference = np.subtract(y, t, dtype=np.float64)
+        loss = float(np.square(difference).sum()) / max(y.size, 1)
+        difference *= 2 / max(y.size, 1)
+        return loss, difference.astype(y.dtype, copy=False)
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    r"""The mean over all rows of :math:`-\log \mathrm{softmax}(z)_l`, l the row's label.
+
+    It is computed as :math:`(\max z - z_l) + \mathrm{log1p}(\sum_{j \ne \arg\max z} e^{z_j - \max z})`, which neither
+    overflows nor loses a small loss to rounding.
+
+    Parameters
+    ----------
+    logits : ndarray, (..., C)
+        float32 or float64; one row for each label.
+    labels : ndarray, (...)
+        Integers from 0 to C - 1.
+
+    Returns
+    -------
+    loss : float
+    dy : ndarray, (..., C)
+        dL/dlogits = (softmax(z) - onehot(l)) / rows, of the dtype of `logits`.
+
+    Raises
+    ------
+    TypeError
+        If `labels` are not integers or `logits` not real.
+    ValueError
+        If the shapes do not fit, or a label is out of range; the message names its position.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import losses
+    >>> loss, dy = losses.softmax_cross_entropy(np.zeros((1, 4)), np.array([2]))
+    >>> round(loss, 4), dy
+    (1.3863, array([[ 0.25,  0.25, -0.75,  0.25]]))
+    """
+    z = _real("logits", logits)
+    if z.ndim == 0:
+        raise ValueError("logits: expected shape (..., C), got ()")
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+    labels = array("labels", labels, labels.dtype, z.shape[:-1])
+    C = z.shape[-1]
+    wrong = (labels < 0) | (labels >= C)
+    if wrong.any():
+        position = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"labels: expected integers from 0 to {C - 1}, got {labels[position]} at position {position}")
+    if z.size == 0:
+        return 0.0, np.zeros_like(z)
+
+    z2 = z.reshape(-1, C)
+    rows, label = np.arange(len(z2)), labels.reshape(-1).astype(np.intp)
+    with np.errstate(all="ignore"):  # an infinite or NaN logit gives an infinite or NaN loss, which says so by itself
+        largest = z2.argmax(axis=1)
+        shifted = np.subtract(z2, z2[rows, largest][:, None], dtype=np.float64)
+        p = np.exp(shifted)
+        p[rows, largest] = 0
+        rest = p.sum(axis=1)
+        loss = float(np.mean(np.log1p(rest) - shifted[rows, label]))
+        p[rows, largest] = np.exp(shifted[rows, largest])
+        p /= (1 + rest)[:, None]
+        p[rows, label] = 0
+        p[rows, label] = -p.sum(axis=1)  # not p - 1, which rounds away what is left of a small loss
+        p /= len(z2)
+        return loss, p.reshape(z.shape).astype(z.dtype, copy=False)
+
+
+def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
+    r"""The mean over all elements of :math:`-t \log \sigma(z) - (1 - t) \log(1 - \sigma(z))`, from logits z.
+
+    It is computed as :math:`\max(z, 0) - z t + \mathrm{log1p}(e^{-|z|})`.
+
+    Parameters
+    ----------
+    logits : ndarray
+        float32 or float64, any shape.
+    target : ndarray
+        Of the shape and dtype of `logits`; probabilities, 0 to 1.
+
+    Returns
+    -------
+    loss : float
+    dy : ndarray
+        dL/dlogits = (sigmoid(z) - t) / n, of the shape and dtype of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the dtypes or shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import losses
+    >>> loss, dy = losses.binary_cross_entropy(np.zeros(2), np.array([0.0, 1.0]))
+    >>> round(loss, 4), dy
+    (0.6931, array([ 0.25, -0.25]))
+    """
+    logits = _real("logits", logits)
+    t = array("target", target, logits.dtype, logits.shape).astype(np.float64)
+    z = logits.astype(np.float64)
+    n = max(z.size, 1)
+    with np.errstate(all="ignore"):  # what overflows is infinite, and says so by itself
+        e = np.exp(-np.abs(z))
+        loss = float(np.sum(np.maximum(z, 0) - z * t + np.log1p(e))) / n
+        p, q = np.where(z >= 0, 1, e) / (1 + e), np.where(z >= 0, e, 1) / (1 + e)
+        return loss, (((1 - t) * p - t * q) / n).astype(logits.dtype)

@@ -1,0 +1,261 @@
+/* y = x W^T + b and its gradients, and the activations, element by element. */
+#ifndef REAL
+#error "linear.inc.h needs real.inc.h, simd.inc.h, vmath.inc.h, gemm.inc.h and recurrent.inc.h"
+#endif
+
+#ifndef GC_LINEAR_SIZES
+#define GC_LINEAR_SIZES
+enum {
+    SERIAL_ELEMENTS = 16 * 1024, /* activations below which one thread is faster than starting a team */
+    ELEMENT_BLOCK = 1024         /* what threads share activations in: whole pages of cache lines */
+};
+
+INLINE int linear_threads(const gc_linear *s)
+{
+    return (double)s->N * (double)s->F * (double)s->O < SERIAL_WORK ? 1 : s->threads;
+}
+#endif
+
+/* ==== x W^T + b ========================================================================================================= */
+
+typedef struct {
+    const gc_linear *s;
+    REAL *packed;   /* W^T for the forward product, W for dL/dx */
+    REAL *products; /* scratch of gemm_tn, a part for each thread */
+    ptrdiff_t product_size;
+} FN(linear_plan);
+
+static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
+{
+    gc_arena arena = {s->work, 0};
+    plan->s = s;
+    plan->product_size = s->dy ? FN(gemm_tn_work)(s->F) : 0;
+    plan->packed = take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
+    plan->products = take(&arena, linear_threads(s) * plan->product_size, sizeof(REAL));
+    return arena.used;
+}
+
+static size_t FN(linear_work)(const gc_linear *s)
+{
+    FN(linear_plan) plan;
+    gc_linear measured = *s;
+    measured.work = NULL;
+    return FN(plan_linear)(&plan, &measured);
+}
+
+static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
+{
+    const FN(linear_plan) *plan = arg;
+    const gc_linear *s = plan->s;
+    ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
+    FN(pack)(F, O, s->w, 1, F, plan->packed, thread, gc_team_size(team));
+    gc_barrier(team);
+    share(N, team, thread, &first, &end);
+    FN(gemm)(end - first, O, F, (const REAL *)s->x + first * F, F, plan->packed, (REAL *)s->y + first * O, O, s->b, 0); /* (l1) */
+}
+
+static void FN(linear_forward)(const gc_linear *s)
+{
+    FN(linear_plan) plan;
+    FN(plan_linear)(&plan, s);
+    gc_parallel(linear_threads(s), FN(linear_forward_body), &plan);
+}
+
+/* inverts (l1) */
+static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
+{
+    const FN(linear_plan) *plan = arg;
+    const gc_linear *s = plan->s;
+    const REAL *dy = s->dy;
+    ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
+    FN(pack)(O, F, s->w, F, 1, plan->packed, thread, gc_team_size(team));
+    share(O, team, thread, &first, &end);
+    FN(gemm_tn)(first, end, F, N, dy, O, s->x, s->dw, plan->products + thread * plan->product_size);
+    if (s->db) FN(column_sums)(first, end, N, dy, O, s->db);
+    gc_barrier(team);
+    share(N, team, thread, &first, &end);
+    FN(gemm)(end - first, F, O, dy + first * O, O, plan->packed, (REAL *)s->dx + first * F, F, NULL, 0);
+}
+
+static void FN(linear_backward)(const gc_linear *s)
+{
+    FN(linear_plan) plan;
+    FN(plan_linear)(&plan, s);
+    gc_parallel(linear_threads(s), FN(linear_backward_body), &plan);
+}
+
+/* ==== functions that only activations need ============================================================================== */
+
+/* expm1(x) for x <= 0; max ULP 3 */
+INLINE VEC FN(v_expm1_negative)(VEC x)
+{
+    const REAL saturates = GC_BITS == 32 ? R(-20.0) : R(-40.0); /* exp of it is lost beside 1 */
+    VEC n, p = FN(v_exp_parts)(FN(v_max)(FN(v_set1)(saturates), x), &n), scale = FN(v_pow2)(n);
+    return FN(v_fma)(scale, p, FN(v_sub)(scale, FN(v_set1)(R(1.0))));
+}
+
+/* log(1 + e) for 0 <= e <= 1, as 2 artanh(s) with s = e / (2 + e) <= 1/3; max ULP 3 */
+INLINE VEC FN(v_log1p_unit)(VEC e)
+{
+    enum { TERMS = GC_BITS == 32 ? 8 : 17 };
+    VEC s = FN(v_div)(e, FN(v_add)(e, FN(v_set1)(R(2.0)))), square = FN(v_mul)(s, s), sum = FN(v_zero)();
+#pragma GCC unroll 20
+    for (int k = TERMS - 1; k > 0; k--) sum = FN(v_fma)(sum, square, FN(v_set1)(R(1.0) / (REAL)(2 * k + 1)));
+    VEC twice = FN(v_add)(s, s);
+    return FN(v_fma)(FN(v_mul)(twice, square), sum, twice);
+}
+
+/* The standard normal distribution P(z <= x), and E = exp(-x^2/2). With a = |x| and u = (a - K) / (a + K), the tail is
+ * E f(u) / (2 (a + K)); f is smooth, here its interpolation at Chebyshev nodes, to 2e-9 and 4e-17. */
+INLINE VEC FN(v_normal)(VEC x, VEC *E)
+{
+#if GC_BITS == 32
+    const REAL K = 3, vanishes = 16;
+    static const REAL f[] = {1.4581673814f,     -1.018663975f,     0.46003535492f,     -0.094525581679f,
+                             -0.020924619616f,  0.013940162804f,   0.0020485894445f,   -0.0020695642445f,
+                             -0.00049000358846f, 0.00026695918259f, 0.0001113016641f};
+#else
+    const REAL K = 4, vanishes = 40;
+    static const REAL f[] = {1.510570260831502957,      -1.215793283943783528,     0.7742748014844386703,
+                             -0.3730437159193867845,    0.1207931497813533087,     -0.01508037793125003367,
+                             -0.006959384723608119124,  0.003261636884961177129,   0.0002666884995671685639,
+                             -0.0004621896482999420799, -3.815686811849741057e-6,  0.00007028842993651560725,
+                             1.429861665095680179e-6,   -0.00001183802637230808825, -1.249981399073957043e-6,
+                             2.040142678513692897e-6,   5.270862112136890825e-7,   -3.092393638244383749e-7,
+                             -1.526942568688217217e-7,  2.968478014550268622e-8,   2.795305631190164367e-8,
+                             -2.030591435299235947e-11, -1.9981248320046552e-9};
+#endif
+    enum { TERMS = sizeof f / sizeof *f };
+    VEC half = FN(v_set1)(R(0.5)), one = FN(v_set1)(R(1.0));
+    VEC a = FN(v_min)(FN(v_set1)(vanishes), FN(v_abs)(x)); /* beyond that the tail is below all numbers */
+    VEC square = FN(v_mul)(a, a), lost = FN(v_fma)(a, a, FN(v_sub)(FN(v_zero)(), square));
+    VEC e = FN(v_exp_negative)(FN(v_mul)(square, FN(v_set1)(R(-0.5))));
+    e = FN(v_sub)(e, FN(v_mul)(e, FN(v_mul)(half, lost))); /* the rounding of the square counts when it is large */
+    VEC shifted = FN(v_add)(a, FN(v_set1)(K)), u = FN(v_div)(FN(v_sub)(a, FN(v_set1)(K)), shifted);
+    VEC value = FN(v_set1)(f[TERMS - 1]);
+#pragma GCC unroll 25
+    for (int k = TERMS - 2; k >= 0; k--) value = FN(v_fma)(value, u, FN(v_set1)(f[k]));
+    VEC tail = FN(v_div)(FN(v_mul)(FN(v_mul)(half, e), value), shifted);
+    *E = e;
+    return FN(v_select_gt)(x, FN(v_zero)(), FN(v_sub)(one, tail), tail);
+}
+
+/* 2 u of gelu's tanh form, (1 + tanh u) / 2 = sigmoid(2 u), and its derivative by x; x is limited where the sigmoid is
+ * 0 or 1 for good, or their product would be 0 times infinity. */
+INLINE VEC FN(v_gelu_argument)(VEC x, VEC *derivative)
+{
+    const REAL root = R(0.79788456080286535588), cubic = R(0.044715); /* sqrt(2 / pi) */
+    x = FN(v_max)(FN(v_set1)(R(-30.0)), FN(v_min)(FN(v_set1)(R(30.0)), x));
+    VEC square = FN(v_mul)(x, x), one = FN(v_set1)(R(1.0));
+    *derivative = FN(v_mul)(FN(v_set1)(2 * root), FN(v_fma)(FN(v_set1)(3 * cubic), square, one));
+    return FN(v_mul)(FN(v_mul)(FN(v_set1)(2 * root), x), FN(v_fma)(FN(v_set1)(cubic), square, one));
+}
+
+/* ==== activations ======================================================================================================= */
+
+/* p and q: see gradcore.h. `kind` is a constant where this is inlined. */
+INLINE VEC FN(activate)(const int kind, VEC x, VEC p, VEC q)
+{
+    VEC zero = FN(v_zero)(), unused;
+    switch (kind) {
+    case GC_TANH: return FN(v_tanh)(x);
+    case GC_SIGMOID: return FN(v_sigmoid)(x);
+    case GC_RELU: return FN(v_max)(zero, x);
+    case GC_LEAKY_RELU: return FN(v_select_gt)(x, zero, x, FN(v_mul)(p, x));
+    case GC_ELU: {
+        VEC below = FN(v_mul)(p, FN(v_expm1_negative)(FN(v_min)(zero, x)));
+        return FN(v_mul)(q, FN(v_select_gt)(x, zero, x, below));
+    }
+    case GC_GELU: return FN(v_mul)(x, FN(v_normal)(x, &unused));
+    case GC_GELU_TANH: return FN(v_mul)(x, FN(v_sigmoid)(FN(v_gelu_argument)(x, &unused)));
+    case GC_SOFTPLUS: {
+        VEC z = FN(v_mul)(p, x);
+        VEC tail = FN(v_log1p_unit)(FN(v_exp_negative)(FN(v_sub)(zero, FN(v_abs)(z))));
+        return FN(v_select_gt)(z, q, x, FN(v_div)(FN(v_add)(FN(v_max)(zero, z), tail), p));
+    }
+    default: return x;
+    }
+}
+
+/* dL/dx from dL/dy; `kept` is y for tanh, sigmoid and relu, x for the others. Inverts `activate`. */
+INLINE VEC FN(deactivate)(const int kind, VEC kept, VEC d, VEC p, VEC q)
+{
+    VEC zero = FN(v_zero)(), one = FN(v_set1)(R(1.0));
+    switch (kind) {
+    case GC_TANH: return FN(d_tanh)(d, kept);
+    case GC_SIGMOID: return FN(d_sigmoid)(d, kept);
+    case GC_RELU: return FN(v_select_gt)(kept, zero, d, zero);
+    case GC_LEAKY_RELU: return FN(v_select_gt)(kept, zero, d, FN(v_mul)(p, d));
+    case GC_ELU: {
+        VEC below = FN(v_mul)(p, FN(v_exp_negative)(FN(v_min)(zero, kept)));
+        return FN(v_mul)(FN(v_mul)(q, d), FN(v_select_gt)(kept, zero, one, below));
+    }
+    case GC_GELU: {
+        const REAL vanishes = 40;
+        VEC E, share_below = FN(v_normal)(kept, &E);
+        VEC x = FN(v_max)(FN(v_set1)(-vanishes), FN(v_min)(FN(v_set1)(vanishes), kept)); /* or infinity times 0 */
+        VEC density = FN(v_mul)(E, FN(v_set1)(R(0.39894228040143267794)));
+        return FN(v_mul)(d, FN(v_fma)(x, density, share_below));
+    }
+    case GC_GELU_TANH: {
+        VEC derivative, s = FN(v_sigmoid)(FN(v_gelu_argument)(kept, &derivative));
+        VEC slope = FN(v_mul)(FN(v_mul)(s, FN(v_sub)(one, s)), derivative);
+        VEC x = FN(v_max)(FN(v_set1)(R(-30.0)), FN(v_min)(FN(v_set1)(R(30.0)), kept));
+        return FN(v_mul)(d, FN(v_fma)(x, slope, s));
+    }
+    case GC_SOFTPLUS: {
+        VEC z = FN(v_mul)(p, kept);
+        return FN(v_mul)(d, FN(v_select_gt)(z, q, one, FN(v_sigmoid)(z)));
+    }
+    default: return d;
+    }
+}
+
+typedef struct {
+    int kind;
+    ptrdiff_t n;
+    double p, q;
+    const REAL *in, *dy; /* dy is NULL forward */
+    REAL *out;
+} FN(activation_plan);
+
+INLINE void FN(activation_span)(const int kind, const FN(activation_plan) *plan, ptrdiff_t first, ptrdiff_t end)
+{
+    VEC p = FN(v_set1)((REAL)plan->p), q = FN(v_set1)((REAL)plan->q);
+    if (plan->dy)
+        for (ptrdiff_t i = first; i < end; i += V)
+            FN(v_put)(plan->out + i,
+                      FN(deactivate)(kind, FN(v_get)(plan->in + i, end - i), FN(v_get)(plan->dy + i, end - i), p, q), end - i);
+    else
+        for (ptrdiff_t i = first; i < end; i += V)
+            FN(v_put)(plan->out + i, FN(activate)(kind, FN(v_get)(plan->in + i, end - i), p, q), end - i);
+}
+
+static void FN(activation_body)(void *arg, gc_team *team, int thread)
+{
+    const FN(activation_plan) *plan = arg;
+    ptrdiff_t first, end;
+    share_tiles(plan->n, ELEMENT_BLOCK, team, thread, &first, &end);
+#define SPAN(kind)                                                                                                             \
+    case kind:                                                                                                                 \
+        FN(activation_span)(kind, plan, first, end);                                                                           \
+        break;
+    switch (plan->kind) {
+        SPAN(GC_IDENTITY) SPAN(GC_TANH) SPAN(GC_SIGMOID) SPAN(GC_RELU) SPAN(GC_LEAKY_RELU) SPAN(GC_ELU) SPAN(GC_GELU)
+        SPAN(GC_GELU_TANH) SPAN(GC_SOFTPLUS)
+    }
+#undef SPAN
+}
+
+static void FN(activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y)
+{
+    FN(activation_plan) plan = {kind, n, p, q, x, NULL, y};
+    gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
+}
+
+static void FN(activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept,
+                                    const void *dy, void *dx)
+{
+    FN(activation_plan) plan = {kind, n, p, q, kept, dy, dx};
+    gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
+}
