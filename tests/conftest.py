@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,8 +26,15 @@ def restore_threads() -> Iterator[None]:
     gradcore.set_num_threads(before)
 
 
-@pytest.fixture(params=[1, 2, 3, 8])
-def num_threads(request: pytest.FixtureRequest, restore_threads: None) -> int:
-    """Once for each of these numbers of threads."""
-    gradcore.set_num_threads(request.param)
-    return request.param
+@pytest.fixture
+def with_thread_counts(restore_threads: None) -> Callable[[Callable[[], Any]], list[Any]]:
+    """A function that calls f() with 1, 2, 3 and 8 threads (8: more than the processors) and returns the results."""
+
+    def results(f: Callable[[], Any]) -> list[Any]:
+        found = []
+        for n in (1, 2, 3, 8):
+            gradcore.set_num_threads(n)
+            found.append(f())
+        return found
+
+    return results

@@ -186,6 +186,7 @@ def test_recurrent_twin_agrees_with_pytorch(
     mode: str, num_layers: int, bidirectional: bool, bias: bool, lengths: Any
 ) -> None:
     torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # the arrays are tiny
     params, x, state, lengths, dy, dstate = problem(mode, num_layers, bidirectional, lengths, bias=bias)
     kind, _, nonlinearity = mode.partition("_")
     peer = getattr(torch.nn, kind)(
