@@ -142,7 +142,8 @@ class Telemetry:
         self._dh, self._dc = dh, dc  # (L*D, S)
 
     def _padded(self, norms: Array) -> Array:
-        return self._batch.unpack(np.ascontiguousarray(norms.T)).transpose(2, 0, 1)
+        padded: Array = self._batch.unpack(np.ascontiguousarray(norms.T)).transpose(2, 0, 1)
+        return padded
 
     @cached_property
     def dh_norm_per_sample(self) -> Array:
@@ -163,7 +164,8 @@ class Telemetry:
     @cached_property
     def n_clipped(self) -> Array:
         norms = self.dh_norm_per_sample
-        return ((norms > self._step_clip) & np.isfinite(norms)).sum(axis=2)
+        clipped: Array = ((norms > self._step_clip) & np.isfinite(norms)).sum(axis=2)
+        return clipped
 
     @cached_property
     def first_nonfinite(self) -> tuple[int, int, int] | None:

@@ -1,0 +1,40 @@
+"""Hypothesis profiles and the fixtures that several subjects share; plain functions are in tools.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+import gradcore
+
+# No deadline: the machines are shared. In CI the same examples every time, so that a failure is the change's own.
+settings.register_profile("default", deadline=None, max_examples=40)
+settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """For tests that change the number of threads: it is what it was before, afterwards."""
+    before = gradcore.get_num_threads()
+    yield
+    gradcore.set_num_threads(before)
+
+
+@pytest.fixture
+def with_thread_counts(restore_threads: None) -> Callable[[Callable[[], Any]], list[Any]]:
+    """A function that calls f() with 1, 2, 3 and 8 threads (8: more than the processors) and returns the results."""
+
+    def results(f: Callable[[], Any]) -> list[Any]:
+        found = []
+        for n in (1, 2, 3, 8):
+            gradcore.set_num_threads(n)
+            found.append(f())
+        return found
+
+    return results

@@ -1,0 +1,227 @@
+"""The NumPy twins are right: each against central differences of its own forward pass in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tools import Array, as_state, central_difference, parts, random_state, recurrent_params, relative_error
+
+from gradcore import reference
+
+# ---- recurrent -------------------------------------------------------------------------------------------------------
+
+MODES = ["RNN_TANH", "RNN_RELU", "LSTM", "GRU"]
+T, B, I, H = 5, 4, 2, 3
+
+
+def problem(mode: str, num_layers: int, bidirectional: bool, lengths: Any, *, bias: bool = True, seed: int = 0) -> Any:
+    """Parameters, x, an initial state, and the derivatives of a linear loss by y and by the final state."""
+    rng, size = np.random.default_rng(seed), num_layers * (1 + bidirectional)
+    params = recurrent_params(
+        mode, I, H, num_layers=num_layers, bidirectional=bidirectional, bias=bias, seed=rng.integers(99)
+    )
+    x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, H * (1 + bidirectional)))
+    return params, x, random_state(mode, size, B, H, seed=1), lengths, dy, random_state(mode, size, B, H, seed=2)
+
+
+def linear_loss(y: Array, state: Any, dy: Array, dstate: Any) -> float:
+    return sum(float(np.vdot(a, b)) for a, b in zip((y, *parts(state)), (dy, *parts(dstate)), strict=True))
+
+
+VARIANTS = [
+    (1, False, None, True),
+    (1, True, [3, 0, 5, 1], True),
+    (2, False, [0, 5, 5, 2], False),
+    (3, False, [4, 1, 0, 5], True),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_gradients_by_everything_that_enters(mode: str, variant: Any) -> None:
+    num_layers, bidirectional, lengths, bias = variant
+    params, x, state, lengths, dy, dstate = problem(mode, num_layers, bidirectional, lengths, bias=bias)
+    masks = [np.random.default_rng(3).choice([0, 1.25], size=dy.shape) for _ in range(num_layers - 1)]
+
+    def loss() -> float:
+        y, final, _ = reference.recurrent_forward(mode, params, x, state, lengths, dropout_masks=masks)
+        return linear_loss(y, final, dy, dstate)
+
+    tape = reference.recurrent_forward(mode, params, x, state, lengths, dropout_masks=masks)[2]
+    got = reference.recurrent_backward(tape, dy, dstate)
+    assert got.grads.keys() == params.keys()
+    for name, p in params.items():
+        assert relative_error(got.grads[name], central_difference(loss, p)) < 1e-8, name
+    assert relative_error(got.dx, central_difference(loss, x)) < 1e-8
+    for d, part in zip(parts(got.dstate), parts(state), strict=True):
+        assert relative_error(d, central_difference(loss, part)) < 1e-8
+
+
+def unrolled(mode: str, entering: Any, nudges: Array) -> tuple[Array, Any]:
+    """The same network put together from calls of a single step each, with `nudges` added to every h_t and c_t."""
+    params, x, state, lengths = entering
+    alive = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.array(lengths))
+    suffixes = [name.removeprefix("weight_hh") for name in params if name.startswith("weight_hh")]
+    final, outputs = [part.copy() for part in parts(state)], []
+    for k, suffix in enumerate(suffixes):
+        one = {name.removesuffix(suffix) + "_l0": p for name, p in params.items() if name.endswith(suffix)}
+        reverse = suffix.endswith("_reverse")
+        outputs.append(np.zeros((T, B, H)))
+        for t in reversed(range(T)) if reverse else range(T):
+            before = as_state(mode, [part[k : k + 1] for part in final])
+            _, after, tape = reference.recurrent_forward(mode, one, x[t : t + 1], before)
+            h, *c = (part[0] for part in parts(after))
+            if mode == "LSTM":
+                c = [c[0] + nudges[1, k, t]]
+                h = tape.gates[0, 0, :, 3] * np.tanh(c[0])
+            for part, new in zip(final, (h + nudges[0, k, t], *c), strict=True):
+                part[k, alive[t]] = new[alive[t]]
+            outputs[-1][t, alive[t]] = final[0][k, alive[t]]
+        if reverse or f"{suffix}_reverse" not in suffixes:  # the layer's last direction
+            x, outputs = np.concatenate(outputs, axis=-1), []
+    return x, tuple(final)
+
+
+@pytest.mark.parametrize(("num_layers", "bidirectional", "lengths"), [(1, False, None), (2, True, [2, 0, 5, 4])])
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_derivatives_by_every_state(mode: str, num_layers: int, bidirectional: bool, lengths: Any) -> None:
+    params, x, state, lengths, dy, dstate = problem(mode, num_layers, bidirectional, lengths)
+    nudges = np.zeros((2, num_layers * (1 + bidirectional), T, B, H))
+    y, final, tape = reference.recurrent_forward(mode, params, x, state, lengths)
+    got = reference.recurrent_backward(tape, dy, dstate)
+
+    def loss() -> float:
+        return linear_loss(*unrolled(mode, (params, x, state, lengths), nudges), dy, dstate)
+
+    assert abs(loss() - linear_loss(y, final, dy, dstate)) < 1e-12
+    assert relative_error(got.dh, central_difference(loss, nudges[0])) < 1e-8
+    assert relative_error(got.dc, central_difference(loss, nudges[1])) < 1e-8
+    assert (np.linalg.norm(got.dc) > 0) == (mode == "LSTM")
+    assert not got.n_clipped.any()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.7, 1e3])
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 5], [2, 0, 5, 4]], ids=["full", "lengths"])
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_step_clip_rescales_each_sample_before_each_step(mode: str, lengths: Any, clip: float) -> None:
+    """One sample after the other, one step after the other, each step's derivative rescaled by hand."""
+    params, x, state, _, dy, dstate = problem(mode, 1, False, lengths)
+    tape = reference.recurrent_forward(mode, params, x, state, lengths)[2]
+    got = reference.recurrent_backward(tape, dy, dstate, step_clip=clip)
+    grads = {name: np.zeros_like(p) for name, p in params.items()}
+    n_clipped = np.zeros(T, int)
+    for b, length in enumerate(lengths):
+        d = tuple(part[:, b : b + 1] for part in parts(dstate))
+        for t in reversed(range(length)):
+            total = d[0] + dy[t, b]
+            norm = np.linalg.norm(total)
+            assert relative_error(got.dh[0, t, b], total[0, 0]) < 1e-14
+            n_clipped[t] += norm > clip
+            rescaled = total * min(1, clip / norm)
+            entering = as_state(mode, [part[:, t, b : b + 1] for part in (tape.h_in, tape.c_in)])
+            step = reference.recurrent_forward(mode, params, x[t : t + 1, b : b + 1], entering)[2]
+            back = reference.recurrent_backward(step, np.zeros((1, 1, H)), as_state(mode, [rescaled, *d[1:]]))
+            d = parts(back.dstate)
+            assert relative_error(got.dx[t, b], back.dx[0, 0]) < 1e-14
+            for name, gradient in back.grads.items():
+                grads[name] += gradient
+        for part, want in zip(parts(got.dstate), d, strict=True):
+            assert relative_error(part[:, b], want[:, 0]) < 1e-14
+    assert (got.n_clipped[0] == n_clipped).all()
+    for name, gradient in grads.items():
+        assert relative_error(got.grads[name], gradient) < 1e-13, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_ends_of_sequences(mode: str) -> None:
+    """What lies past an end changes nothing; each sequence does as it does alone and cut to its length."""
+    params, x, state, lengths, dy, dstate = problem(mode, 2, True, [3, 0, 5, 1])
+    dirty_x, dirty_dy = x.copy(), dy.copy()
+    for b, length in enumerate(lengths):
+        dirty_x[length:, b], dirty_dy[length:, b] = np.nan, np.inf
+    y, final, tape = reference.recurrent_forward(mode, params, dirty_x, state, lengths)
+    got = reference.recurrent_backward(tape, dirty_dy, dstate)
+    grads = {name: np.zeros_like(p) for name, p in params.items()}
+    for b, length in enumerate(lengths):
+        own = np.s_[:length, b : b + 1]
+        row_state, row_dstate = (as_state(mode, [part[:, b : b + 1] for part in parts(s)]) for s in (state, dstate))
+        y_b, final_b, tape_b = reference.recurrent_forward(mode, params, x[own], row_state)
+        got_b = reference.recurrent_backward(tape_b, dy[own], row_dstate)
+        assert relative_error(y[own], y_b) < 1e-14
+        assert relative_error(got.dx[own], got_b.dx) < 1e-14
+        assert not y[length:, b].any()
+        assert not got.dx[length:, b].any()
+        pairs = zip((*parts(final), *parts(got.dstate)), (*parts(final_b), *parts(got_b.dstate)), strict=True)
+        for whole, alone in pairs:
+            assert relative_error(whole[:, b : b + 1], alone) < 1e-14
+        for name, gradient in got_b.grads.items():
+            grads[name] += gradient
+    for name, gradient in grads.items():
+        assert relative_error(got.grads[name], gradient) < 1e-13, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(0, 4), (5, 0), (0, 0)], ids=str)
+def test_recurrent_without_steps_or_samples(mode: str, shape: tuple[int, int]) -> None:
+    params = recurrent_params(mode, I, H, num_layers=2, bidirectional=True)
+    state, dstate = random_state(mode, 4, shape[1], H, seed=1), random_state(mode, 4, shape[1], H, seed=2)
+    y, final, tape = reference.recurrent_forward(mode, params, np.zeros((*shape, I)), state)
+    got = reference.recurrent_backward(tape, np.zeros((*shape, 2 * H)), dstate)
+    assert y.shape == (*shape, 2 * H)
+    assert got.dx.shape == (*shape, I)
+    assert not any(gradient.any() for gradient in got.grads.values())
+    for a, b in zip((*parts(final), *parts(got.dstate)), (*parts(state), *parts(dstate)), strict=True):
+        assert a.shape == b.shape
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("lengths", [None, [5, 1, 3, 5]], ids=["full", "lengths"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (1, True), (3, False), (3, True)])
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_twin_agrees_with_pytorch(
+    mode: str, num_layers: int, bidirectional: bool, bias: bool, lengths: Any
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # the arrays are tiny
+    params, x, state, lengths, dy, dstate = problem(mode, num_layers, bidirectional, lengths, bias=bias)
+    kind, _, nonlinearity = mode.partition("_")
+    peer = getattr(torch.nn, kind)(
+        I,
+        H,
+        num_layers,
+        bias=bias,
+        bidirectional=bidirectional,
+        dtype=torch.float64,
+        **({"nonlinearity": nonlinearity.lower()} if nonlinearity else {}),
+    )
+    peer.load_state_dict({name: torch.tensor(p) for name, p in params.items()})
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, *parts(state))]
+    given = leaves[0]
+    if lengths is not None:
+        given = torch.nn.utils.rnn.pack_padded_sequence(given, torch.tensor(lengths), enforce_sorted=False)
+    y, final = peer(given, tuple(leaves[1:]) if mode == "LSTM" else leaves[1])
+    if lengths is not None:
+        y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=T)
+    pairs = zip((y, *parts(final)), (dy, *parts(dstate)), strict=True)
+    sum((a * torch.tensor(b)).sum() for a, b in pairs).backward()
+
+    got_y, got_final, tape = reference.recurrent_forward(mode, params, x, state, lengths)
+    got = reference.recurrent_backward(tape, dy, dstate)
+    for a, b in zip((got_y, *parts(got_final)), (y, *parts(final)), strict=True):
+        assert relative_error(a, b.detach().numpy()) < 1e-13
+    for a, b in zip((got.dx, *parts(got.dstate)), leaves, strict=True):
+        assert relative_error(a, b.grad.numpy()) < 1e-13
+    for name, p in peer.named_parameters():
+        assert relative_error(got.grads[name], p.grad.numpy()) < 1e-13, name
+
+
+def test_recurrent_sigmoid_at_the_ends() -> None:
+    with np.errstate(all="raise", under="ignore"):
+        got = reference._logistic(np.array([-1000.0, -40.0, 0.0, 40.0, 1000.0]))
+    assert got[0] == 0
+    assert got[1] == pytest.approx(np.exp(-40), rel=1e-15)
+    assert (got[2:] == [0.5, 1, 1]).all()
