@@ -16,13 +16,14 @@ FLOAT64 = np.dtype(np.float64)
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:
     """float32 or float64 in native byte order, or a TypeError."""
-    try:
-        given = None if dtype is None else np.dtype(dtype)
-    except TypeError:
-        given = None
-    for real in (FLOAT32, FLOAT64):
-        if given == real:
-            return real
+    if dtype is not None:  # which NumPy would take for float64
+        try:
+            given = np.dtype(dtype)
+        except TypeError:
+            given = np.dtype(object)
+        for real in (FLOAT32, FLOAT64):
+            if given == real:
+                return real
     raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
 
 

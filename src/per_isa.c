@@ -1,5 +1,6 @@
 /* All kernels for one instruction set: compiled once for each, with GC_ISA its name. Everything but the table is static, or
  * the linker might keep one set's copy of a shared function for all of them. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

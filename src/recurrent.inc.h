@@ -266,9 +266,11 @@ INLINE VEC FN(d_sigmoid)(VEC d, VEC a) { return FN(v_mul)(d, FN(v_mul)(a, FN(v_s
 /* inverts (f1); dh is left for the product with W_hh to overwrite */
 static void FN(rnn_step_back)(int relu, ptrdiff_t H, const REAL *h, const REAL *dh, REAL *dg)
 {
+    /* h > 0, written so that a NaN in h does not hide the gradient; smaller numbers have been flushed to zero */
+    VEC least = FN(v_set1)(GC_BITS == 32 ? (REAL)FLT_MIN : (REAL)DBL_MIN);
     for (ptrdiff_t j = 0; j < H; j += V) {
         VEC value = FN(v_get)(h + j, H - j), d = FN(v_get)(dh + j, H - j);
-        d = relu ? FN(v_select_gt)(value, FN(v_zero)(), d, FN(v_zero)()) : FN(d_tanh)(d, value);
+        d = relu ? FN(v_select_gt)(least, value, FN(v_zero)(), d) : FN(d_tanh)(d, value);
         FN(v_put)(dg + j, d, H - j);
     }
 }
