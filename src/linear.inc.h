@@ -1,6 +1,6 @@
 /* y = x W^T + b and its gradients, and the activations, element by element. */
 #ifndef REAL
-#error "linear.inc.h needs real.inc.h, simd.inc.h, vmath.inc.h, gemm.inc.h and recurrent.inc.h"
+#error "linear.inc.h needs real.inc.h, simd.inc.h, vmath.inc.h and gemm.inc.h"
 #endif
 
 #ifndef GC_LINEAR_SIZES

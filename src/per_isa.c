@@ -23,6 +23,8 @@
 INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
+#include "parts.h"
+
 #define GC_BITS 32
 #include "kernels.inc.h"
 #define GC_BITS 64

@@ -11,8 +11,7 @@
 #ifndef GC_RECURRENT_SIZES
 #define GC_RECURRENT_SIZES
 enum {
-    CHUNK_BYTES = 256 * 1024, /* gates of a chunk for each thread: a part of L2, beside the packed weights */
-    SERIAL_WORK = 200 * 1000  /* multiply-adds below which one thread is faster than starting a team */
+    CHUNK_BYTES = 256 * 1024 /* gates of a chunk for each thread: a part of L2, beside the packed weights */
 };
 
 INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return s->cell == GC_LSTM ? 4 : s->cell == GC_GRU ? 3 : 1; }
@@ -34,34 +33,6 @@ INLINE ptrdiff_t chunk_steps(const gc_recurrent *s, size_t real_size)
 {
     ptrdiff_t step_bytes = gc_max(s->B, 1) * n_kept(s) * s->H * (ptrdiff_t)real_size;
     return gc_min(gc_max(1, CHUNK_BYTES * (ptrdiff_t)s->threads / gc_max(step_bytes, 1)), gc_max(s->T, 1));
-}
-
-/* This thread's share [first, end) of the n sequences. */
-INLINE void share(ptrdiff_t n, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
-{
-    *first = n * thread / gc_team_size(team);
-    *end = n * (thread + 1) / gc_team_size(team);
-}
-
-/* This thread's share of n rows, in whole tiles of `unit`. */
-INLINE void share_tiles(ptrdiff_t n, ptrdiff_t unit, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
-{
-    share((n + unit - 1) / unit, team, thread, first, end);
-    *first = gc_min(*first * unit, n);
-    *end = gc_min(*end * unit, n);
-}
-
-/* Hands out parts of the scratch, each on a cache line of its own; with base NULL it only counts. */
-typedef struct {
-    char *base;
-    size_t used;
-} gc_arena;
-
-INLINE void *take(gc_arena *arena, ptrdiff_t n, size_t size)
-{
-    void *part = arena->base ? arena->base + arena->used : NULL;
-    arena->used += ((size_t)n * size + 63) / 64 * 64;
-    return part;
 }
 #endif
 
