@@ -560,7 +560,7 @@ class Sequential(Layer):
     Parameters
     ----------
     *layers : Layer
-        Feed-forward, recurrent, or themselves `Sequential`. A recurrent layer starts from zeros and hands its outputs on.
+        Feed-forward, recurrent, or themselves `Sequential`. A recurrent layer starts from zeros and hands on its y
 
     Attributes
     ----------
@@ -731,7 +731,7 @@ _ACTIVATIONS: dict[str, type[Activation]] = {
     "softplus": Softplus,
 }
 
-# How each initialiser fills a weight that an activation of this name follows. Those missing need arguments of their own.
+# How each initialiser fills a weight that an activation of this name follows; the others need more arguments.
 _INITS: dict[str, Callable[[Array, str, Generator], Array]] = {
     "xavier_uniform": lambda w, name, rng: init.xavier_uniform_(w, init.calculate_gain(name), rng=rng),
     "xavier_normal": lambda w, name, rng: init.xavier_normal_(w, init.calculate_gain(name), rng=rng),
@@ -748,8 +748,8 @@ _INITS: dict[str, Callable[[Array, str, Generator], Array]] = {
 class MLP(Sequential):
     """Linear layers with an activation between them; none after the last.
 
-    Weights are drawn by `init` with the gain that fits the activation, in all layers alike (He et al., 2015, section 2.2);
-    biases are zero.
+    Weights are drawn by `init` with the gain that fits the activation, in all layers alike (He et al., 2015, section
+    2.2); biases are zero.
 
     Parameters
     ----------
@@ -758,8 +758,8 @@ class MLP(Sequential):
     activation : str
         "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu" or "softplus".
     init : str
-        A name of `gradcore.init` without the underscore at its end: "xavier_uniform", "xavier_normal", "kaiming_uniform",
-        "kaiming_normal", "lecun_normal", "orthogonal", "eye", "uniform" or "normal".
+        A name of `gradcore.init` without the underscore at its end: "xavier_uniform", "xavier_normal",
+        "kaiming_uniform", "kaiming_normal", "lecun_normal", "orthogonal", "eye", "uniform" or "normal".
     bias : bool
         Whether the linear layers have biases.
     dtype : dtype
