@@ -2,15 +2,46 @@
 
 __version__ = "0.1.0"
 
+from gradcore import init, losses
 from gradcore._threads import get_num_threads, info, set_num_threads
+from gradcore.linear import (
+    ELU,
+    GELU,
+    MLP,
+    SELU,
+    Identity,
+    LastStep,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from gradcore.recurrent import GRU, LSTM, RNN
 
 __all__ = [
+    "ELU",
+    "GELU",
     "GRU",
     "LSTM",
+    "MLP",
     "RNN",
+    "SELU",
+    "Identity",
+    "LastStep",
+    "LeakyReLU",
+    "Linear",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
     "__version__",
     "get_num_threads",
     "info",
+    "init",
+    "losses",
     "set_num_threads",
 ]

@@ -75,6 +75,21 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str
     return np.require(given, requirements=["C", "A"])
 
 
+def check_lengths(value: Any, T: int, B: int) -> Array | None:
+    """`lengths` as indices, (B,), each from 0 to T; None stays None."""
+    if value is None:
+        return None
+    given = np.asarray(value)
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if given.shape != (B,):
+        raise ValueError(f"lengths: expected shape ({B},), got {given.shape}")
+    wrong = np.flatnonzero((given < 0) | (given > T))
+    if wrong.size:
+        raise ValueError(f"lengths: expected 0 to {T}, got {given[wrong[0]]} at position {wrong[0]}")
+    return given.astype(np.intp)
+
+
 def target(name: str, value: Any) -> Array:
     """An array that is to be changed in place, or an error that says why it cannot be."""
     if not isinstance(value, np.ndarray):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,34 @@ def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
     raw = np.zeros(n * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n * dtype.itemsize].view(dtype)
+
+
+class Pool:
+    """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults."""
+
+    KEEP = 4
+
+    def __init__(self) -> None:
+        self._free: list[Array] = []
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> Array:
+        """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
+        with self._lock:
+            fitting = [k for k, buffer in enumerate(self._free) if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
+            if fitting:
+                return self._free.pop(min(fitting, key=lambda k: self._free[k].size))
+        raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        return raw[start : start + n_bytes]
+
+    def give(self, buffer: Array) -> None:
+        with self._lock:
+            self._free.append(buffer)
+            del self._free[: -self.KEEP]
+
+    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
+        return Pool, ()  # a copied or unpickled layer starts with an empty pool
 
 
 class Layer:
@@ -69,6 +99,9 @@ class Layer:
         vars(self).update(state)
         n = sum(p.size for p in self.params.values())
         self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
+
+    def __copy__(self) -> Layer:
+        return copy.deepcopy(self)  # parameters cannot live in the buffers of two
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""

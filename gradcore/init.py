@@ -303,7 +303,7 @@ def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = 
     >>> import numpy as np
     >>> from gradcore import init
     >>> init.xavier_normal_(np.empty((1, 2)), gain=5 / 3, rng=np.random.default_rng(0))
-    array([[ 0.17109631, -0.17977224]])
+    array([[ 0.17109716, -0.17977195]])
     """
     array = _checked(tensor, least_ndim=2)
     return _fill_normal(array, abs(number("gain", gain)) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,38 +12,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels
-from gradcore._check import Array, array, number, real_dtype, size
-from gradcore._layer import ALIGNMENT, Layer
+from gradcore._check import Array, array, check_lengths, number, real_dtype, size
+from gradcore._layer import ALIGNMENT, Layer, Pool
 
 State = Any  # h, or (h, c) for LSTM
-
-
-class _Pool:
-    """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults."""
-
-    KEEP = 4
-
-    def __init__(self) -> None:
-        self._free: list[Array] = []
-        self._lock = threading.Lock()
-
-    def take(self, n_bytes: int) -> Array:
-        """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
-        with self._lock:
-            fitting = [k for k, buffer in enumerate(self._free) if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
-            if fitting:
-                return self._free.pop(min(fitting, key=lambda k: self._free[k].size))
-        raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT
-        return raw[start : start + n_bytes]
-
-    def give(self, buffer: Array) -> None:
-        with self._lock:
-            self._free.append(buffer)
-            del self._free[: -self.KEEP]
-
-    def __reduce__(self) -> tuple[type[_Pool], tuple[()]]:
-        return _Pool, ()  # a copied or unpickled layer starts with an empty pool
 
 
 class _Batch:
@@ -278,7 +249,7 @@ class _Recurrent(Layer):
         self.num_directions = 2 if bidirectional else 1
         self.dtype = real_dtype(dtype)
         self._rng = np.random.default_rng() if rng is None else rng
-        self._pool = _Pool()
+        self._pool = Pool()
 
         shapes: dict[str, tuple[int, ...]] = {}
         GH, H = self._n_gates * self.hidden_size, self.hidden_size
@@ -321,19 +292,6 @@ class _Recurrent(Layer):
             return array(name, value, self.dtype, shape)
         given = array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
         return np.ascontiguousarray(given.swapaxes(0, 1))
-
-    def _check_lengths(self, lengths: Any, T: int, B: int) -> Array | None:
-        if lengths is None:
-            return None
-        given = np.asarray(lengths)
-        if given.dtype.kind not in "iu" and given.size:
-            raise TypeError(f"lengths: expected integers, got {given.dtype}")
-        if given.shape != (B,):
-            raise ValueError(f"lengths: expected shape ({B},), got {given.shape}")
-        wrong = np.flatnonzero((given < 0) | (given > T))
-        if wrong.size:
-            raise ValueError(f"lengths: expected 0 to {T}, got {given[wrong[0]]} at position {wrong[0]}")
-        return given.astype(np.intp)
 
     def _check_state(self, name: str, state: State, B: int) -> list[Array]:
         """h, or h and c, each (L*D, B, H); zeros for None."""
@@ -392,7 +350,7 @@ class _Recurrent(Layer):
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
         states = self._check_state("state", state, B)
-        batch = _Batch(T, B, self._check_lengths(lengths, T, B))
+        batch = _Batch(T, B, check_lengths(lengths, T, B))
         states = [batch.sort(part) for part in states]
         tape = Tape(self, batch) if keep else None
 

@@ -94,14 +94,14 @@ INLINE VEC FN(v_expm1_negative)(VEC x)
     return FN(v_fma)(scale, p, FN(v_sub)(scale, FN(v_set1)(R(1.0))));
 }
 
-/* log(1 + e) for 0 <= e <= 1, as 2 artanh(s) with s = e / (2 + e) <= 1/3; max ULP 3 */
+/* log(1 + e) for 0 <= e <= 1, as 2 artanh(s) with 2 s = 2 e / (2 + e) <= 2/3; max ULP 3 */
 INLINE VEC FN(v_log1p_unit)(VEC e)
 {
     enum { TERMS = GC_BITS == 32 ? 8 : 17 };
-    VEC s = FN(v_div)(e, FN(v_add)(e, FN(v_set1)(R(2.0)))), square = FN(v_mul)(s, s), sum = FN(v_zero)();
+    VEC twice = FN(v_div)(FN(v_add)(e, e), FN(v_add)(e, FN(v_set1)(R(2.0)))), sum = FN(v_zero)();
+    VEC square = FN(v_mul)(FN(v_mul)(twice, twice), FN(v_set1)(R(0.25)));
 #pragma GCC unroll 20
     for (int k = TERMS - 1; k > 0; k--) sum = FN(v_fma)(sum, square, FN(v_set1)(R(1.0) / (REAL)(2 * k + 1)));
-    VEC twice = FN(v_add)(s, s);
     return FN(v_fma)(FN(v_mul)(twice, square), sum, twice);
 }
 

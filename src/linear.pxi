@@ -26,6 +26,7 @@ def linear_forward(x, w, b, y, Py_ssize_t N, take):
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
         TABLE.real[real].linear_forward(&s)
+    return work
 
 
 def linear_backward(x, w, dy, dx, dw, db, Py_ssize_t N, take):
@@ -41,6 +42,7 @@ def linear_backward(x, w, dy, dx, dw, db, Py_ssize_t N, take):
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
         TABLE.real[real].linear_backward(&s)
+    return work
 
 
 def activation_forward(int kind, double p, double q, cnp.ndarray x, cnp.ndarray y):
