@@ -72,7 +72,7 @@ setup(
     ext_modules=[
         Extension(
             "gradcore._kernels",
-            ["src/_kernels.pyx", "src/dispatch.c", "src/threads.c"],
+            ["src/_kernels.pyx", *(f"src/{name}.c" for name in ("dispatch", "threads", "spans", "norm", "optim"))],
             include_dirs=["src", numpy.get_include()],
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),

@@ -65,6 +65,29 @@ cdef extern from "gradcore.h" nogil:
         void (*activation_backward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *kept,
                                     const void *dy, void *dx) noexcept nogil
 
+    enum:
+        GC_GRAD, GC_PARAM, GC_MEAN, GC_SQUARE, GC_EXTRA, GC_OPERANDS
+        GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD
+
+    ctypedef struct gc_span:
+        void *data[5]
+        Py_ssize_t n
+        int real
+
+    ctypedef struct gc_norm:
+        double root, unit, largest
+        Py_ssize_t n_nan, n_inf
+        Py_ssize_t worst, worst_array
+
+    ctypedef struct gc_update:
+        int rule
+        double factor[2]
+        double l2, shrink, step
+        double keep_mean, take_mean, keep_square, take_square
+        double eps, root
+        double now, past
+        double momentum
+
     ctypedef struct gc_table:
         const char *isa
         gc_kernels real[2]
@@ -73,3 +96,9 @@ cdef extern from "gradcore.h" nogil:
     void gc_set_num_threads(int n)
     int gc_get_num_threads()
     int gc_has_openmp()
+
+    void gc_number_blocks(gc_span *spans, Py_ssize_t n)
+    int gc_norm_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)
+    void gc_norm_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factor)
+    void gc_norm_clamp(const gc_table *, const gc_span *spans, Py_ssize_t n, double limit)
+    void gc_optim_update(const gc_table *, const gc_span *spans, Py_ssize_t n, const gc_update *)

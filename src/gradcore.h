@@ -71,6 +71,59 @@ enum {
     GC_SOFTPLUS = 8
 };
 
+/* ---- norm, optim: lists of arrays ------------------------------------------------------------------------------------- */
+
+enum { GC_BLOCK = 4096 }; /* elements: the unit of work and of rounding; a block belongs to one array */
+enum { GC_GRAD, GC_PARAM, GC_MEAN, GC_SQUARE, GC_EXTRA, GC_OPERANDS };
+
+/* One array of a list, of either element type; for an optimizer the arrays of the same shape that go with it. */
+typedef struct gc_span {
+    void *data[GC_OPERANDS]; /* (n,) each, aliasing nothing; norms and clipping use GC_GRAD alone */
+    ptrdiff_t n;
+    ptrdiff_t first_block;   /* blocks are numbered through the list: gc_number_blocks sets it */
+    int real;                /* GC_F32 or GC_F64 */
+} gc_span;
+
+/* What a block tells about its finite entries, and how many it has that are not. */
+typedef struct gc_norm_block {
+    double sum, rest;          /* of (|g| / unit)^p, rest being what rounding took from sum; 0 when p is INFINITY */
+    double largest;            /* |g|, without units */
+    ptrdiff_t n_nan, n_inf;
+    ptrdiff_t first_nonfinite; /* its index in the block, -1 for none */
+} gc_norm_block;
+
+/* What is known of an array or of a whole list: root * unit is the norm of the finite entries, in two factors because it
+ * may lie beyond the range of double. */
+typedef struct gc_norm {
+    double root, unit;
+    double sum;                /* of (|g| / unit)^p */
+    double largest;            /* |g| */
+    ptrdiff_t n_nan, n_inf;
+    ptrdiff_t worst;           /* index of the first entry that is not finite, else -1; for a list else of the largest */
+    ptrdiff_t worst_array;     /* for a list: which array that is, -1 without entries */
+    ptrdiff_t largest_block;   /* index where the block with the first largest entry begins */
+} gc_norm;
+
+/* g is the gradient times factor[0] * factor[1] (0 where it is not finite), plus l2 * p. optim.inc.h has the formulas. */
+enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD };
+typedef struct gc_update {
+    int rule;
+    double factor[2];
+    double l2, shrink, step;
+    double keep_mean, take_mean, keep_square, take_square;
+    double eps, root;
+    double now, past;          /* SGD with momentum: shares of gradient and momentum in the change */
+    double momentum;           /* RMSprop */
+} gc_update;
+
+/* sum += x for sums that must not lose digits: what rounding takes away goes to rest. */
+static inline void gc_add(double *sum, double *rest, double x)
+{
+    const double s = *sum + x, seen = s - *sum;
+    *rest += (*sum - (s - seen)) + (x - seen);
+    *sum = s;
+}
+
 /* ---- the table -------------------------------------------------------------------------------------------------------- */
 
 typedef struct gc_kernels {
@@ -86,6 +139,13 @@ typedef struct gc_kernels {
     void (*activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y);
     void (*activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept, const void *dy,
                                 void *dx);
+
+    /* One block of n <= GC_BLOCK elements. unit > 0 divides the entries; with p 1 or 2 it is a power of two. */
+    void (*norm_block)(const void *g, ptrdiff_t n, double p, double unit, gc_norm_block *out);
+    ptrdiff_t (*norm_find)(const void *g, ptrdiff_t n, double largest); /* index of the first entry with this magnitude */
+    void (*scale_block)(void *g, ptrdiff_t n, const double factor[2]);  /* g *= both; 0 where g is not finite */
+    void (*clamp_block)(void *g, ptrdiff_t n, double limit);            /* to [-limit, limit]; NaN stays */
+    void (*update_block)(const gc_update *, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n);
 } gc_kernels;
 
 typedef struct gc_table {
@@ -98,6 +158,21 @@ typedef struct gc_table {
 /* The table for `wanted`, or for the best instruction set of this processor when `wanted` is NULL or empty; NULL where the
  * processor or the build lacks it. `supported` receives the names that would work, separated by ", ". */
 const gc_table *gc_select(const char *wanted, char supported[64]);
+
+/* ---- spans.c, norm.c, optim.c: lists of arrays, with the block kernels of one table ------------------------------------- */
+
+typedef void (*gc_block_body)(void *arg, ptrdiff_t array, ptrdiff_t start, ptrdiff_t n);
+
+void gc_number_blocks(gc_span *spans, ptrdiff_t n);
+ptrdiff_t gc_number_of_blocks(const gc_span *spans, ptrdiff_t n);
+/* body for every block of the list, in one parallel region; which thread gets which block depends on their numbers only. */
+void gc_over_blocks(const gc_span *spans, ptrdiff_t n, gc_block_body body, void *arg);
+
+/* p is positive or INFINITY; `arrays` (n,) and `all` are overwritten. GC_OK or GC_NOMEM. Reads only. */
+int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all);
+void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double factor[2]);
+void gc_norm_clamp(const gc_table *, const gc_span *spans, ptrdiff_t n, double limit);
+void gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *);
 
 /* ---- threads.c: the only door to OpenMP ------------------------------------------------------------------------------- */
 

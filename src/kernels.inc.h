@@ -5,4 +5,6 @@
 #include "gemm.inc.h"
 #include "recurrent.inc.h"
 #include "linear.inc.h"
+#include "norm.inc.h"
+#include "optim.inc.h"
 #include "real_end.inc.h"

@@ -41,6 +41,11 @@ INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
         .linear_backward = linear_backward_##suffix,                                                                           \
         .activation_forward = activation_forward_##suffix,                                                                     \
         .activation_backward = activation_backward_##suffix,                                                                   \
+        .norm_block = norm_block_##suffix,                                                                                     \
+        .norm_find = norm_find_##suffix,                                                                                       \
+        .scale_block = scale_block_##suffix,                                                                                   \
+        .clamp_block = clamp_block_##suffix,                                                                                   \
+        .update_block = update_block_##suffix,                                                                                 \
     }
 
 extern const gc_table GC_JOIN(gc_table_, GC_ISA);

@@ -1,0 +1,121 @@
+/* One step of an optimizer for one block: every array is read once and, but for the gradient, written once. The clip
+ * coefficient is applied on the way. Needs norm.inc.h. The formulas stand beside each function, g, m, v the gradient and
+ * its moments, p the parameter. */
+
+INLINE REAL FN(root)(REAL x)
+{
+#if GC_BITS == 32
+    return sqrtf(x);
+#else
+    return sqrt(x);
+#endif
+}
+
+/* gc_update in the precision of the arrays, by value, so that the compiler keeps it in registers. */
+typedef struct FN(rates) {
+    double factor0, factor1;
+    REAL l2, shrink, step, keep_mean, take_mean, keep_square, take_square, eps, root, now, past, momentum;
+} FN(rates);
+
+INLINE FN(rates) FN(rates_of)(const gc_update *u)
+{
+    return (FN(rates)){u->factor[0],         u->factor[1],           (REAL)u->l2,          (REAL)u->shrink, (REAL)u->step,
+                       (REAL)u->keep_mean,   (REAL)u->take_mean,     (REAL)u->keep_square, (REAL)u->take_square,
+                       (REAL)u->eps,         (REAL)u->root,          (REAL)u->now,         (REAL)u->past,   (REAL)u->momentum};
+}
+
+INLINE REAL FN(gradient)(FN(rates) r, REAL g, REAL p) { return FN(clipped)(g, r.factor0, r.factor1) + r.l2 * p; }
+
+/* m = keep m + take g;  p = p - step (now g + past m);  without momentum p = p - step g */
+INLINE void FN(sgd)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const REAL d = FN(gradient)(r, g[i], p[i]);
+        REAL change = d;
+        if (mean) {
+            mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
+            change = r.now * d + r.past * mean[i];
+        }
+        p[i] -= r.step * change;
+    }
+}
+
+/* m = keep m + take g;  v = keep' v + take' g^2;  p = shrink p - step m / (sqrt(v) / root + eps), with AMSGrad the largest v */
+INLINE void FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean,
+                     REAL *restrict square, REAL *restrict most)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const REAL d = FN(gradient)(r, g[i], p[i]);
+        mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
+        square[i] = r.keep_square * square[i] + r.take_square * d * d;
+        REAL v = square[i];
+        if (most) v = most[i] = v > most[i] ? v : most[i];
+        p[i] = r.shrink * p[i] - r.step * (mean[i] / (FN(root)(v) / r.root + r.eps));
+    }
+}
+
+/* v = keep' v + take' g^2;  centered: m = keep m + take g, v - m^2 in place of v;  d = g / (sqrt(v) + eps);
+ * momentum: b = momentum b + d, b in place of d;  p = p - step d */
+INLINE void FN(rmsprop)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean,
+                        REAL *restrict square, REAL *restrict buffer)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const REAL d = FN(gradient)(r, g[i], p[i]);
+        square[i] = r.keep_square * square[i] + r.take_square * d * d;
+        REAL v = square[i];
+        if (mean) {
+            mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
+            v -= mean[i] * mean[i];
+            v = v > 0 ? v : 0; /* it can only be negative by rounding */
+        }
+        REAL change = d / (FN(root)(v) + r.eps);
+        if (buffer) change = buffer[i] = r.momentum * buffer[i] + change;
+        p[i] -= r.step * change;
+    }
+}
+
+/* v = v + g^2;  p = p - step g / (sqrt(v) + eps) */
+INLINE void FN(adagrad)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict square)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const REAL d = FN(gradient)(r, g[i], p[i]);
+        square[i] += d * d;
+        p[i] -= r.step * (d / (FN(root)(square[i]) + r.eps));
+    }
+}
+
+/* Which of the optional arrays there are is decided here, once a block, and compiled into the loops. */
+static void FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
+{
+    const FN(rates) r = FN(rates_of)(u);
+    REAL *a[GC_OPERANDS];
+    for (int k = 0; k < GC_OPERANDS; k++) a[k] = data[k] ? (REAL *)data[k] + start : NULL;
+    REAL *g = a[GC_GRAD], *p = a[GC_PARAM], *mean = a[GC_MEAN], *square = a[GC_SQUARE], *extra = a[GC_EXTRA];
+    switch (u->rule) {
+    case GC_SGD:
+        if (mean)
+            FN(sgd)(r, n, g, p, mean);
+        else
+            FN(sgd)(r, n, g, p, NULL);
+        break;
+    case GC_ADAM:
+        if (extra)
+            FN(adam)(r, n, g, p, mean, square, extra);
+        else
+            FN(adam)(r, n, g, p, mean, square, NULL);
+        break;
+    case GC_RMSPROP:
+        if (mean && extra)
+            FN(rmsprop)(r, n, g, p, mean, square, extra);
+        else if (mean)
+            FN(rmsprop)(r, n, g, p, mean, square, NULL);
+        else if (extra)
+            FN(rmsprop)(r, n, g, p, NULL, square, extra);
+        else
+            FN(rmsprop)(r, n, g, p, NULL, square, NULL);
+        break;
+    case GC_ADAGRAD:
+        FN(adagrad)(r, n, g, p, square);
+        break;
+    }
+}

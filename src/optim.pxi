@@ -1,0 +1,33 @@
+# Fills gc_update and spans. Meanings: gradcore.h.
+
+SGD, ADAM, RMSPROP, ADAGRAD = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD
+
+
+def update(int rule, double factor0, double factor1, list grads, list params, list mean, list square, list extra, *, double l2=0,
+           double shrink=1, double step, double keep_mean=0, double take_mean=0, double keep_square=0,
+           double take_square=0, double eps=0, double root=1, double now=0, double past=0, double momentum=0):
+    """One step, in place. mean, square and extra hold an array for each parameter, or are None where the rule has no use
+    for them."""
+    cdef gc_update u
+    cdef gc_span *spans
+    cdef Py_ssize_t n = len(grads), i
+    cdef int operand
+    if rule != GC_SGD and square is None or rule == GC_ADAM and mean is None:
+        raise ValueError("kernel argument: the rule needs more state")
+    u.rule, u.l2, u.shrink, u.step = rule, l2, shrink, step
+    u.factor[0], u.factor[1] = factor0, factor1
+    u.keep_mean, u.take_mean, u.keep_square, u.take_square = keep_mean, take_mean, keep_square, take_square
+    u.eps, u.root, u.now, u.past, u.momentum = eps, root, now, past, momentum
+    spans = spans_of(grads, False)
+    try:
+        for operand, arrays in ((GC_PARAM, params), (GC_MEAN, mean), (GC_SQUARE, square), (GC_EXTRA, extra)):
+            if arrays is None:
+                continue
+            if len(arrays) != n:
+                raise ValueError("kernel argument: one array is needed for each gradient")
+            for i in range(n):
+                spans[i].data[operand] = pointer(arrays[i], spans[i].real, spans[i].n, True)
+        with nogil:
+            gc_optim_update(TABLE, spans, n, &u)
+    finally:
+        free(spans)
