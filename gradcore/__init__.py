@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from gradcore import spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.recurrent import GRU, LSTM, RNN
 
@@ -13,4 +14,5 @@ __all__ = [
     "get_num_threads",
     "info",
     "set_num_threads",
+    "spectral",
 ]
