@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from gradcore import init, losses
+from gradcore import init, losses, spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.linear import (
     ELU,
@@ -44,4 +44,5 @@ __all__ = [
     "init",
     "losses",
     "set_num_threads",
+    "spectral",
 ]

@@ -1,0 +1,804 @@
+"""Will gradients through a recurrent layer grow or fade, how fast, and what of that is certain?
+
+Matrices first, then the Jacobian of one time step, then what a trajectory of them does to a gradient. Everything here
+is computed and returned in float64, in natural logarithms per time step, for layers of either dtype.
+
+A step's Jacobian is never a dense matrix in the loops: `_Step` keeps it as diagonal factors around the recurrent
+weights, and its `times` and `transposed_times` are the only places that multiply with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gradcore._check import Array, size
+
+Verdict = Literal["explodes", "vanishes", "stable"]
+Kind = Literal["necessary", "sufficient", "asymptotic"]
+
+# "stable": the gradient changes by less than 1 % a step and by less than a factor of 10 over the horizon.
+STABLE_RATE = 0.01
+STABLE_FACTOR = 10.0
+
+PROBES = 32  # random gradients carried back through each layer, over all samples together, when the batch has fewer
+ROUNDING = 1e-12  # added to bounds that a rate may reach
+REST_SAMPLES, REST_STEPS = 8, 200  # without data: free-running trajectories, and the longest that is simulated
+
+
+# ---- matrices --------------------------------------------------------------------------------------------------------
+
+
+def spectral_radius(W: Any) -> float:
+    """Largest absolute value of the eigenvalues of W.
+
+    max_i abs(lambda_i(W)). It decides the growth of W^t as t goes to infinity, hence of the gradients of a *linear*
+    network. For a tanh network a radius above 1 is neither necessary nor sufficient for exploding gradients.
+
+    Parameters
+    ----------
+    W : array_like, (n, n)
+        A real matrix.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If W is not a square matrix of finite real numbers.
+
+    Examples
+    --------
+    >>> round(spectral_radius([[8.0, 8.0], [-8.0, -8.0]]), 6)
+    0.0
+    """
+    eigenvalues = np.linalg.eigvals(_matrix("W", W, square=True))
+    return float(np.abs(eigenvalues).max(initial=0.0))
+
+
+def spectral_norm(W: Any) -> float:
+    """Largest singular value of W.
+
+    max abs(W v) / abs(v): no vector, and so no gradient, grows by more than this in one multiplication.
+
+    Parameters
+    ----------
+    W : array_like, (m, n)
+        A real matrix.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If W is not a matrix of finite real numbers.
+
+    Examples
+    --------
+    >>> round(spectral_norm([[8.0, 8.0], [-8.0, -8.0]]), 6)
+    16.0
+    """
+    singular_values = np.linalg.svd(_matrix("W", W), compute_uv=False)
+    return float(singular_values.max(initial=0.0))
+
+
+def henrici(W: Any) -> float:
+    """Henrici's departure of W from normality, in the Frobenius norm, not normalised.
+
+    sqrt(|W|_F^2 - sum_i abs(lambda_i)^2): 0 just when W is normal, and then the spectral radius is the spectral norm;
+    the larger it is, the more a product with W may grow before the eigenvalues have their way. It is read from the
+    Schur form, as the norm of the strictly upper triangle, which keeps the digits that the difference would cancel.
+
+    Parameters
+    ----------
+    W : array_like, (n, n)
+        A real matrix.
+
+    Returns
+    -------
+    float
+        Between 0 and the Frobenius norm of W.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If W is not a square matrix of finite real numbers.
+
+    References
+    ----------
+    Henrici, "Bounds for iterates, inverses, spectral variation and fields of values of non-normal matrices", 1962.
+
+    Examples
+    --------
+    >>> round(henrici([[8.0, 8.0], [-8.0, -8.0]]), 6)
+    16.0
+    """
+    from scipy.linalg import schur
+
+    matrix = _matrix("W", W, square=True)
+    scale = float(np.abs(matrix).max(initial=0.0))
+    if not scale:
+        return 0.0
+    triangle, _ = schur(matrix / scale, output="complex")  # scaled: squares of the entries may not be representable
+    return scale * float(np.linalg.norm(np.triu(triangle, 1)))
+
+
+def _matrix(name: str, value: Any, *, square: bool = False) -> Array:
+    """`value` as a float64 matrix of finite numbers."""
+    given = np.asarray(value)
+    if given.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
+    if given.ndim != 2 or (square and given.shape[0] != given.shape[1]):
+        raise ValueError(f"{name}: expected shape {'(n, n)' if square else '(m, n)'}, got {given.shape}")
+    matrix = given.astype(np.float64)
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{name}: has {np.count_nonzero(~np.isfinite(matrix))} entries that are NaN or infinite")
+    return matrix
+
+
+# ---- the Jacobian of one step ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Step:
+    """d(state after the step) / d(state before it) for B samples; the state has P = 1 or 2 parts, h, or h and c.
+
+    Part p after the step depends on part p' before it by   carry[p, p'] + [p' is h] * sum_g gain[p, g] * W_g,   carry
+    and gain being diagonal and W_g the recurrent matrix of gate g.
+    """
+
+    weight: Array  # (G*H, H)
+    gain: Array  # (B, P, G, H)
+    carry: Array  # (B, P, P, H)
+
+    def times(self, v: Array) -> Array:
+        """J v for vectors (B, k, P, H)."""
+        samples, _, gates, units = self.gain.shape
+        pre = (v[:, :, 0].reshape(-1, units) @ self.weight.T).reshape(samples, -1, gates, units)
+        out: Array = np.einsum("bpqi,bkqi->bkpi", self.carry, v)
+        out += np.einsum("bpgi,bkgi->bkpi", self.gain, pre)
+        return out
+
+    def transposed_times(self, u: Array) -> Array:
+        """J^T u for vectors (B, k, P, H)."""
+        samples, _, gates, units = self.gain.shape
+        pre = np.einsum("bpgi,bkpi->bkgi", self.gain, u).reshape(-1, gates * units)
+        out: Array = np.einsum("bpqi,bkpi->bkqi", self.carry, u)
+        out[:, :, 0] += (pre @ self.weight).reshape(samples, -1, units)
+        return out
+
+    def dense(self) -> Array:
+        """(B, P*H, P*H)."""
+        samples, parts, _, units = self.gain.shape
+        n = parts * units
+        eye = np.broadcast_to(np.eye(n).reshape(n, parts, units), (samples, n, parts, units))
+        return np.ascontiguousarray(self.times(eye).reshape(samples, n, n).swapaxes(1, 2))
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.gain).all() and np.isfinite(self.carry).all())
+
+    def norm_bound(self, weight_norm: float) -> Array:
+        """(B,) numbers no smaller than the spectral norm of J, given that of the weight.
+
+        Diagonal blocks have the norm of their worst unit's (P, G) or (P, P) matrix, and the two terms of J that of
+        their sum; but for LSTM, where the weights act on h alone and the carry on c alone, they stand side by side.
+        """
+        past = np.sqrt(np.square(self.carry).sum(axis=(1, 2)).max(axis=1))  # of rank 1, so that this is the norm
+        h = np.square(self.gain[:, 0]).sum(axis=1)  # (B, H)
+        if self.gain.shape[1] == 1:
+            return np.asarray(np.sqrt(h.max(axis=1)) * weight_norm + past)
+        c, mixed = np.square(self.gain[:, 1]).sum(axis=1), (self.gain[:, 0] * self.gain[:, 1]).sum(axis=1)
+        through = (h + c) / 2 + np.hypot((h - c) / 2, mixed)  # larger eigenvalue of [[h, mixed], [mixed, c]]
+        return np.asarray(np.hypot(np.sqrt(through.max(axis=1)) * weight_norm, past))
+
+
+def _rnn_step(weight: Array, gates: Array, nonlinearity: str) -> _Step:
+    """h' = phi(W h + ...)."""
+    new = gates[:, 0]
+    slope = 1 - new**2 if nonlinearity == "tanh" else np.where(np.isfinite(new), new > 0, np.nan)
+    return _Step(weight, slope[:, None, None], np.zeros_like(slope)[:, None, None])
+
+
+def _gru_step(weight: Array, gates: Array, h: Array) -> _Step:
+    """h' = (1 - z) n + z h with n = tanh(... + r q), q = W_n h + b."""
+    r, z, n, q = np.moveaxis(gates, 1, 0)
+    into_n = (1 - z) * (1 - n**2)
+    gain = np.stack([into_n * q * r * (1 - r), (h - n) * z * (1 - z), into_n * r], axis=1)
+    return _Step(weight, gain[:, None], z[:, None, None])
+
+
+def _lstm_step(weight: Array, gates: Array, c: Array) -> _Step:
+    """c' = f c + i g, h' = o tanh(c')."""
+    i, f, g, o = np.moveaxis(gates, 1, 0)
+    squashed = np.tanh(f * c + i * g)
+    opened = o * (1 - squashed**2)  # dh'/dc'
+    zero = np.zeros_like(f)
+    cell = np.stack([g * i * (1 - i), c * f * (1 - f), i * (1 - g**2), zero], axis=1)
+    hidden = opened[:, None] * cell
+    hidden[:, 3] = squashed * o * (1 - o)
+    carry = np.stack([np.stack([zero, opened * f], axis=1), np.stack([zero, f], axis=1)], axis=1)
+    return _Step(weight, np.stack([hidden, cell], axis=1), carry)
+
+
+class _Trajectory:
+    """The Jacobians of one layer and direction along a stored forward pass."""
+
+    def __init__(self, layer: Any, tape: Any, index: int, samples: Sequence[int]) -> None:
+        self.layer, self.tape, self.index, self.samples = layer, tape, index, samples
+        self.weight = layer.params["weight_hh" + _suffix(layer, index)].astype(np.float64)
+
+    def at(self, t: int) -> _Step:
+        records = [self.tape.record(self.index, t, b) for b in self.samples]
+        gates = np.stack([record.gates for record in records]).astype(np.float64)  # (B, K, H)
+        if len(self.weight) == self.layer.hidden_size:
+            return _rnn_step(self.weight, gates, self.layer.nonlinearity)
+        if len(self.weight) == 3 * self.layer.hidden_size:
+            return _gru_step(self.weight, gates, np.stack([record.h for record in records]).astype(np.float64))
+        return _lstm_step(self.weight, gates, np.stack([record.c for record in records]).astype(np.float64))
+
+    def walk(self, T: int) -> range:
+        """The steps in the order in which the forward pass took them."""
+        return range(T - 1, -1, -1) if self.index % self.layer.num_directions else range(T)
+
+
+def _suffix(layer: Any, index: int) -> str:
+    """The end of PyTorch's parameter names for layer * num_directions + direction."""
+    level, direction = divmod(index, layer.num_directions)
+    return f"_l{level}_reverse" if direction else f"_l{level}"
+
+
+def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Array:
+    """dh_t / dh_{t-1} of one sample, the derivative of a state by the one before it.
+
+    RNN:  diag(phi'(a)) W.   GRU:  diag(z) + diag((h - n) z (1 - z)) W_z + diag((1 - z) (1 - n^2)) (diag(r) W_n +
+    diag(q r (1 - r)) W_r). LSTM: of the state (h, c) stacked, so that the blocks are dh_t/dh, dh_t/dc above dc_t/dh,
+    dc_t/dc. In the reverse direction the state before is the one of t + 1.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+    tape : the tape of a forward pass of `layer`
+    t : int
+        Time step, 0 <= t < T, where the sample has not ended.
+    b : int
+        Sample, 0 <= b < B.
+    index : int
+        Which layer and direction: layer * num_directions + direction.
+
+    Returns
+    -------
+    ndarray, (H, H), or (2H, 2H) for LSTM
+        float64. Row i, column j: d(unit i at t) / d(unit j before).
+
+    Raises
+    ------
+    IndexError
+        If t, b or index is out of range.
+    ValueError
+        If the tape is another layer's.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False)
+    >>> layer.params["weight_hh_l0"][...] = [[0.5, 0.25], [0.0, 2.0]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> _, tape = layer.forward(np.ones((3, 1, 1), np.float32))
+    >>> jacobian(layer, tape, 1)
+    array([[0.5 , 0.25],
+           [0.  , 2.  ]])
+    """
+    _recurrent(layer)
+    if getattr(tape, "_layer", None) is not layer:
+        raise ValueError("tape: expected a tape from this layer's forward")
+    tape.record(index, t, b)  # its errors name what is out of range
+    matrix: Array = _Trajectory(layer, tape, index, [b]).at(t).dense()[0]
+    return matrix
+
+
+def _recurrent(layer: Any) -> None:
+    """Refuse what has no recurrent weights."""
+    if not hasattr(layer, "num_directions"):
+        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+
+
+# ---- what a trajectory of Jacobians does -----------------------------------------------------------------------------
+
+
+def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None = None, transient: int = 0) -> Array:
+    """Lyapunov exponents of the layer driven by x: how fast small changes of its state grow, direction by direction.
+
+    lambda_i = mean_t ln abs(R_t,ii)   with   Q_t R_t = J_t Q_{t-1},   J_t the Jacobian of step t and Q_0 random
+    orthonormal. All of them sum to the mean of ln abs det J_t. The largest is the rate at which a gradient grows
+    backwards, once many steps have passed; above 0 is chaos forwards and explosion backwards. In a stack every layer
+    is driven by the one below and never by one above, so that the joint Jacobian is block triangular: the spectrum is
+    that of the layers together, each along its own trajectory. Dropout is off.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Of one direction.
+    x : ndarray, (T, B, I)
+        As in ``layer(x)``: the layer's dtype, (B, T, I) with `batch_first`.
+    state : optional
+        Initial state, as in ``layer(x, state)``.
+    k : int, optional
+        How many exponents; all num_layers * H of them (2H for LSTM) unless told. The work grows with k.
+    transient : int
+        Steps at the beginning that only turn Q and are left out of the mean.
+
+    Returns
+    -------
+    ndarray, (k,)
+        float64, natural logarithm per step, largest first, averaged over the batch. -inf for a direction that a step
+        annihilates; values about 36 below the largest are rounding errors of such directions.
+
+    Raises
+    ------
+    ValueError
+        If the layer is bidirectional (its joint state has no single direction of time), k or transient is out of
+        range, the batch is empty or the trajectory is not finite.
+
+    References
+    ----------
+    Benettin et al., Meccanica 15, 1980; for recurrent networks Engelken, Wolf, Abbott, "Lyapunov spectra of chaotic
+    recurrent neural networks", arXiv 2006.02427.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False, dtype=np.float64)
+    >>> layer.params["weight_hh_l0"][...] = [[0.5, 0.0], [0.25, 2.0]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> exponents = lyapunov_spectrum(layer, np.ones((60, 1, 1)), transient=30)
+    >>> np.exp(exponents).round(6)
+    array([2. , 0.5])
+    """
+    _recurrent(layer)
+    if layer.bidirectional:
+        raise ValueError(
+            "layer: is bidirectional; its two directions walk through time in opposite orders, so that there is no "
+            "joint state whose growth per step could be followed"
+        )
+    state_size = layer.hidden_size * _parts(layer)
+    k = layer.num_layers * state_size if k is None else size("k", k, least=1)
+    if k > layer.num_layers * state_size:
+        raise ValueError(f"k: expected at most {layer.num_layers * state_size}, the size of the state, got {k}")
+    transient = size("transient", transient)
+    tape = _forward(layer, x, state)
+    steps, samples = _steps_and_samples(layer, x)
+    if not samples or transient >= steps:
+        raise ValueError(
+            f"x: expected at least 1 sample and more than {transient} steps (transient), got B = {samples}, T = {steps}"
+        )
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(layer.num_layers):
+        start = rng.standard_normal((samples, state_size, min(k, state_size)))
+        trajectory = _Trajectory(layer, tape, index, range(samples))
+        maps = (_on_columns(trajectory, t) for t in trajectory.walk(steps))
+        found.append(_exponents(maps, np.linalg.qr(start)[0], transient).mean(axis=0))
+    exponents: Array = np.sort(np.concatenate(found))[::-1][:k]
+    return exponents
+
+
+def _on_columns(trajectory: _Trajectory, t: int) -> Callable[[Array], Array]:
+    """Step t as a map of matrices (B, P*H, k)."""
+    step = trajectory.at(t)
+    if not step.finite:
+        raise ValueError(f"x: the forward pass is not finite at step {t}; exponents need a finite trajectory")
+
+    def push(q: Array) -> Array:
+        samples, n, k = q.shape
+        rows = np.ascontiguousarray(q.swapaxes(1, 2)).reshape(samples, k, -1, step.gain.shape[-1])
+        out: Array = step.times(rows).reshape(samples, k, n).swapaxes(1, 2)
+        return out
+
+    return push
+
+
+def _exponents(maps: Iterable[Callable[[Array], Array]], q: Array, transient: int) -> Array:
+    """(B, k) exponents of a product of maps, each taking (B, n, k) to (B, n, k), from orthonormal columns q."""
+    total, count = np.zeros((len(q), q.shape[2])), 0
+    for step, push in enumerate(maps):
+        q, r = np.linalg.qr(push(q))
+        if step >= transient:
+            total += _log(np.abs(np.diagonal(r, axis1=1, axis2=2)))
+            count += 1
+    return total / count
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A statement about a layer's growth, and what follows from it.
+
+    Attributes
+    ----------
+    name : str
+        What is compared.
+    value, limit : float
+        The condition holds where the value is above the limit (`of` "explodes") or below it (`of` "vanishes").
+    kind : {"necessary", "sufficient", "asymptotic"}
+        Necessary: without it the verdict `of` is impossible. Sufficient: with it that verdict is certain. Asymptotic:
+        true of many steps along trajectories like these, no bound.
+    of : {"explodes", "vanishes"}
+        The verdict that the condition is about.
+    holds : bool
+    meaning : str
+        One sentence.
+    """
+
+    name: str
+    value: float
+    limit: float
+    kind: Kind
+    of: Verdict
+    holds: bool
+    meaning: str
+
+
+@dataclass(frozen=True)
+class LayerGrowth:
+    """The forecast of one layer and direction.
+
+    Attributes
+    ----------
+    name : str
+        "l0", "l1_reverse", ..., the end of the parameters' names.
+    index : int
+        layer * num_directions + direction, the row in the telemetry.
+    rate : float
+        Growth of a gradient carried back by this layer's own recurrence; natural logarithm per step.
+    rate_with_above : float
+        The largest rate of this layer and of those above it, whose gradients arrive here too: what telemetry comes to
+        show.
+    upper_bound : float
+        No smaller than `rate`.
+    verdict : {"explodes", "vanishes", "stable"}
+    log_norm : ndarray, (steps + 1,)
+        The forecast itself: ln of the norm over batch and units after 0, 1, ... steps back, beginning at 0.
+    conditions : tuple of Condition
+    """
+
+    name: str
+    index: int
+    rate: float
+    rate_with_above: float
+    upper_bound: float
+    verdict: Verdict
+    log_norm: Array
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class GrowthPrediction:
+    """What `predict_growth` returns.
+
+    Attributes
+    ----------
+    rate : float
+        The largest rate of all layers and directions; natural logarithm per step, going backwards in time.
+    factor : float
+        exp(rate * horizon): by how much the gradient's norm changes over the horizon, at that rate.
+    verdict : {"explodes", "vanishes", "stable"}
+        Stable within 1 % a step and within a factor of 10 over the horizon. "vanishes" means in every layer.
+    upper_bound : float
+        No smaller than `rate`: for RNN ln of the spectral norm of weight_hh, whatever the input; for GRU and LSTM a
+        bound along these trajectories.
+    horizon : int
+        As given.
+    basis : str
+        Which trajectories were followed.
+    conditions : tuple of Condition
+        Those of the layer with the largest rate.
+    layers : tuple of LayerGrowth
+        By layer * num_directions + direction.
+    """
+
+    rate: float
+    factor: float
+    verdict: Verdict
+    upper_bound: float
+    horizon: int
+    basis: str
+    conditions: tuple[Condition, ...]
+    layers: tuple[LayerGrowth, ...]
+
+
+def predict_growth(layer: Any, x: Array | None = None, *, horizon: int) -> GrowthPrediction:
+    """Forecast the growth per step of gradients that travel back through a recurrent layer.
+
+    Random gradients dL/dh at the last step are carried back by the transposed Jacobians of real trajectories, without a
+    loss and without touching `layer.grads`; the rate is the least-squares slope of
+
+        ln sqrt(mean over samples of |J_{T-s+1}^T ... J_T^T u|^2),   s = 0 ... min(horizon, T - 1)
+
+    averaged over random u. It is what `measure_growth` measures after a backward pass with a gradient at the last
+    step, and tends to the largest Lyapunov exponent as the horizon grows. For LSTM the norm is that of (dL/dh,
+    dL/dc). Every layer and direction is carried by its own recurrence. Where a forward pass overflows, only the steps
+    before count.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Dropout is off.
+    x : ndarray, (T, B, I), optional
+        Data like those to come, T >= 2. Without it the forecast is from the weights alone: the layer runs freely,
+        with x = 0, for up to 200 steps from 8 random states of standard deviation 1/2, biases included. Input usually
+        saturates units and lowers the rate.
+    horizon : int
+        How many steps back, at least 1.
+
+    Returns
+    -------
+    GrowthPrediction
+
+    Raises
+    ------
+    ValueError
+        If there is no sample, fewer than two steps, or no finite trajectory.
+
+    References
+    ----------
+    Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013, section 2 (the
+    conditions, with singular values).
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False, dtype=np.float64)
+    >>> layer.params["weight_hh_l0"][...] = [[1.25, 0.0], [0.0, 1.25]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> forecast = predict_growth(layer, np.ones((50, 4, 1)), horizon=50)
+    >>> print(f"{forecast.verdict}, {np.exp(forecast.rate):.4f} a step, at most {np.exp(forecast.upper_bound):.4f}")
+    explodes, 1.2500 a step, at most 1.2500
+    """
+    _recurrent(layer)
+    horizon = size("horizon", horizon, least=1)
+    if x is None:
+        basis = "free-running trajectories, x = 0"
+        x, state = _rest(layer, min(horizon, REST_STEPS) + 1)
+    else:
+        basis, state = "trajectories driven by x", None
+    tape = _forward(layer, x, state)
+    steps, samples = _steps_and_samples(layer, x)
+    if not samples or steps < 2:
+        raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {samples}, T = {steps}")
+    curves = [
+        _carried_back(_Trajectory(layer, tape, index, range(samples)), steps, horizon)
+        for index in range(layer.num_layers * layer.num_directions)
+    ]
+    rates = [_slope(log_norm) for log_norm, _ in curves]
+    layers = []
+    for index, (log_norm, log_bound) in enumerate(curves):
+        rate = rates[index]
+        above = rates[index - index % layer.num_directions + layer.num_directions :]
+        bound, conditions = _conditions(layer, index, rate, _slope(log_bound))
+        layers.append(
+            LayerGrowth(
+                name=_suffix(layer, index)[1:],
+                index=index,
+                rate=rate,
+                rate_with_above=max([rate, *above]),
+                upper_bound=bound,
+                verdict=_verdict(rate, horizon),
+                log_norm=log_norm,
+                conditions=conditions,
+            )
+        )
+    worst = max(layers, key=lambda growth: growth.rate)
+    return GrowthPrediction(
+        rate=worst.rate,
+        factor=_exp(worst.rate * horizon),
+        verdict=worst.verdict,
+        upper_bound=max(growth.upper_bound for growth in layers),
+        horizon=horizon,
+        basis=basis,
+        conditions=worst.conditions,
+        layers=tuple(layers),
+    )
+
+
+def measure_growth(tape: Any, *, index: int | None = None) -> float:
+    """The growth per step that a backward pass has shown: the slope of ln |dL/dh_t| against the steps back.
+
+    The least-squares slope of ln `tape.telemetry.dh_norm`, in the order in which the gradient travelled: from the
+    last step to the first, and the other way in the reverse direction. It measures what the recurrence does to a
+    gradient where the loss acts on the last step only. Where it acts on every step, dL/dh_t is the sum of what has
+    come from all later ones: growth shows all the same, since the oldest part outgrows the rest, but a gradient that
+    vanishes shows a slope near 0.
+
+    Parameters
+    ----------
+    tape : the tape of a forward pass of RNN, LSTM or GRU, after `layer.backward(tape, dy)`
+    index : int, optional
+        layer * num_directions + direction; the largest slope of all of them unless told.
+
+    Returns
+    -------
+    float
+        Natural logarithm per step. Left out are the steps before the gradient first appears and those after it has
+        overflowed or begun to underflow; inf or -inf where that leaves a single step, -inf where the gradient becomes
+        exactly zero in one step. NaN where there is no gradient, where it is not finite to begin with, or where the
+        forward pass was not.
+
+    Raises
+    ------
+    ValueError
+        If there has been no backward pass.
+    IndexError
+        If the index is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False)
+    >>> layer.params["weight_hh_l0"][...] = [[1.25, 0.0], [0.0, 1.25]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> y, tape = layer.forward(np.ones((50, 4, 1), np.float32))
+    >>> dy = np.zeros_like(y)
+    >>> dy[-1] = 1
+    >>> _ = layer.backward(tape, dy)
+    >>> round(float(np.exp(measure_growth(tape))), 6)
+    1.25
+    """
+    telemetry = getattr(tape, "telemetry", None)
+    if telemetry is None:
+        raise ValueError("tape: has no telemetry yet; call layer.backward(tape, dy) first")
+    norms, layer = telemetry.dh_norm, tape._layer
+    if index is not None and not 0 <= index < len(norms):
+        raise IndexError(f"index: expected 0 <= index < {len(norms)}, got {index}")
+    if not np.isfinite(tape.state).all():
+        return math.nan
+    slopes = [
+        _measured(norms[i] if i % layer.num_directions else norms[i, ::-1], float(np.finfo(layer.dtype).tiny))
+        for i in (range(len(norms)) if index is None else [index])
+    ]
+    return max((slope for slope in slopes if not math.isnan(slope)), default=math.nan)
+
+
+def _measured(norms: Array, tiny: float) -> float:
+    """The slope of ln norms, listed in the order in which the gradient travelled."""
+    norms = norms[int(np.argmax(norms != 0)) :]
+    trusted = (norms > 1e3 * tiny) & (norms < math.inf)  # closer to the smallest normal number entries underflow
+    count = len(norms) if trusted.all() else int(np.argmin(trusted))
+    if not count or (count == 1 and (len(norms) == 1 or math.isnan(norms[1]))):
+        return math.nan
+    if count < len(norms) and norms[count] == 0 and norms[count - 1] > 1e9 * tiny:
+        return -math.inf
+    if count == 1:
+        return math.inf if norms[1] > norms[0] else -math.inf
+    return _slope(np.log(norms[:count]))
+
+
+def _steps_and_samples(layer: Any, x: Array) -> tuple[int, int]:
+    steps, samples = x.shape[:2][:: -1 if layer.batch_first else 1]
+    return steps, samples
+
+
+def _parts(layer: Any) -> int:
+    """How many arrays of H make the state: 2 for LSTM, whose weights have 4 gates, else 1."""
+    return 2 if len(layer.params["weight_hh_l0"]) == 4 * layer.hidden_size else 1
+
+
+def _forward(layer: Any, x: Array, state: Any) -> Any:
+    """The tape of a forward pass without dropout; the layer itself is left alone."""
+    plain = copy.copy(layer)
+    plain.dropout = 0.0
+    return plain.forward(x, state)[1]
+
+
+def _rest(layer: Any, steps: int) -> tuple[Array, Any]:
+    """Zero input and random initial states."""
+    rng = np.random.default_rng(0)
+    shape = (layer.num_layers * layer.num_directions, REST_SAMPLES, layer.hidden_size)
+    parts = [(rng.standard_normal(shape) / 2).astype(layer.dtype) for _ in range(_parts(layer))]
+    first = (REST_SAMPLES, steps) if layer.batch_first else (steps, REST_SAMPLES)
+    return np.zeros((*first, layer.input_size), layer.dtype), parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _carried_back(trajectory: _Trajectory, T: int, horizon: int) -> tuple[Array, Array]:
+    """(n + 1,) each, from the last finite step back: ln of the norm of random gradients, and of a bound on it."""
+    walk = trajectory.walk(T)
+    while walk and not trajectory.at(walk[-1]).finite:
+        walk = walk[:-1]
+    if len(walk) < 2:
+        raise ValueError(f"x: a forecast needs 2 steps, and the forward pass is finite for {len(walk)} only")
+    samples, units = len(trajectory.samples), trajectory.weight.shape[1]
+    weight_norm = spectral_norm(trajectory.weight)
+    vectors = np.zeros((samples, -(-PROBES // samples), _parts(trajectory.layer), units))
+    vectors[:, :, 0] = np.random.default_rng(trajectory.index).standard_normal(vectors[:, :, 0].shape)
+    vectors, log_scale = _normalised(vectors)
+    log_norm, log_bound = [_log_mean_norm(log_scale)], [0.0]
+    for t in walk[:0:-1][:horizon]:
+        step = trajectory.at(t)
+        vectors, log_growth = _normalised(step.transposed_times(vectors))
+        log_scale += log_growth
+        log_norm.append(_log_mean_norm(log_scale))
+        log_bound.append(log_bound[-1] + float(_log(step.norm_bound(weight_norm).max())))
+    return np.array(log_norm) - log_norm[0], np.array(log_bound)
+
+
+def _normalised(vectors: Array) -> tuple[Array, Array]:
+    """Vectors (B, m, P, H) of norm 1, or 0, and the ln of the norms (B, m) that they had."""
+    largest = np.abs(vectors).max(axis=(2, 3), keepdims=True)
+    scaled = vectors / np.where(largest > 0, largest, 1)  # their squares can neither overflow nor all underflow
+    norm = np.sqrt(np.square(scaled).sum(axis=(2, 3), keepdims=True))
+    return scaled / np.where(norm > 0, norm, 1), _log(largest * norm)[:, :, 0, 0]
+
+
+def _log_mean_norm(log_norm: Array) -> float:
+    """(B, m) -> ln of the root mean square over the samples, averaged over the m."""
+    return float((np.logaddexp.reduce(2 * log_norm, axis=0) - math.log(len(log_norm))).mean() / 2)
+
+
+def _slope(logs: Array) -> float:
+    """Least-squares slope of logs at 0, 1, 2, ...; -inf when a gradient ends on the way."""
+    if np.isneginf(logs).any():
+        return -math.inf
+    back = np.arange(len(logs)) - (len(logs) - 1) / 2
+    return float(back @ logs / (back @ back))
+
+
+def _verdict(rate: float, horizon: int) -> Verdict:
+    margin = min(STABLE_RATE, math.log(STABLE_FACTOR) / horizon)
+    return "explodes" if rate > margin else "vanishes" if rate < -margin else "stable"
+
+
+def _conditions(layer: Any, index: int, rate: float, trajectory_bound: float) -> tuple[float, tuple[Condition, ...]]:
+    """The bound on the rate of this layer and direction, and what can be said of it; the only place that says it."""
+
+    def compare(name: str, value: float, limit: float, says: tuple[Kind, Verdict], meaning: str) -> Condition:
+        kind, of = says
+        return Condition(name, value, limit, kind, of, value > limit if of == "explodes" else value < limit, meaning)
+
+    needed: tuple[Kind, Verdict] = ("necessary", "explodes")
+    enough: tuple[Kind, Verdict] = ("sufficient", "vanishes")
+    in_the_limit: tuple[Kind, Verdict] = ("asymptotic", "explodes")
+
+    growth = compare(
+        "growth along the trajectories, ln per step", rate, 0.0, in_the_limit,
+        "An estimate for data like these: an average over the states visited, not a property of the weights alone.",
+    )  # fmt: skip
+    weight = layer.params["weight_hh" + _suffix(layer, index)]
+    if len(weight) > layer.hidden_size:  # gated
+        name = "bound on the Jacobians along the trajectories, ln per step"
+        return trajectory_bound + ROUNDING, (
+            compare(
+                name, trajectory_bound, 0.0, needed, "Unless it holds, no gradient grows along these trajectories."
+            ),
+            compare(name, trajectory_bound, 0.0, enough, "If it holds, every gradient vanishes along them."),
+            growth,
+        )
+    # abs(phi') is at most gamma = 1 for tanh and relu.
+    norm, radius = spectral_norm(weight), spectral_radius(weight)
+    return float(_log(norm)) + ROUNDING, (
+        compare("spectral norm of weight_hh", norm, 1.0, needed, "Unless it holds, no input makes a gradient grow."),
+        compare("spectral norm of weight_hh", norm, 1.0, enough, "If it holds, every gradient vanishes on any input."),
+        compare(
+            "spectral radius of weight_hh", radius, 1.0, in_the_limit,
+            "Decides for a linear network and many steps only; for this one it is neither necessary nor sufficient.",
+        ),
+        growth,
+    )  # fmt: skip
+
+
+def _log(value: Any) -> Any:
+    """ln, -inf at 0 without a warning."""
+    with np.errstate(divide="ignore"):
+        return np.log(value)
+
+
+def _exp(exponent: float) -> float:
+    """exp, inf where it overflows."""
+    return math.exp(exponent) if exponent < 709.0 else math.inf
