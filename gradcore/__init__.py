@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from gradcore import init, losses, spectral
+from gradcore import init, losses, monitor, spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.linear import (
     ELU,
@@ -20,6 +20,7 @@ from gradcore.linear import (
     Tanh,
 )
 from gradcore.recurrent import GRU, LSTM, RNN
+from gradcore.train import History, fit
 
 __all__ = [
     "ELU",
@@ -29,6 +30,7 @@ __all__ = [
     "MLP",
     "RNN",
     "SELU",
+    "History",
     "Identity",
     "LastStep",
     "LeakyReLU",
@@ -39,10 +41,12 @@ __all__ = [
     "Softplus",
     "Tanh",
     "__version__",
+    "fit",
     "get_num_threads",
     "info",
     "init",
     "losses",
+    "monitor",
     "set_num_threads",
     "spectral",
 ]

@@ -1,0 +1,625 @@
+"""The training loop, and the record that it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from gradcore._check import Array, number, size
+from gradcore._files import floats, json_text, write_atomically
+from gradcore.monitor import GradientMonitor, recurrent_profiles
+from gradcore.progress import ProgressBar
+
+FORMAT = "gradcore.History"
+VERSION = 1
+
+
+class _Rows:
+    """An array that grows at its end, doubling its buffer when that is full."""
+
+    def __init__(self, rows: Array) -> None:
+        self._buffer, self.n = rows, len(rows)
+
+    def append(self, row: Any) -> None:
+        if self.n == len(self._buffer):
+            more = np.empty((max(self.n, 64), *self._buffer.shape[1:]), self._buffer.dtype)
+            self._buffer = np.concatenate([self._buffer, more])
+        self._buffer[self.n] = row
+        self.n += 1
+
+    @property
+    def array(self) -> Array:
+        view = self._buffer[: self.n]
+        view.flags.writeable = False
+        return view
+
+
+class _Column:
+    """An attribute of a History: one value a step."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, history: History | None, owner: type | None = None) -> Array:
+        if history is None:
+            raise AttributeError(self.name)
+        return history._columns[self.name].array
+
+
+class _Table:
+    """An attribute of a History: a dict of one value a step. The first step that has any decides on the names."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, history: History | None, owner: type | None = None) -> dict[str, Array]:
+        if history is None:
+            raise AttributeError(self.name)
+        if self.name not in history._tables:
+            return {}
+        names, rows = history._tables[self.name]
+        return {name: rows.array[:, i] for i, name in enumerate(names)}
+
+    def append(self, history: History, values: Mapping[str, float]) -> None:
+        if self.name not in history._tables:
+            if not values:
+                return
+            history._tables[self.name] = list(values), _Rows(np.full((len(history), len(values)), np.nan))
+        names, rows = history._tables[self.name]
+        rows.append([values.get(name, np.nan) for name in names])
+
+
+class History:
+    """What happened at every step of a run.
+
+    Attributes
+    ----------
+    loss : ndarray, (steps,), float64
+    grad_norm : ndarray, (steps,), float64
+        Before clipping.
+    coef : ndarray, (steps,), float64
+        What the gradient was multiplied by: 1 where nothing was clipped.
+    max_norm : ndarray, (steps,), float64
+        The threshold; inf without one.
+    clipped, skipped : ndarray, (steps,), bool
+    n_nan, n_inf : ndarray, (steps,), int64
+        Entries of the gradient that were not finite.
+    lr : ndarray, (steps,), float64
+        The optimizer's learning rate; NaN where it has none.
+    epoch : ndarray, (steps,), int64
+    seconds : ndarray, (steps,), float64
+        From the start of the run to the end of the step.
+    per_array : dict of str to ndarray, (steps,), float64
+        The gradient norm of every parameter, by name.
+    d_norm : dict of str to ndarray, (steps,), float64
+        For a Sequential: norm of dL/d(input of the layer) for the layers "0", "1", ..., and of dL/d("output").
+    dh_first, dh_last : dict of str to ndarray, (steps,), float64
+        For recurrent layers: norm of dL/dh_t at the first and at the last time step, by layer and direction ("l0",
+        "l0_reverse", "2.l0" for the member of a model).
+    dh_profile : dict of str to ndarray, (T,), float64
+        Norm of dL/dh_t at every time step, in the newest step.
+    dh_log_mean : dict of str to ndarray, (T,), float64
+        Mean over all steps of ln |dL/dh_t|, of the finite and positive ones; NaN where there was none. Where batches
+        differ in length, time steps are counted from the end.
+    interrupted : bool
+        Whether Ctrl-C ended the run.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> history = gradcore.History()
+    >>> for loss in (0.9, float("nan"), 0.5):
+    ...     history.append(loss, grad_norm=2.0)
+    >>> history.loss.tolist()
+    [0.9, nan, 0.5]
+    >>> gradcore.History.from_json(history.to_json()).loss.tolist()
+    [0.9, nan, 0.5]
+    """
+
+    loss = _Column(np.float64)
+    grad_norm = _Column(np.float64)
+    coef = _Column(np.float64)
+    max_norm = _Column(np.float64)
+    lr = _Column(np.float64)
+    seconds = _Column(np.float64)
+    epoch = _Column(np.int64)
+    n_nan = _Column(np.int64)
+    n_inf = _Column(np.int64)
+    clipped = _Column(np.bool_)
+    skipped = _Column(np.bool_)
+    per_array = _Table()
+    d_norm = _Table()
+    dh_first = _Table()
+    dh_last = _Table()
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.dh_profile: dict[str, Array] = {}
+        self.dh_log_mean: dict[str, Array] = {}
+        self._dh_count: dict[str, Array] = {}
+        self._columns = {column.name: _Rows(np.empty(0, column.dtype)) for column in COLUMNS}
+        self._tables: dict[str, tuple[list[str], _Rows]] = {}
+        self._start = time.perf_counter()
+
+    def __len__(self) -> int:
+        return self._columns["loss"].n
+
+    def __repr__(self) -> str:
+        if len(self) == 0:
+            return "History(0 steps)"
+        return (
+            f"History({len(self)} steps, loss {self.loss[0]:.4g} to {self.loss[-1]:.4g}, "
+            f"{self.clipped.sum()} clipped, {self.skipped.sum()} skipped)"
+        )
+
+    def append(
+        self,
+        loss: float,
+        grad_norm: float,
+        *,
+        epoch: int = 0,
+        lr: float = math.nan,
+        max_norm: float | None = None,
+        model: Any = None,
+        tape: Any = None,
+    ) -> None:
+        """Add one step.
+
+        Parameters
+        ----------
+        loss : float
+        grad_norm : float or GradNorm
+            What `optimizer.step` returns; a GradNorm also tells what was clipped, skipped and not finite, and the norm
+            of every parameter.
+        epoch : int
+        lr : float
+            The learning rate.
+        max_norm : float, optional
+            The threshold, None without clipping.
+        model, tape : optional
+            Of `model.forward`, after `backward`: for the norms over time steps and layers.
+        """
+        values = {
+            "loss": loss,
+            "grad_norm": float(grad_norm),
+            "coef": getattr(grad_norm, "coef", 1.0),
+            "max_norm": math.inf if max_norm is None else max_norm,
+            "lr": lr,
+            "seconds": time.perf_counter() - self._start,
+            "epoch": epoch,
+            "n_nan": getattr(grad_norm, "n_nan", 0),
+            "n_inf": getattr(grad_norm, "n_inf", 0),
+            "clipped": getattr(grad_norm, "clipped", False),
+            "skipped": getattr(grad_norm, "skipped", False),
+        }
+        per_array = getattr(grad_norm, "per_array", {})
+        if not isinstance(per_array, Mapping):
+            per_array = {str(i): norm for i, norm in enumerate(per_array)}
+        d_norm = getattr(tape, "d_norm", None)
+        d_norm = [] if d_norm is None else [float(norm) for norm in d_norm]
+        profiles = {name: row for name, _, row in recurrent_profiles(tape, model) if len(row)}
+
+        tables: dict[str, Mapping[str, float]] = {
+            "per_array": per_array,
+            "d_norm": {"output" if i == len(d_norm) - 1 else str(i): norm for i, norm in enumerate(d_norm)},
+            "dh_first": {name: row[0] for name, row in profiles.items()},
+            "dh_last": {name: row[-1] for name, row in profiles.items()},
+        }
+        for table in TABLES:
+            table.append(self, tables[table.name])
+        for name, row in profiles.items():
+            self.dh_profile[name] = row.copy()
+            self._add_to_log_mean(name, row)
+        for name, value in values.items():
+            self._columns[name].append(value)
+
+    def _add_to_log_mean(self, name: str, row: Array) -> None:
+        mean, count = self.dh_log_mean.get(name, np.empty(0)), self._dh_count.get(name, np.empty(0, np.int64))
+        longer = max(len(row) - len(mean), 0)
+        mean, count = np.pad(mean, (longer, 0), constant_values=np.nan), np.pad(count, (longer, 0))
+        usable = np.pad((row > 0) & (row < np.inf), (len(mean) - len(row), 0))
+        logs = np.log(row[usable[len(mean) - len(row) :]])
+        count[usable] += 1
+        mean[usable] = np.where(count[usable] == 1, logs, mean[usable] + (logs - mean[usable]) / count[usable])
+        self.dh_log_mean[name], self._dh_count[name] = mean, count
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    def _to_arrays(self) -> dict[str, Array]:
+        """Everything but `interrupted`, under flat names such as "loss" and "per_array/0.weight"."""
+        arrays = {column.name: self._columns[column.name].array for column in COLUMNS}
+        groups = {table.name: table.__get__(self) for table in TABLES}
+        groups |= {"dh_profile": self.dh_profile, "dh_log_mean": self.dh_log_mean, "dh_count": self._dh_count}
+        return arrays | {f"{group}/{name}": array for group, named in groups.items() for name, array in named.items()}
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, Any], interrupted: bool) -> History:
+        history = cls()
+        history.interrupted = interrupted
+        groups: dict[str, dict[str, Any]] = {}
+        for key, array in arrays.items():
+            group, _, name = key.partition("/")
+            groups.setdefault(group, {})[name] = array
+        n = len(arrays["loss"])
+        for column in COLUMNS:
+            rows = np.asarray(arrays[column.name]).astype(column.dtype, casting="same_kind" if n else "unsafe")
+            if rows.shape != (n,):
+                raise ValueError(f"{column.name}: expected shape ({n},), got {rows.shape}")
+            history._columns[column.name] = _Rows(rows)
+        for table in TABLES:
+            named = groups.get(table.name, {})
+            if named:
+                matrix = np.array(list(named.values()), np.float64)
+                if matrix.shape != (len(named), n):
+                    raise ValueError(f"{table.name}: expected {n} steps for each name")
+                history._tables[table.name] = list(named), _Rows(np.ascontiguousarray(matrix.T))
+        history.dh_profile = {k: np.array(v, np.float64) for k, v in groups.get("dh_profile", {}).items()}
+        history.dh_log_mean = {k: np.array(v, np.float64) for k, v in groups.get("dh_log_mean", {}).items()}
+        history._dh_count = {k: np.array(v, np.int64) for k, v in groups.get("dh_count", {}).items()}
+        if n:
+            history._start -= float(history.seconds[-1])
+        return history
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Everything as strictly valid JSON, which `from_json` restores exactly.
+
+        JSON has no NaN and no infinities: they are written as the strings "NaN", "Infinity" and "-Infinity".
+
+        Parameters
+        ----------
+        path : path, optional
+            Write to this file too: whole or, if anything goes wrong, not at all.
+
+        Returns
+        -------
+        str
+        """
+        document: dict[str, Any] = {"format": FORMAT, "version": VERSION, "interrupted": self.interrupted}
+        for key, array in self._to_arrays().items():
+            group, slash, name = key.partition("/")
+            if slash:
+                document.setdefault(group, {})[name] = array
+            else:
+                document[key] = array
+        text = json_text(document)
+        if path is not None:
+            write_atomically(path, text.encode())
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> History:
+        """Restore what `to_json` wrote.
+
+        Parameters
+        ----------
+        source : str or path
+            A file, or the text itself, which begins with a brace.
+
+        Raises
+        ------
+        ValueError
+            If it is not the JSON of a History.
+        """
+        inline = isinstance(source, str) and source.lstrip().startswith("{")
+        text = str(source) if inline else Path(source).read_text(encoding="utf-8")
+        try:
+            document = json.loads(text)
+            cls._check_format(document["format"], document["version"])
+            arrays: dict[str, Any] = {}
+            for key, value in document.items():
+                if isinstance(value, dict):
+                    arrays |= {f"{key}/{name}": floats(column) for name, column in value.items()}
+                elif isinstance(value, list):
+                    arrays[key] = floats(value)
+            return cls._from_arrays(arrays, document["interrupted"] is True)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{'text' if inline else source}: not a gradcore history: {error}") from error
+
+    def to_npz(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a file of NumPy arrays, whole or not at all; `from_npz` restores it exactly.
+
+        Parameters
+        ----------
+        path : path
+            Taken as it is; ".npz" is not added.
+        """
+        head = {"format": np.array(FORMAT), "version": np.array(VERSION), "interrupted": np.array(self.interrupted)}
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = head | self._to_arrays()
+        np.savez(buffer, **arrays)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def from_npz(cls, path: str | os.PathLike[str]) -> History:
+        """Restore what `to_npz` wrote. Nothing is unpickled.
+
+        Raises
+        ------
+        ValueError
+            If the file does not hold a History.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            cls._check_format(str(arrays.pop("format")), int(arrays.pop("version")))
+            return cls._from_arrays(arrays, bool(arrays.pop("interrupted")))
+        except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: not a gradcore history: {error}") from error
+
+    @staticmethod
+    def _check_format(format_: Any, version: Any) -> None:
+        if (format_, version) != (FORMAT, VERSION):
+            raise ValueError(f"expected format {FORMAT} version {VERSION}, got {format_} version {version}")
+
+    # ---- a picture ---------------------------------------------------------------------------------------------------
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw loss and gradient norm on a log axis, with the threshold and the clipped and skipped steps.
+
+        Values that are zero, negative or not finite leave gaps.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None makes a new figure with pyplot.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError:
+                raise ImportError('plots need matplotlib: pip install "gradcore[cli]"') from None
+            ax = pyplot.figure(layout="constrained").add_subplot()
+        steps = np.arange(len(self))
+
+        def drawable(values: Array) -> Array:
+            return np.where((values > 0) & (values < np.inf), values, np.nan)
+
+        ax.set_yscale("log")
+        ax.plot(steps, drawable(self.loss), color="C0", linewidth=1, label="loss")
+        ax.plot(steps, drawable(self.grad_norm), color="C1", linewidth=1, label="gradient norm")
+        if np.isfinite(self.max_norm).any():
+            ax.plot(steps, drawable(self.max_norm), color="0.4", linewidth=1, linestyle="--", label="threshold")
+        if self.clipped.any():
+            at = steps[self.clipped]
+            ax.plot(at, drawable(self.grad_norm[at]), "o", color="C1", markersize=3, label=f"clipped ({len(at)})")
+        if self.skipped.any():
+            at = steps[self.skipped]
+            ax.plot(
+                at,
+                np.full(len(at), 0.98),
+                "x",
+                color="C3",
+                markersize=5,
+                label=f"skipped ({len(at)})",
+                transform=ax.get_xaxis_transform(),
+            )
+        ax.set_xlabel("step")
+        ax.legend(frameon=False)
+        return ax
+
+
+COLUMNS = [column for column in vars(History).values() if isinstance(column, _Column)]
+TABLES = [table for table in vars(History).values() if isinstance(table, _Table)]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What `fit` hands to every callback after a step.
+
+    Attributes
+    ----------
+    step, epoch : int
+        Both from 0.
+    loss : float
+    grad_norm : GradNorm
+        What `optimizer.step` returned.
+    model, tape
+        The tape has been through `backward`; keep none, its buffers are used again.
+    history : History
+        Up to and including this step.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    grad_norm: Any
+    model: Any
+    tape: Any
+    history: History
+
+
+def fit(
+    model: Any,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    loss: Callable[[Array, Any], tuple[float, Array]],
+    optimizer: Any,
+    *,
+    epochs: int,
+    max_norm: float | None = None,
+    step_clip: float | None = None,
+    nonfinite: str = "skip",
+    monitor: GradientMonitor | None = None,
+    callbacks: Iterable[Callable[[StepRecord], Any]] = (),
+    progress: bool | None = None,
+) -> History:
+    """Train a model: forward, loss, backward, clipped step, for every batch of every epoch.
+
+    Ctrl-C stops after the current step and returns what there is; a second one interrupts at once.
+
+    Parameters
+    ----------
+    model : layer or model
+        With `forward`, `backward` and `zero_grad`.
+    batches : iterable or callable
+        Of (x, target) or (x, target, lengths); gone through once an epoch. A callable is asked for a new iterator each
+        epoch.
+    loss : callable
+        ``loss(y, target)`` returns the loss and dL/dy.
+    optimizer : optimizer
+        Over the parameters of `model`.
+    epochs : int
+        How often to go through `batches`.
+    max_norm : float, optional
+        Clip the gradient to this norm; None leaves it as it is.
+    step_clip : float, optional
+        Clip each sample's dL/dh_t to this norm inside the backward pass of recurrent layers.
+    nonfinite : {"skip", "zero", "raise"}
+        What `optimizer.step` does with a gradient that is not finite.
+    monitor : GradientMonitor, optional
+        Sees every step, and its `finish` is called at the end.
+    callbacks : iterable of callables
+        Called with a `StepRecord` after every step; one that returns True ends the training.
+    progress : bool, optional
+        None (default) shows a progress bar for work of more than a second where rich is installed and standard error is
+        a terminal; True always, False never.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        If `batches` is an iterator, which can be gone through only once, and `epochs` is above 1; if an epoch has no
+        batch, or a batch another form.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((64, 3))
+    >>> target = x @ [[1.0], [2.0], [3.0]]
+    >>> model = gradcore.Linear(3, 1, dtype=np.float64, rng=rng)
+    >>> optimizer = gradcore.optim.SGD(model, lr=0.1)
+    >>> history = gradcore.fit(model, [(x, target)], gradcore.losses.mse, optimizer, epochs=100, max_norm=1.0)
+    >>> bool(history.loss[-1] < 1e-4 * history.loss[0])
+    True
+
+    The same by hand, to be changed at will:
+
+    >>> history = gradcore.History()
+    >>> for epoch in range(3):
+    ...     for x_batch, target_batch in [(x, target)]:
+    ...         model.zero_grad()
+    ...         y, tape = model.forward(x_batch)
+    ...         loss, dy = gradcore.losses.mse(y, target_batch)
+    ...         dx = model.backward(tape, dy)
+    ...         norm = optimizer.step(max_norm=1.0, nonfinite="skip")
+    ...         history.append(loss, norm, epoch=epoch, max_norm=1.0, model=model, tape=tape)
+    >>> len(history)
+    3
+    """
+    epochs = size("epochs", epochs)
+    if max_norm is not None:
+        max_norm = number("max_norm", max_norm, least=0)
+    backward_options = {} if step_clip is None else {"step_clip": step_clip}
+    callbacks = tuple(callbacks)
+    if epochs > 1 and isinstance(batches, Iterator):
+        raise ValueError(
+            f"batches: an iterator can be gone through only once, and epochs is {epochs}; "
+            "hand in a list, or a function that returns a new iterator for each epoch"
+        )
+    total = epochs * len(batches) if isinstance(batches, Sized) else None
+    history = History()
+    n_clipped = 0
+    with (
+        _Interrupt() as interrupt,
+        ProgressBar(total, "training", show=progress) as bar,
+    ):
+        for epoch, x, target, options in _all_batches(batches, epochs):
+            if interrupt.requested:
+                break
+            model.zero_grad()
+            y, tape = model.forward(x, **options)
+            value, dy = loss(y, target)
+            value = float(value)
+            model.backward(tape, dy, **backward_options)
+            norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
+
+            lr = getattr(optimizer, "lr", math.nan)
+            history.append(value, norm, epoch=epoch, lr=lr, max_norm=max_norm, model=model, tape=tape)
+            step = len(history) - 1
+            if monitor is not None:
+                monitor.update(step, value, norm, model, tape, y, max_norm=max_norm)
+            answers = [callback(StepRecord(step, epoch, value, norm, model, tape, history)) for callback in callbacks]
+
+            if bar.total is None and epoch > 0:
+                bar.total = epochs * int((history.epoch == 0).sum())
+            n_clipped += bool(norm.clipped)
+            bar.update(f"loss {value:.4g}  norm {float(norm):.3g}  clipped {n_clipped / (step + 1):.0%}")
+            if interrupt.requested or any(answer is True or answer is np.True_ for answer in answers):
+                break
+            del y, tape, dy  # their buffers serve the next step
+    history.interrupted = interrupt.requested
+    if monitor is not None:
+        monitor.finish()
+    return history
+
+
+def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dict[str, Any]]]:
+    """Epoch, x, target and further arguments of `forward`, batch after batch."""
+    for epoch in range(epochs):
+        n = 0
+        for batch in batches if isinstance(batches, Iterable) else batches():
+            n += 1
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+                what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+                raise ValueError(f"batches: expected (x, target) or (x, target, lengths), got {what}")
+            yield epoch, batch[0], batch[1], {"lengths": batch[2]} if len(batch) == 3 else {}
+        if n == 0:
+            raise ValueError(f"batches: nothing came in epoch {epoch}")
+
+
+class _Interrupt:
+    """While entered, the first Ctrl-C only sets `requested`; the second raises KeyboardInterrupt.
+
+    Python hands signals to the main thread alone; elsewhere, and where Ctrl-C is ignored, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if before not in (signal.SIG_IGN, None):  # None: set by other than Python, and could not be restored
+                signal.signal(signal.SIGINT, self._handle)
+                self._before = before
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
