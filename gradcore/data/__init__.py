@@ -1,0 +1,1 @@
+"""The series that come with the package; README.md names their origin."""

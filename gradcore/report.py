@@ -1,0 +1,231 @@
+"""Figures of a diagnosis, from plain arrays: what the gradient does over time steps, over training, and why.
+
+Drawn on matplotlib's Figure, never through pyplot, so that no window system and no global state is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradcore._check import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers; black comes first.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SIZE = (7.2, 4.0)  # inches
+DPI = 150
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('figures need matplotlib: pip install "gradcore[cli]"') from None
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
+    """A logarithmic axis over the positive finite values, wide enough that small changes do not look large."""
+    seen = np.concatenate([np.asarray(v, np.float64).ravel() for v in values])
+    seen = seen[np.isfinite(seen) & (seen > 0)]
+    if not seen.size:
+        return
+    low, high = math.log10(seen.min()), math.log10(seen.max())
+    margin = max(0.05 * (high - low), (1.0 - (high - low)) / 2)
+    axes.set_yscale("log")
+    axes.set_ylim(10 ** max(low - margin, -300), 10 ** min(high + margin, 300))
+
+
+def _finite(values: Any) -> Array:
+    """float64 with NaN in place of what a logarithmic axis cannot show."""
+    array = np.array(values, np.float64)
+    array[~(np.isfinite(array) & (array > 0))] = np.nan
+    return array
+
+
+def plot_time_steps(norms: Any, forecast: Any = None, *, title: str, names: Sequence[str] | None = None) -> Figure:
+    """The norm of dL/dh_t at every time step, one line a layer, and the forecast beside it.
+
+    Parameters
+    ----------
+    norms : array_like, (layers, T)
+        L2 norms; steps that are not finite or zero are left out.
+    forecast : array_like, (T,) or (layers, T), optional
+        The forecast of the same norms.
+    title : str
+        The finding.
+    names : sequence of str, optional
+        Of the layers; "layer 0" and so on when not given.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    figure, axes = _figure(title)
+    measured = np.atleast_2d(np.asarray(norms, np.float64))
+    steps = np.arange(measured.shape[1])
+    names = [f"layer {i}" for i in range(len(measured))] if names is None else names
+    for i, row in enumerate(measured):
+        axes.plot(steps, _finite(row), color=COLOURS[1 + i % 6], linewidth=2, label=f"measured, {names[i]}")
+    shown = [measured]
+    if forecast is not None:
+        lines = np.atleast_2d(np.asarray(forecast, np.float64))
+        shown.append(lines)
+        for i, row in enumerate(lines):
+            label = "forecast" if len(lines) == 1 else None if i else "forecast, each layer"
+            axes.plot(steps, _finite(row), color=COLOURS[0], linewidth=1.4, linestyle=(0, (5, 3)), label=label)
+    _log_axis(axes, shown)
+    axes.set_xlabel("time step t   (the loss is at the last one; its gradient flows to the left)")
+    axes.set_ylabel("norm of dL/dh$_t$")
+    axes.set_xlim(0, max(len(steps) - 1, 1))
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_training(
+    norms: Any, *, title: str, threshold: float | None = None, findings: Sequence[tuple[int, str]] = ()
+) -> Figure:
+    """The gradient norm over training; steps whose norm is not finite are marked at the top.
+
+    Parameters
+    ----------
+    norms : array_like, (steps,)
+        Norm of all gradients before clipping.
+    title : str
+        The finding.
+    threshold : float, optional
+        A clipping threshold, drawn across.
+    findings : sequence of (step, text)
+        Marked where they began.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(title)
+    norms = np.asarray(norms, np.float64)
+    axes.plot(_finite(norms), color=COLOURS[1], linewidth=1.2, label="gradient norm, before clipping")
+    _log_axis(axes, [norms] if threshold is None else [norms, np.array([threshold])])
+    if threshold is not None:
+        axes.axhline(threshold, color=COLOURS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:.3g}")
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if bad.size:
+        top = axes.get_ylim()[1]
+        axes.plot(bad, np.full(bad.size, top), "x", color=COLOURS[2], clip_on=False, label="NaN or infinite")
+    for step, text in findings:
+        axes.axvline(step, color=COLOURS[4], linewidth=1)
+        axes.annotate(
+            text, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
+            fontsize=8, color="#7a3b60", rotation=90, va="bottom",
+        )  # fmt: skip
+    axes.set_xlabel("training step")
+    axes.set_ylabel("norm of all gradients")
+    axes.set_xlim(0, max(len(norms) - 1, 1))
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_eigenvalues(matrices: Mapping[str, Array], *, title: str) -> Figure:
+    """Eigenvalues of recurrent matrices in the complex plane, with the unit circle.
+
+    Parameters
+    ----------
+    matrices : mapping of str to ndarray (H, H)
+        By name.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(title)
+    angle = np.linspace(0, 2 * np.pi, 361)
+    axes.plot(np.cos(angle), np.sin(angle), color=COLOURS[0], linewidth=1.4, label="radius 1")
+    markers = "os^Dvp*"
+    reach = 1.0
+    for i, (name, matrix) in enumerate(matrices.items()):
+        values = np.linalg.eigvals(np.asarray(matrix, np.float64))
+        radius = float(np.abs(values).max(initial=0.0))
+        reach = max(reach, radius)
+        colour = COLOURS[1 + i % 6]
+        marker = markers[i % len(markers)]
+        axes.scatter(
+            values.real, values.imag, s=22, color=colour, marker=marker, alpha=0.8, label=f"{name}: radius {radius:.3g}"
+        )
+    axes.set_xlim(-1.1 * reach, 1.1 * reach)
+    axes.set_ylim(-1.1 * reach, 1.1 * reach)
+    axes.set_aspect("equal")
+    axes.set_xlabel("real part")
+    axes.set_ylabel("imaginary part")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None = None, window: int = 10) -> Figure:
+    """The losses of several trials over training, each a running median; a trial that diverged ends in a cross.
+
+    Parameters
+    ----------
+    losses : mapping of str to array_like (steps,)
+        By trial.
+    title : str
+        The finding.
+    baseline : float, optional
+        The loss of an answer that ignores the input.
+    window : int
+        Steps of the running median, which lets neither noise nor one spike hide the course.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(title)
+    smooth = {name: _running_median(np.asarray(values, np.float64), window) for name, values in losses.items()}
+    shown = [*smooth.values(), *([] if baseline is None else [np.array([baseline])])]
+    _log_axis(axes, shown)
+    if baseline is not None:
+        axes.axhline(baseline, color="#666666", linewidth=1.2, linestyle=":", label="best constant answer")
+    for i, (name, values) in enumerate(smooth.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(_finite(values), color=colour, linewidth=1.8, linestyle=("-", "--", "-.")[i % 3], label=name)
+        bad = np.flatnonzero(~np.isfinite(np.asarray(losses[name], np.float64)))
+        if bad.size:
+            last = values[: bad[0]][-1:]
+            axes.plot([bad[0]], last if last.size else [1.0], "x", color=colour, markersize=9, markeredgewidth=2.5)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("loss")
+    axes.set_xlim(0, max((len(v) for v in smooth.values()), default=2) - 1)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center")
+    return figure
+
+
+def _running_median(values: Array, window: int) -> Array:
+    """The median of the last `window` values at each step; NaN from the first that is not finite on."""
+    if not len(values):
+        return values
+    stop = int(np.argmin(np.isfinite(values))) if not np.isfinite(values).all() else len(values)
+    padded = np.concatenate([np.full(window - 1, np.nan), values[:stop]])
+    out = np.full(len(values), np.nan)
+    if stop:
+        windows = np.lib.stride_tricks.sliding_window_view(padded, window)
+        out[:stop] = np.nanmedian(windows, axis=1)
+    return out
