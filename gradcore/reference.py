@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import erfc, pi, sqrt
 # ---- recurrent -------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +265,82 @@ def recurrent_backward(
             dh_all[k], dc_all[k] = dh, dc
         dy = dx
     return RecurrentGradients(dy, (dh_all, dc_all) if mode == "LSTM" else dh_all, grads, total_h, total_c, n_clipped)
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
+    """y = x W^T + b over the last axis."""
+    return x @ weight.T + bias
+
+
+def linear_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
+    """dx, dW and db."""
+    rows, d = x.reshape(-1, weight.shape[1]), dy.reshape(-1, weight.shape[0])
+    return dy @ weight, d.T @ rows, d.sum(axis=0)
+
+
+def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> Array:
+    """p: negative slope, alpha, beta; q: selu's scale, softplus's threshold."""
+    y: Array = {
+        "identity": lambda: x,
+        "tanh": lambda: np.tanh(x),
+        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "relu": lambda: np.maximum(0, x),
+        "leaky_relu": lambda: np.where(x > 0, x, p * x),
+        "elu": lambda: q * np.where(x > 0, x, p * np.expm1(np.minimum(x, 0))),
+        "gelu": lambda: x * _normal_cdf(x),
+        "gelu_tanh": lambda: x / 2 * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
+        "softplus": lambda: np.where(p * x > q, x, np.logaddexp(0, p * x) / p),
+    }[name]()
+    return y.astype(x.dtype)
+
+
+def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float = 1.0) -> Array:
+    """dL/dx from dL/dy, by the derivative at x."""
+    t = np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))
+    slope: Any = {
+        "identity": lambda: 1.0,
+        "tanh": lambda: 1 / np.cosh(x) ** 2,
+        "sigmoid": lambda: 1 / (2 + np.exp(x) + np.exp(-x)),
+        "relu": lambda: x > 0,
+        "leaky_relu": lambda: np.where(x > 0, 1, p),
+        "elu": lambda: q * np.where(x > 0, 1, p * np.exp(np.minimum(x, 0))),
+        "gelu": lambda: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / sqrt(2 * pi),
+        "gelu_tanh": lambda: (1 + t) / 2 + x / 2 * (1 - t**2) * sqrt(2 / pi) * (1 + 3 * 0.044715 * x**2),
+        "softplus": lambda: np.where(p * x > q, 1, 1 / (1 + np.exp(-p * x))),
+    }[name]()
+    return (dy * slope).astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    """P(Z <= x) = erfc(-x / sqrt(2)) / 2, Z standard normal."""
+    flat = [erfc(-value / sqrt(2)) / 2 for value in x.ravel()]
+    return np.array(flat, x.dtype).reshape(x.shape)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def mse(y: Array, target: Array) -> tuple[float, Array]:
+    """The mean of (y - t)^2 over all elements, and its gradient."""
+    return float(np.mean((y - target) ** 2)), 2 * (y - target) / y.size
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    """The mean of -log softmax(z)_label over all rows, and its gradient."""
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[labels]
+    return float(-np.log((p * onehot).sum(axis=-1)).mean()), (p - onehot) / labels.size
+
+
+def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
+    """The mean of -t log s(z) - (1 - t) log(1 - s(z)) over all elements, and its gradient."""
+    p = 1 / (1 + np.exp(-logits))
+    loss = -target * np.log(p) - (1 - target) * np.log(1 - p)
+    return float(loss.mean()), (p - target) / logits.size
 
 
 # ---- spectral --------------------------------------------------------------------------------------------------------
