@@ -6,7 +6,7 @@ section per subject.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import erfc, pi, sqrt
 from typing import Any
@@ -17,6 +17,327 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import erfc, pi, sqrt
+# ---- recurrent -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecurrentTape:
+    """Every quantity of a forward pass through a stack of recurrent layers.
+
+    The first axis is layer * num_directions + direction, the second the time step in the order of x, whatever the
+    direction. Rows past a sequence's end hold zeros in `h` and `c`, and otherwise what the step would have computed.
+    """
+
+    mode: str
+    params: Mapping[str, Array]
+    alive: Array  # (T, B) bool: the step lies within the sequence
+    inputs: list[Array]  # of each layer, (T, B, its input size), after dropout
+    dropout_masks: Sequence[Array] | None
+    h: Array  # (L*D, T, B, H)
+    c: Array  # the same; zeros but for LSTM
+    h_in: Array  # (L*D, T, B, H), the state entering the step: h_{t-1}, or h_{t+1} in the reverse direction
+    c_in: Array
+    gates: Array  # (L*D, T, B, K, H): RNN [h]; LSTM [i, f, g, o]; GRU [r, z, n, q]
+
+
+@dataclass(frozen=True)
+class RecurrentGradients:
+    """Every quantity of a backward pass; axes as in `RecurrentTape`."""
+
+    dx: Array  # (T, B, I)
+    dstate: Any  # like the initial state
+    grads: dict[str, Array]  # like the parameters
+    dh: Array  # (L*D, T, B, H), the total dL/dh_t, before it is rescaled
+    dc: Array  # the same for dL/dc_t; zeros but for LSTM
+    n_clipped: Array  # (L*D, T) samples whose dL/dh_t was rescaled
+
+
+def _logistic(a: Array) -> Array:
+    e = np.exp(-np.abs(a))  # never overflows
+    return np.asarray(np.where(a >= 0, 1, e) / (1 + e))
+
+
+def _layout(params: Mapping[str, Array]) -> list[list[str]]:
+    """The names' suffixes: for each layer, those of its one or two directions."""
+    num_layers = sum(name.startswith("weight_hh_l") and not name.endswith("_reverse") for name in params)
+    directions = ["", "_reverse"] if "weight_hh_l0_reverse" in params else [""]
+    return [[f"_l{layer}{direction}" for direction in directions] for layer in range(num_layers)]
+
+
+def _weights(params: Mapping[str, Array], suffix: str) -> list[Array]:
+    """w_ih, w_hh and, where there are biases, b_ih, b_hh."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return [params[name + suffix] for name in names if name + suffix in params]
+
+
+def _walk(T: int, suffix: str) -> range:
+    """The time steps in the order in which a direction meets them."""
+    return range(T - 1, -1, -1) if suffix.endswith("_reverse") else range(T)
+
+
+def _pair(mode: str, state: Any, like: Array) -> tuple[Array, Array]:
+    """The h and c of a state: zeros for None, and for the c that only an LSTM has."""
+    if state is None:
+        return np.zeros_like(like), np.zeros_like(like)
+    h, c = state if mode == "LSTM" else (state, np.zeros_like(like))
+    return h, c
+
+
+def _step_forward(
+    mode: str, weights: Sequence[Array], x: Array, state: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+    """One step of one cell: x (B, I), h and c (B, H) -> the next h and c, and the gates (B, K, H)."""
+    h, c = state
+    w_ih, w_hh, *biases = weights
+    b_ih, b_hh = biases or (0, 0)
+    a = x @ w_ih.T + b_ih  # (1)
+    u = h @ w_hh.T + b_hh  # (2)
+    if mode.startswith("RNN"):
+        h_out = np.tanh(a + u) if mode == "RNN_TANH" else np.maximum(a + u, 0)  # (3)
+        return h_out, c, h_out[:, None]
+    if mode == "LSTM":
+        i, f, g, o = np.split(a + u, 4, axis=1)
+        i, f, g, o = _logistic(i), _logistic(f), np.tanh(g), _logistic(o)  # (4)
+        c_out = f * c + i * g  # (5)
+        h_out = o * np.tanh(c_out)  # (6)
+        return h_out, c_out, np.stack([i, f, g, o], axis=1)
+    (a_r, a_z, a_n), (u_r, u_z, q) = np.split(a, 3, axis=1), np.split(u, 3, axis=1)
+    r, z = _logistic(a_r + u_r), _logistic(a_z + u_z)  # (7)
+    n = np.tanh(a_n + r * q)  # (8)
+    h_out = (1 - z) * n + z * h  # (9)
+    return h_out, c, np.stack([r, z, n, q], axis=1)
+
+
+def _step_backward(
+    mode: str, gates: Array, state: tuple[Array, Array], c_out: Array, d_out: tuple[Array, Array]
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Invert lines (9) to (3) of `_step_forward`: `d_out` is dL/dh_out, and dL/dc_out less what comes through h_out.
+
+    Returns da and du (B, G*H), dL/dh less what comes through u, dL/dc, and the total dL/dc_out.
+    """
+    (h, c), (dh, dc) = state, d_out
+    if mode.startswith("RNN"):
+        h_out = gates[:, 0]
+        da = dh * (1 - h_out**2 if mode == "RNN_TANH" else h_out > 0)  # (3)
+        return da, da, np.zeros_like(dh), dc, dc
+    if mode == "LSTM":
+        i, f, g, o = np.moveaxis(gates, 1, 0)
+        do = dh * np.tanh(c_out)  # (6)
+        dc = dc + dh * o * (1 - np.tanh(c_out) ** 2)
+        di, df, dg = dc * g, dc * c, dc * i  # (5)
+        da = np.concatenate([di * i * (1 - i), df * f * (1 - f), dg * (1 - g**2), do * o * (1 - o)], axis=1)  # (4)
+        return da, da, np.zeros_like(dh), dc * f, dc
+    r, z, n, q = np.moveaxis(gates, 1, 0)
+    dn, dz = dh * (1 - z), dh * (h - n)  # (9)
+    da_n = dn * (1 - n**2)  # (8)
+    dr, dq = da_n * q, da_n * r
+    da_r, da_z = dr * r * (1 - r), dz * z * (1 - z)  # (7)
+    return np.concatenate([da_r, da_z, da_n], axis=1), np.concatenate([da_r, da_z, dq], axis=1), dh * z, dc, dc
+
+
+def recurrent_forward(
+    mode: str,
+    params: Mapping[str, Array],
+    x: Array,
+    state: Any = None,
+    lengths: Any = None,
+    *,
+    dropout_masks: Sequence[Array] | None = None,
+) -> tuple[Array, Any, RecurrentTape]:
+    """A stack of recurrent layers, one step after the other.
+
+    Parameters
+    ----------
+    mode : str
+        "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
+    params : mapping of str to ndarray
+        By PyTorch's names, which also say how many layers and directions there are and whether there are biases.
+    x : ndarray, (T, B, I)
+    state : ndarray, (L*D, B, H), or a pair of them for LSTM, optional
+        The initial state; zeros when None.
+    lengths : array_like of int, (B,), optional
+        The sequences' lengths; T for all when None.
+    dropout_masks : sequence of ndarray, (T, B, D*H), optional
+        What each layer's output but the last is multiplied by: 0 or 1 / (1 - p).
+
+    Returns
+    -------
+    y : ndarray, (T, B, D*H)
+    state : like `state`
+        Each sequence's state after its own last step (in the reverse direction: after its first).
+    tape : RecurrentTape
+
+    Examples
+    --------
+    >>> params = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.full((1, 1), 0.5)}
+    >>> y, state, tape = recurrent_forward("RNN_RELU", params, np.ones((3, 1, 1)), lengths=[2])
+    >>> y.ravel(), state.ravel()
+    (array([1. , 1.5, 0. ]), array([1.5]))
+    """
+    (T, B, _), layout = x.shape, _layout(params)
+    H, size = params["weight_hh_l0"].shape[1], len(layout) * len(layout[0])
+    alive = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))
+    x = np.where(alive[:, :, None], x, 0)  # whatever lies past an end counts for nothing
+    h_all, c_all = (part.copy() for part in _pair(mode, state, np.zeros((size, B, H), x.dtype)))
+    gates = np.zeros((size, T, B, 1 if mode.startswith("RNN") else 4, H), x.dtype)
+    h_out, c_out, h_in, c_in = (np.zeros((size, T, B, H), x.dtype) for _ in range(4))
+    tape = RecurrentTape(mode, params, alive, [], dropout_masks, h_out, c_out, h_in, c_in, gates)
+    for layer, suffixes in enumerate(layout):
+        tape.inputs.append(x)
+        for direction, suffix in enumerate(suffixes):
+            k = layer * len(suffixes) + direction
+            h, c = h_all[k], c_all[k]
+            weights = _weights(params, suffix)
+            for t in _walk(T, suffix):
+                tape.h_in[k, t], tape.c_in[k, t] = h, c
+                h_out, c_out, tape.gates[k, t] = _step_forward(mode, weights, x[t], (h, c))
+                now = alive[t, :, None]
+                h, c = np.where(now, h_out, h), np.where(now, c_out, c)  # (10) the state waits outside its sequence
+                tape.h[k, t], tape.c[k, t] = np.where(now, h, 0), np.where(now, c, 0)  # (11)
+            h_all[k], c_all[k] = h, c
+        x = np.concatenate(tape.h[k + 1 - len(suffixes) : k + 1], axis=-1)  # (12) the directions side by side
+        if dropout_masks is not None and layer < len(layout) - 1:
+            x = x * dropout_masks[layer]  # (13)
+    return x, (h_all, c_all) if mode == "LSTM" else h_all, tape
+
+
+def recurrent_backward(
+    tape: RecurrentTape, dy: Array, dstate: Any = None, *, step_clip: float = np.inf
+) -> RecurrentGradients:
+    """Backpropagation through time, one step after the other.
+
+    Parameters
+    ----------
+    tape : RecurrentTape
+        From `recurrent_forward`.
+    dy : ndarray, (T, B, D*H)
+        dL/dy.
+    dstate : like the state, optional
+        dL/d(final state); zeros when None.
+    step_clip : float
+        The largest norm that a sample's dL/dh_t has while it is propagated; a larger one is scaled down to it.
+
+    Returns
+    -------
+    RecurrentGradients
+
+    Examples
+    --------
+    >>> params = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.full((1, 1), 2.0)}
+    >>> y, state, tape = recurrent_forward("RNN_RELU", params, np.ones((3, 1, 1)))
+    >>> recurrent_backward(tape, np.zeros_like(y), np.ones((1, 1, 1))).dh.ravel()  # grows by 2 a step, backwards
+    array([4., 2., 1.])
+    >>> recurrent_backward(tape, np.zeros_like(y), np.ones((1, 1, 1)), step_clip=1.0).dh.ravel()
+    array([2., 2., 1.])
+    """
+    mode, params, layout = tape.mode, tape.params, _layout(tape.params)
+    size, T, B, H = tape.h.shape
+    dh_all, dc_all = (part.copy() for part in _pair(mode, dstate, np.zeros((size, B, H), dy.dtype)))
+    grads = {name: np.zeros_like(value) for name, value in params.items()}
+    total_h, total_c = np.zeros_like(tape.h), np.zeros_like(tape.c)
+    n_clipped = np.zeros((size, T), np.int64)
+    for layer, suffixes in reversed(list(enumerate(layout))):
+        if tape.dropout_masks is not None and layer < len(layout) - 1:
+            dy = dy * tape.dropout_masks[layer]  # (13)
+        x, dx = tape.inputs[layer], np.zeros_like(tape.inputs[layer])
+        for direction, suffix in enumerate(suffixes):
+            k = layer * len(suffixes) + direction
+            dh, dc = dh_all[k], dc_all[k]
+            for t in reversed(_walk(T, suffix)):
+                now, h_in = tape.alive[t, :, None], tape.h_in[k, t]
+                total_h[k, t] = np.where(now, dh + dy[t, :, direction * H : (direction + 1) * H], 0)  # (12), (11)
+                norm = np.sqrt(np.sum(total_h[k, t] ** 2, axis=1, keepdims=True))
+                n_clipped[k, t] = np.count_nonzero(norm > step_clip)
+                dh_out = np.where(norm > step_clip, step_clip / np.where(norm > 0, norm, 1), 1) * total_h[k, t]
+                da, du, dh_direct, dc_in, dc_out = _step_backward(
+                    mode, tape.gates[k, t], (h_in, tape.c_in[k, t]), tape.c[k, t], (dh_out, dc)
+                )
+                da, du = np.where(now, da, 0), np.where(now, du, 0)
+                total_c[k, t] = np.where(now, dc_out, 0)
+                dh = np.where(now, dh_direct + du @ params["weight_hh" + suffix], dh)  # (10), (2)
+                dc = np.where(now, dc_in, dc)  # (10)
+                grads["weight_hh" + suffix] += du.T @ np.where(now, h_in, 0)  # (2)
+                grads["weight_ih" + suffix] += da.T @ x[t]  # (1)
+                if "bias_ih" + suffix in params:
+                    grads["bias_ih" + suffix] += da.sum(axis=0)
+                    grads["bias_hh" + suffix] += du.sum(axis=0)
+                dx[t] += da @ params["weight_ih" + suffix]  # (1)
+            dh_all[k], dc_all[k] = dh, dc
+        dy = dx
+    return RecurrentGradients(dy, (dh_all, dc_all) if mode == "LSTM" else dh_all, grads, total_h, total_c, n_clipped)
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
+    """y = x W^T + b over the last axis."""
+    return np.asarray(x @ weight.T + bias)
+
+
+def linear_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
+    """dx, dW and db."""
+    rows, d = x.reshape(-1, weight.shape[1]), dy.reshape(-1, weight.shape[0])
+    return dy @ weight, d.T @ rows, d.sum(axis=0)
+
+
+def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> Array:
+    """p: negative slope, alpha, beta; q: selu's scale, softplus's threshold."""
+    function: dict[str, Callable[[], Any]] = {
+        "identity": lambda: x,
+        "tanh": lambda: np.tanh(x),
+        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "relu": lambda: np.maximum(0, x),
+        "leaky_relu": lambda: np.where(x > 0, x, p * x),
+        "elu": lambda: q * np.where(x > 0, x, p * np.expm1(np.minimum(x, 0))),
+        "gelu": lambda: x * _normal_cdf(x),
+        "gelu_tanh": lambda: x / 2 * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
+        "softplus": lambda: np.where(p * x > q, x, np.logaddexp(0, p * x) / p),
+    }
+    return np.asarray(function[name](), x.dtype)
+
+
+def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float = 1.0) -> Array:
+    """dL/dx from dL/dy, by the derivative at x."""
+    t = np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))
+    slope: dict[str, Callable[[], Any]] = {
+        "identity": lambda: 1.0,
+        "tanh": lambda: 1 / np.cosh(x) ** 2,
+        "sigmoid": lambda: 1 / (2 + np.exp(x) + np.exp(-x)),
+        "relu": lambda: x > 0,
+        "leaky_relu": lambda: np.where(x > 0, 1, p),
+        "elu": lambda: q * np.where(x > 0, 1, p * np.exp(np.minimum(x, 0))),
+        "gelu": lambda: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / sqrt(2 * pi),
+        "gelu_tanh": lambda: (1 + t) / 2 + x / 2 * (1 - t**2) * sqrt(2 / pi) * (1 + 3 * 0.044715 * x**2),
+        "softplus": lambda: np.where(p * x > q, 1, 1 / (1 + np.exp(-p * x))),
+    }
+    return np.asarray(dy * slope[name](), x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    """P(Z <= x) = erfc(-x / sqrt(2)) / 2, Z standard normal."""
+    flat = [erfc(-value / sqrt(2)) / 2 for value in x.ravel()]
+    return np.array(flat, x.dtype).reshape(x.shape)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def mse(y: Array, target: Array) -> tuple[float, Array]:
+    """The mean of (y - t)^2 over all elements, and its gradient."""
+    return float(np.mean((y - target) ** 2)), 2 * (y - target) / y.size
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    """The mean of -log softmax(z)_label over all rows, and its gradient."""
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[labels]
+    return float(-np.log((p * onehot).sum(axis=-1)).mean()), (p - onehot) / labels.size
+
+
+def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
+    """The mean of -t log s(z) - (1 - t) log(1 - s(z)) over all elements, and its gradient."""
+    p = 1 / (1 + np.exp(-logits))
+    loss = -target * np.log(p) - (1 - target) * np.log(1 - p)
+    return float(loss.mean()), (p - target) / logits.size
