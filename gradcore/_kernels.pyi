@@ -10,6 +10,15 @@ RNN_TANH: int
 RNN_RELU: int
 LSTM: int
 GRU: int
+IDENTITY: int
+TANH: int
+SIGMOID: int
+RELU: int
+LEAKY_RELU: int
+ELU: int
+GELU: int
+GELU_TANH: int
+SOFTPLUS: int
 
 def isa() -> str: ...
 def has_openmp() -> bool: ...
@@ -53,3 +62,9 @@ def recurrent_backward(
     dc_norm: _Array | None,
     take: _Take,
 ) -> _Array: ...
+def linear_forward(x: _Array, w: _Array, b: _Array | None, y: _Array, N: int, take: _Take) -> _Array: ...
+def linear_backward(
+    x: _Array, w: _Array, dy: _Array, dx: _Array, dw: _Array, db: _Array | None, N: int, take: _Take
+) -> _Array: ...
+def activation_forward(kind: int, p: float, q: float, x: _Array, y: _Array) -> None: ...
+def activation_backward(kind: int, p: float, q: float, kept: _Array, dy: _Array, dx: _Array) -> None: ...

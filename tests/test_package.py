@@ -1,0 +1,200 @@
+"""What holds for the package as a whole: imports, names, documentation, types, the commands of the README."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradcore
+from gradcore import _kernels
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gradcore"
+
+# A module imports from lower floors only.
+FLOORS = [
+    {"_check", "_kernels", "_files", "reference", "data"},
+    {"_layer", "_threads", "progress"},
+    {"init", "losses", "norm", "monitor", "spectral", "report"},
+    {"recurrent", "linear", "optim", "tasks"},
+    {"train"},
+    {"diagnose"},
+    {"cli"},
+]
+FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+
+
+def imported(module: Path) -> set[str]:
+    """The gradcore modules that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            first, _, rest = node.module.partition(".")
+            if first == "gradcore":
+                names |= {rest.partition(".")[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gradcore.")}
+    return names - {"__version__"}
+
+
+def test_every_module_has_a_floor() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {"_kernels", "data"}
+    assert modules == FLOOR.keys()
+
+
+@pytest.mark.parametrize("module", sorted(FLOOR.keys() - {"_kernels", "data"}))
+def test_imports_go_downwards(module: str) -> None:
+    for name in imported(PACKAGE / f"{module}.py"):
+        assert FLOOR[name] < FLOOR[module], f"{module} imports {name}"
+
+
+def test_the_twin_imports_numpy_only() -> None:
+    tree = ast.parse((PACKAGE / "reference.py").read_text())
+    roots = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    roots |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert roots - sys.stdlib_module_names == {"numpy"}
+
+
+def test_import_loads_no_optional_package() -> None:
+    optional = ("torch", "jax", "matplotlib", "typer", "rich", "click", "hypothesis", "pytest")
+    code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    tree = ast.parse((PACKAGE / "_kernels.pyi").read_text())
+    stub = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    stub |= {
+        node.target.id for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    public = {
+        name for name, value in vars(_kernels).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert {name for name in stub if not name.startswith("_")} == public
+
+
+def test_version_is_said_once() -> None:
+    assert f'version = "{gradcore.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def public_objects() -> list[tuple[str, object]]:
+    """Everything that users call: the package's names and those of its public modules."""
+    found = []
+    for name in gradcore.__all__:
+        value = getattr(gradcore, name)
+        if inspect.ismodule(value):
+            found += [(f"{name}.{member}", getattr(value, member)) for member in getattr(value, "__all__", ())]
+        elif callable(value):
+            found.append((name, value))
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), public_objects(), ids=lambda value: value if isinstance(value, str) else "")
+def test_public_names_are_documented(name: str, value: object) -> None:
+    assert inspect.getdoc(value), name
+    assert "Examples\n" in (inspect.getdoc(value) or ""), f"{name} has no example"
+
+
+def test_all_names_exist() -> None:
+    for name in gradcore.__all__:
+        assert hasattr(gradcore, name), name
+
+
+TYPED = """
+import numpy as np
+import gradcore
+
+layer = gradcore.LSTM(3, 5, num_layers=2, bidirectional=True, dtype=np.float64, rng=np.random.default_rng(0))
+x = np.zeros((7, 2, 3))
+y, tape = layer.forward(x, lengths=[7, 3])
+dx = layer.backward(tape, y, step_clip=1.0)
+norm: float = gradcore.clip_grad_norm_(layer, max_norm=1.0)
+optimizer = gradcore.optim.Adam(layer, lr=1e-3)
+found: gradcore.GradNorm = optimizer.step(max_norm=1.0)
+model = gradcore.Sequential(layer, gradcore.LastStep(), gradcore.Linear(10, 1, dtype=np.float64))
+history: gradcore.History = gradcore.fit(model, [(x, np.zeros((2, 1)))], gradcore.losses.mse, optimizer, epochs=1)
+radius: float = gradcore.spectral.spectral_radius(layer.params["weight_hh_l0"][:5])
+layer.forward("x", stat=None)
+"""
+
+
+def test_types_as_users_see_them(tmp_path: Path) -> None:
+    """The package passes a strict check, and so does a caller, but for the wrong call at its end."""
+    caller = tmp_path / "caller.py"
+    caller.write_text(TYPED)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml")]
+    run = subprocess.run([*command, str(PACKAGE), str(caller)], capture_output=True, text=True, cwd=ROOT, check=False)
+    errors = [line for line in run.stdout.splitlines() if ": error:" in line]
+    assert errors, "mypy missed the wrong keyword"
+    assert all("caller.py:16" in line for line in errors), run.stdout + run.stderr
+
+
+def test_code_is_clean() -> None:
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
+        run = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_cython_is_clean() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "cython_lint", "src"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_no_flag_that_ships_what_only_this_machine_runs() -> None:
+    text = (ROOT / "setup.py").read_text()
+    code = "\n".join(line.partition("#")[0] for line in text.splitlines())
+    assert not re.search(r"march=native|ffast-math|Ofast", code)
+
+
+class TestReadme:
+    text = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+
+    def test_the_test_command_is_the_one_that_runs(self) -> None:
+        command = 'pip install -e ".[test]" && pytest'
+        assert command in self.text
+        assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+    def test_the_example_runs_as_printed(self, tmp_path: Path) -> None:
+        examples = re.findall(r"```python\n(.*?)```", self.text, flags=re.S)
+        assert examples
+        for code in examples:
+            run = subprocess.run(
+                [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+            )
+            assert run.returncode == 0, run.stderr
+            assert run.stdout.strip()
+
+    def test_links_lead_somewhere(self) -> None:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", self.text):
+            assert (ROOT / target).exists(), target
+
+
+def test_a_wheel_from_the_sdist_is_small_and_whole(tmp_path: Path) -> None:
+    """Builds the sdist, from it the wheel, each as pip would; what is inside must be what runs."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 5_000_000
+    place = tmp_path / "place"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    code = "import gradcore; print(gradcore.__file__); gradcore.RNN(2, 3)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(place)},
+    )
+    assert Path(run.stdout.strip()).is_relative_to(place)
+    assert (place / "gradcore" / "py.typed").exists()
+    assert not list(place.glob("gradcore/*.c"))
