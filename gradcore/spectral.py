@@ -430,10 +430,10 @@ class Condition:
     value, limit : float
         The condition holds where the value is above the limit (`of` "explodes") or below it (`of` "vanishes").
     kind : {"necessary", "sufficient", "asymptotic"}
-        Necessary: without it the verdict `of` is impossible. Sufficient: with it that verdict is certain. Asymptotic:
-        true of many steps along trajectories like these, no bound.
+        Necessary: without it a gradient cannot do what `of` says. Sufficient: with it the gradient is certain to, given
+        enough steps. Asymptotic: an estimate for many steps along trajectories like these, no bound.
     of : {"explodes", "vanishes"}
-        The verdict that the condition is about.
+        What the condition is about.
     holds : bool
     meaning : str
         One sentence.
