@@ -321,8 +321,9 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
     lambda_i = mean_t ln abs(R_t,ii)   with   Q_t R_t = J_t Q_{t-1},   J_t the Jacobian of step t and Q_0 random
     orthonormal. All of them sum to the mean of ln abs det J_t. The largest is the rate at which a gradient grows
     backwards, once many steps have passed; above 0 is chaos forwards and explosion backwards. In a stack every layer
-    is driven by the one below and never by one above, so that the joint Jacobian is block triangular: the spectrum is
-    that of the layers together, each along its own trajectory. Dropout is off.
+    is driven by the one below and never by one above, so that the joint Jacobian is block triangular: its spectrum, in
+    the limit of many steps, is that of the layers together, each along its own trajectory, and that is what is
+    computed. Dropout is off.
 
     Parameters
     ----------
@@ -429,10 +430,10 @@ class Condition:
     value, limit : float
         The condition holds where the value is above the limit (`of` "explodes") or below it (`of` "vanishes").
     kind : {"necessary", "sufficient", "asymptotic"}
-        Necessary: without it the verdict `of` is impossible. Sufficient: with it that verdict is certain. Asymptotic:
-        true of many steps along trajectories like these, no bound.
+        Necessary: without it a gradient cannot do what `of` says. Sufficient: with it the gradient is certain to, given
+        enough steps. Asymptotic: an estimate for many steps along trajectories like these, no bound.
     of : {"explodes", "vanishes"}
-        The verdict that the condition is about.
+        What the condition is about.
     holds : bool
     meaning : str
         One sentence.
@@ -682,8 +683,8 @@ def _measured(norms: Array, tiny: float) -> float:
 
 
 def _steps_and_samples(layer: Any, x: Array) -> tuple[int, int]:
-    steps, samples = x.shape[:2][:: -1 if layer.batch_first else 1]
-    return steps, samples
+    first, second = np.shape(x)[:2]
+    return (second, first) if layer.batch_first else (first, second)
 
 
 def _parts(layer: Any) -> int:
