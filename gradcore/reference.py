@@ -118,7 +118,7 @@ def _step_backward(
     (h, c), (dh, dc) = state, d_out
     if mode.startswith("RNN"):
         h_out = gates[:, 0]
-        da = dh * (1 - h_out**2 if mode == "RNN_TANH" else h_out > 0)  # (3)
+        da = dh * (1 - h_out**2) if mode == "RNN_TANH" else np.where(h_out <= 0, 0, dh)  # (3), NaN passes as in PyTorch
         return da, da, np.zeros_like(dh), dc, dc
     if mode == "LSTM":
         i, f, g, o = np.moveaxis(gates, 1, 0)

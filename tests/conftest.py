@@ -28,7 +28,7 @@ def restore_threads() -> Iterator[None]:
 
 @pytest.fixture
 def with_thread_counts(restore_threads: None) -> Callable[[Callable[[], Any]], list[Any]]:
-    """A function that calls f() with 1, 2, 3 and 8 threads (8: more than the processors) and returns the results."""
+    """A function that calls f() with 1, 2, 3 and 8 threads (8: more than the machine has) and returns the results."""
 
     def results(f: Callable[[], Any]) -> list[Any]:
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 import subprocess
@@ -238,10 +239,11 @@ def test_everything_agrees_with_the_twin(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("H", [128, 200])
+@pytest.mark.parametrize(("H", "I", "B"), [(128, 70, 3), (200, 257, 2), (257, 9, 1), (300, 16, 29)])
 @pytest.mark.parametrize("mode", MODES)
-def test_many_hidden_units_agree_with_the_twin(mode: str, H: int, dtype: Any) -> None:
-    case = Case(mode, H=H, I=70, B=3, T=9, bidirectional=H == 200, lengths=(9, 4, 7), dtype=dtype)
+def test_large_sizes_agree_with_the_twin(mode: str, H: int, I: int, B: int, dtype: Any) -> None:
+    lengths = random_lengths(np.random.default_rng(H), B, 5) if B > 1 else None
+    case = Case(mode, H, I, B, 5, bidirectional=H == 200, lengths=lengths, dtype=dtype)
     assert_close(run(case.layer(), case.batch()), expected(case), dtype)
 
 
@@ -527,6 +529,16 @@ def test_what_lies_past_an_end_has_no_effect_at_all(mode: str, bidirectional: bo
         assert same_bits(got[name][:, 2], part[:, 2]), name  # length 0: the final state is the initial one
 
 
+def test_relu_lets_nan_through_in_both_passes() -> None:
+    layer, x = doubling(np.float64, 3)
+    layer.params["weight_ih_l0"][...] = 1
+    x[1] = np.nan
+    y, tape = layer.forward(x, np.ones((1, 1, 3)))
+    dx = layer.backward(tape, np.ones_like(y))
+    assert np.isnan(y).ravel().tolist() == [False] * 3 + [True] * 6
+    assert dx.ravel().tolist() == [21.0, 9.0, 3.0]  # a unit that is NaN is not one that is off: as in PyTorch
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sample_does_not_see_the_others(mode: str, dtype: Any) -> None:
@@ -537,7 +549,7 @@ def test_a_sample_does_not_see_the_others(mode: str, dtype: Any) -> None:
     rest = np.arange(case.B) != 5
     for name in ("y", "dx"):
         assert same_bits(clean[name][:, rest], spoilt[name][:, rest]), name
-        assert np.isnan(spoilt[name][:, 5]).all()
+        assert np.isnan(spoilt[name][:, 5]).any()
     for name in [name for name in clean if "state" in name]:
         assert same_bits(clean[name][:, rest], spoilt[name][:, rest]), name
     assert same_bits(clean["dh_norm_per_sample"][..., rest], spoilt["dh_norm_per_sample"][..., rest])
@@ -744,7 +756,7 @@ sys.exit(os.waitstatus_to_exitcode(status) or (0 if result() == before else 8))
 """
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_computes_the_same_bits_and_does_not_hang() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], timeout=60, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
