@@ -72,6 +72,12 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> gradcore.get_num_threads() >= 1
+    True
     """
     return _kernels.get_num_threads()
 
