@@ -19,6 +19,7 @@ from gradcore.linear import (
     Softplus,
     Tanh,
 )
+from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
 from gradcore.recurrent import GRU, LSTM, RNN
 from gradcore.train import History, fit
 
@@ -42,7 +43,12 @@ __all__ = [
     "Tanh",
     "__version__",
     "fit",
+    "GradNorm",
+    "__version__",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "get_num_threads",
+    "grad_norm",
     "info",
     "init",
     "losses",
