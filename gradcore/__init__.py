@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from gradcore import init, losses, monitor, spectral
+from gradcore import init, losses, monitor, optim, spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.linear import (
     ELU,
@@ -31,6 +31,7 @@ __all__ = [
     "MLP",
     "RNN",
     "SELU",
+    "GradNorm",
     "History",
     "Identity",
     "LastStep",
@@ -42,17 +43,16 @@ __all__ = [
     "Softplus",
     "Tanh",
     "__version__",
-    "fit",
-    "GradNorm",
-    "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "fit",
     "get_num_threads",
     "grad_norm",
     "info",
     "init",
     "losses",
     "monitor",
+    "optim",
     "set_num_threads",
     "spectral",
 ]
