@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from gradcore import init, losses, monitor, spectral
+from gradcore import init, losses, monitor, optim, spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.linear import (
     ELU,
@@ -19,6 +19,7 @@ from gradcore.linear import (
     Softplus,
     Tanh,
 )
+from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
 from gradcore.recurrent import GRU, LSTM, RNN
 from gradcore.train import History, fit
 
@@ -30,6 +31,7 @@ __all__ = [
     "MLP",
     "RNN",
     "SELU",
+    "GradNorm",
     "History",
     "Identity",
     "LastStep",
@@ -41,12 +43,16 @@ __all__ = [
     "Softplus",
     "Tanh",
     "__version__",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "fit",
     "get_num_threads",
+    "grad_norm",
     "info",
     "init",
     "losses",
     "monitor",
+    "optim",
     "set_num_threads",
     "spectral",
 ]

@@ -19,6 +19,10 @@ ELU: int
 GELU: int
 GELU_TANH: int
 SOFTPLUS: int
+SGD: int
+ADAM: int
+RMSPROP: int
+ADAGRAD: int
 
 def isa() -> str: ...
 def has_openmp() -> bool: ...
@@ -68,3 +72,31 @@ def linear_backward(
 ) -> _Array: ...
 def activation_forward(kind: int, p: float, q: float, x: _Array, y: _Array) -> None: ...
 def activation_backward(kind: int, p: float, q: float, kept: _Array, dy: _Array, dx: _Array) -> None: ...
+def bounds(a: _Array) -> tuple[int, int]: ...
+def plain(arrays: list[Any], write: bool) -> bool: ...
+def norm(arrays: list[_Array], p: float) -> tuple[float, float, int, int, int, int, _Array]: ...
+def scale(arrays: list[_Array], factor0: float, factor1: float) -> None: ...
+def clamp(arrays: list[_Array], limit: float) -> None: ...
+def update(
+    rule: int,
+    factor0: float,
+    factor1: float,
+    grads: list[_Array],
+    params: list[_Array],
+    mean: list[_Array] | None,
+    square: list[_Array] | None,
+    extra: list[_Array] | None,
+    *,
+    l2: float = 0,
+    shrink: float = 1,
+    step: float,
+    keep_mean: float = 0,
+    take_mean: float = 0,
+    keep_square: float = 0,
+    take_square: float = 0,
+    eps: float = 0,
+    root: float = 1,
+    now: float = 0,
+    past: float = 0,
+    momentum: float = 0,
+) -> None: ...

@@ -1,0 +1,400 @@
+"""Gradient norms that are right whenever they are representable, and clipping that says what it did."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradcore import _kernels
+from gradcore._check import FLOAT32, FLOAT64, Array, number, target
+
+Key = str | int
+
+OVERLAP_WORK: Any = 10**6  # steps before a search for a shared element is given up and counts as having found one
+
+
+class GradNorm(float):
+    """A norm, with what the pass that computed it saw and what was done about it.
+
+    It is a `float`: the norm *before* clipping. With entries that are not finite it is NaN or inf, but for
+    ``nonfinite="zero"``, where it is the norm of the entries that remain.
+
+    Attributes
+    ----------
+    coef : float
+        What the gradients were multiplied by; 1.0 when they were left alone.
+    clipped : bool
+        Whether the norm was above `max_norm`, so that they were multiplied.
+    skipped : bool
+        Whether ``nonfinite="skip"`` left them alone because of entries that are not finite.
+    n_nan, n_inf : int
+        How many entries were NaN, and how many infinite.
+    per_array : dict of str to float, or ndarray of float64
+        The norm of each array: by name where they came with names, else in their order. 0 for one without a gradient.
+    worst : tuple or None
+        ``(name or index, position)`` of the first entry that is not finite, or else of the first with the largest
+        magnitude; `position` is a tuple of integers that indexes the array. None when there is no entry.
+    """
+
+    __slots__ = ("_each", "_keys", "clipped", "coef", "n_inf", "n_nan", "skipped", "worst")
+
+    coef: float
+    clipped: bool
+    skipped: bool
+    n_nan: int
+    n_inf: int
+    worst: tuple[Key, tuple[int, ...]] | None
+    _keys: Sequence[Key]  # names, or a range of indices
+    _each: Array
+
+    @property
+    def per_array(self) -> dict[str, float] | Array:
+        if isinstance(self._keys, range):
+            return self._each
+        names: Sequence[Any] = self._keys
+        return dict(zip(names, self._each.tolist(), strict=True))
+
+
+class Gradients:
+    """What a caller handed in, as distinct arrays that the kernels can work on.
+
+    Parameters
+    ----------
+    grads : object
+        Whatever `grad_norm` takes.
+    write : bool
+        Whether the arrays will be changed.
+    """
+
+    keys: Sequence[Key]  # names, or a range of indices
+    where: Sequence[int]  # for each key its place in the two lists, -1 for one without a gradient
+    views: list[Array]  # the caller's memory
+    arrays: list[Array]  # the same where the kernels can use it, else a contiguous copy
+
+    def __init__(self, grads: Any, *, write: bool) -> None:
+        self.keys, given = _named(grads)
+        if _kernels.plain(given, write):
+            self.where, self.views, self.arrays = range(len(given)), given, given
+            return
+        self.where, self.views = [], []
+        places: dict[Any, int] = {}
+        labels = []
+        for key, value in zip(self.keys, given, strict=True):
+            label = _label(key)
+            view = as_view(label, value)
+            if view is None:
+                self.where.append(-1)
+                continue
+            if write:
+                target(label, view)
+            place = places.setdefault(_memory(view), len(self.views))
+            self.where.append(place)
+            if place == len(self.views):
+                labels.append(label)
+                self.views.append(view)
+        if _kernels.plain(self.views, write):
+            self.arrays = self.views
+        else:
+            refuse_overlap(labels, self.views)
+            self.arrays = [contiguous(view) for view in self.views]
+
+    def write_back(self) -> None:
+        """Bring what was written into copies to where they came from."""
+        copy_back(self.arrays, self.views)
+
+    def measure(self, norm_type: float, max_norm: float, nonfinite: str | None) -> tuple[GradNorm, float, float]:
+        """The norm, and the two factors by which the gradients have to be multiplied.
+
+        nonfinite None reports without judging. With "skip" the caller looks at `.skipped`; with "zero" entries that are
+        not finite count as 0.
+        """
+        root, unit, n_nan, n_inf, worst_place, worst_index, each = _kernels.norm(self.arrays, norm_type)
+        worst = None if worst_place < 0 else self._position(worst_place, worst_index)
+        bad = n_nan + n_inf > 0
+        if bad and nonfinite == "raise":
+            assert worst is not None
+            what = "NaN" if np.isnan(self.arrays[worst_place].reshape(-1)[worst_index]) else "Inf"
+            count = f"{n_nan} NaN and {n_inf} Inf in all"
+            raise FloatingPointError(f"{_label(worst[0])}: {what} at {worst[1]} ({count}); nothing was changed")
+        remaining = not bad or nonfinite == "zero"
+        norm = GradNorm(root * unit if remaining else math.nan if n_nan else math.inf)
+        norm.clipped = remaining and float(norm) > max_norm
+        norm.skipped = bad and nonfinite == "skip"
+        norm.n_nan, norm.n_inf, norm.worst = n_nan, n_inf, worst
+        norm._keys = self.keys
+        norm._each = each[:, 1 if remaining else 0]
+        if len(self.keys) > len(self.views):  # some are met twice, or have no gradient
+            norm._each = np.append(norm._each, 0.0)[self.where]
+        norm.coef, factor0, factor1 = _coefficient(max_norm, root, unit) if norm.clipped else (1.0, 1.0, 1.0)
+        return norm, factor0, factor1
+
+    def _position(self, place: int, index: int) -> tuple[Key, tuple[int, ...]]:
+        """The key of an array and the position of the entry with this flat index."""
+        position: tuple[int, ...] = ()
+        for n in reversed(self.views[place].shape):
+            index, i = divmod(index, n)
+            position = (i, *position)
+        return self.keys[self.where.index(place)], position
+
+
+def _coefficient(max_norm: float, root: float, unit: float) -> tuple[float, float, float]:
+    """max_norm / (root * unit), below 1, and two factors that have it as their product.
+
+    The norm may lie above the range of a double, and the coefficient below it.
+    """
+    (m, a), (r, b), (u, c) = math.frexp(max_norm), math.frexp(root), math.frexp(unit)
+    mantissa, d = math.frexp(m / (r * u))
+    exponent = a - b - c + d
+    coef = math.ldexp(mantissa, exponent)
+    if exponent > -1000:
+        return coef, coef, 1.0
+    return coef, math.ldexp(mantissa, exponent - exponent // 2), math.ldexp(1.0, exponent // 2)
+
+
+def _label(key: Key) -> str:
+    return f"grads[{key!r}]"
+
+
+def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
+    """What was handed in as a list, and what to call its members."""
+    if isinstance(grads, np.ndarray):
+        return range(1), [grads]
+    if not isinstance(grads, Mapping):
+        grads = getattr(grads, "grads", grads)  # a layer, a model, an optimizer
+    if isinstance(grads, Mapping):
+        return list(grads), list(grads.values())
+    if _exports(grads) or hasattr(grads, "grad"):
+        return range(1), [grads]
+    if not isinstance(grads, Iterable):
+        raise TypeError(
+            "grads: expected an array, an iterable or dict of arrays, a layer, a model or an optimizer, "
+            f"got {type(grads).__name__}"
+        )
+    given = list(grads)
+    if not given and isinstance(grads, Iterator):
+        warnings.warn("grads: an iterator that is exhausted, so there is nothing to work on", stacklevel=4)
+    return range(len(given)), given
+
+
+def _exports(value: Any) -> bool:
+    """Whether NumPy can have a view of its memory."""
+    if hasattr(value, "__dlpack__"):
+        return True
+    try:
+        memoryview(value)
+    except TypeError:
+        return False
+    return True
+
+
+def as_view(label: str, value: Any) -> Array | None:
+    """The memory of an array, or of an object's `.grad`, as a NumPy array of real numbers; None where `.grad` is."""
+    torch = sys.modules.get("torch")  # who hands in its tensors has imported it
+    tensor = False
+    if torch is not None and isinstance(value, torch.Tensor):
+        tensor = True
+        if value.requires_grad or isinstance(value, torch.nn.Parameter):
+            value = value.grad
+    elif not isinstance(value, np.ndarray) and not _exports(value) and hasattr(value, "grad"):
+        value = value.grad
+    if value is None:
+        return None
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{label}: masked arrays are not supported; fill the mask first, with .filled(0)")
+    view: Array
+    try:
+        if isinstance(value, np.ndarray):
+            view = value
+        elif tensor:
+            view = value.detach().numpy()
+        elif hasattr(value, "__dlpack__"):
+            view = np.from_dlpack(value)
+        else:
+            view = np.asarray(memoryview(value))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{label}: expected an array on the CPU, got {type(value).__name__}: {error}") from None
+    if view.dtype not in (FLOAT32, FLOAT64):
+        raise TypeError(f"{label}: expected float32 or float64, got {view.dtype}")
+    return view
+
+
+def _memory(a: Array) -> tuple[Any, ...]:
+    """Equal for views of the very same elements, in whatever order."""
+    low, high = _kernels.bounds(a)
+    if a.nbytes == high - low:
+        return low, high, a.dtype.char
+    return low, high, a.dtype.char, *sorted((abs(step), n) for step, n in zip(a.strides, a.shape, strict=True) if n > 1)
+
+
+def refuse_overlap(labels: Sequence[str], views: Sequence[Array]) -> None:
+    """A ValueError if any two share memory."""
+    extents = sorted((*_kernels.bounds(view), i) for i, view in enumerate(views) if view.size)
+    reaching: list[tuple[int, int]] = []  # earlier arrays that may reach beyond the beginning of this one
+    for low, high, i in extents:
+        reaching = [(end, j) for end, j in reaching if end > low]
+        for _, j in reaching:
+            try:
+                shared = np.shares_memory(views[i], views[j], max_work=OVERLAP_WORK)
+            except np.exceptions.TooHardError:
+                shared = True
+            if shared:
+                raise ValueError(f"{labels[min(i, j)]} and {labels[max(i, j)]} overlap in memory")
+        reaching.append((high, i))
+
+
+def contiguous(view: Array) -> Array:
+    """The same memory as a plain C-contiguous array if it is one, else a copy."""
+    return np.require(np.asarray(view), requirements=["C", "A"])
+
+
+def copy_back(arrays: Sequence[Array], views: Sequence[Array]) -> None:
+    """Undo `contiguous` after its results were written to."""
+    for array, view in zip(arrays, views, strict=True):
+        if array is not view and not np.may_share_memory(array, view):
+            view[...] = array
+
+
+def check_policy(nonfinite: str) -> None:
+    if nonfinite not in ("raise", "skip", "zero"):
+        raise ValueError(f'nonfinite: expected "raise", "skip" or "zero", got {nonfinite!r}')
+
+
+def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
+    r"""The norm of gradients, all arrays taken as one vector: :math:`(\sum_i |g_i|^p)^{1/p}`.
+
+    It is right whenever it can be represented: sums are carried in float64, and entries whose powers would overflow or
+    underflow are scaled first. The bits are the same for any number of threads.
+
+    Parameters
+    ----------
+    grads : array, iterable or dict of arrays, layer, model, optimizer
+        float32 or float64, of any shape and layout. Objects that export the buffer protocol or DLPack on the CPU, or
+        that have a `.grad` (None counts as absent), serve as arrays. The same memory met twice counts once.
+    norm_type : float
+        p, positive; ``inf`` for the largest magnitude.
+
+    Returns
+    -------
+    GradNorm
+        A float; NaN if an entry is NaN, else inf if one is infinite.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array of float32 or float64.
+    ValueError
+        If arrays overlap in part, or `norm_type` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import grad_norm
+    >>> norm = grad_norm({"weight": np.array([[3.0, 0.0]]), "bias": np.array([-4.0])})
+    >>> norm
+    5.0
+    >>> norm.per_array
+    {'weight': 3.0, 'bias': 4.0}
+    >>> norm.worst
+    ('bias', (0,))
+    >>> f"{grad_norm(np.full(4, 1e30, np.float32)):.6g}"
+    '2e+30'
+    """
+    p = number("norm_type", norm_type, above=0.0)
+    return Gradients(grads, write=False).measure(p, math.inf, None)[0]
+
+
+def clip_grad_norm_(grads: Any, max_norm: float, norm_type: float = 2.0, *, nonfinite: str = "raise") -> GradNorm:
+    """Scale gradients, in place, so that their norm is at most `max_norm`.
+
+    If ``norm > max_norm``, ``g *= max_norm / norm``; else the arrays keep their exact bits. There is no epsilon: after
+    clipping the norm is `max_norm` up to rounding.
+
+    Parameters
+    ----------
+    grads : array, iterable or dict of arrays, layer, model, optimizer
+        As for `grad_norm`; changed in place.
+    max_norm : float
+        At least 0; ``inf`` never clips.
+    norm_type : float
+        p, positive; ``inf`` for the largest magnitude.
+    nonfinite : {"raise", "skip", "zero"}
+        What to do when an entry is NaN or infinite: raise, changing nothing; change nothing and say so in the result;
+        or set such entries to 0 and clip the rest by the norm of what remains.
+
+    Returns
+    -------
+    GradNorm
+        The norm before clipping, the coefficient, whether it clipped, and where the worst entry is.
+
+    Raises
+    ------
+    FloatingPointError
+        If an entry is not finite and `nonfinite` is "raise"; it names the array and the position.
+    TypeError
+        If something is not an array of float32 or float64.
+    ValueError
+        If an array is read-only, arrays overlap in part, or a number is out of range.
+
+    Notes
+    -----
+    Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import clip_grad_norm_
+    >>> g = np.array([3.0, 4.0])
+    >>> norm = clip_grad_norm_([g], max_norm=1.0)
+    >>> norm, norm.coef, norm.clipped
+    (5.0, 0.2, True)
+    >>> g
+    array([0.6, 0.8])
+    """
+    limit = number("max_norm", max_norm, least=0.0)
+    p = number("norm_type", norm_type, above=0.0)
+    check_policy(nonfinite)
+    found = Gradients(grads, write=True)
+    norm, factor0, factor1 = found.measure(p, limit, nonfinite)
+    if norm.clipped or (nonfinite == "zero" and norm.n_nan + norm.n_inf > 0):
+        _kernels.scale(found.arrays, factor0, factor1)
+        found.write_back()
+    return norm
+
+
+def clip_grad_value_(grads: Any, clip_value: float) -> None:
+    """Limit every entry, in place, to ``[-clip_value, clip_value]``; NaN stays NaN.
+
+    This changes the direction of the gradient; `clip_grad_norm_` keeps it.
+
+    Parameters
+    ----------
+    grads : array, iterable or dict of arrays, layer, model, optimizer
+        As for `grad_norm`; changed in place.
+    clip_value : float
+        At least 0.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array of float32 or float64.
+    ValueError
+        If an array is read-only, arrays overlap in part, or `clip_value` is negative or NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import clip_grad_value_
+    >>> g = np.array([3.0, -4.0, 0.5])
+    >>> clip_grad_value_(g, 1.0)
+    >>> g
+    array([ 1. , -1. ,  0.5])
+    """
+    limit = number("clip_value", clip_value, least=0.0)
+    found = Gradients(grads, write=True)
+    _kernels.clamp(found.arrays, limit)
+    found.write_back()
