@@ -197,7 +197,8 @@ class GradientMonitor:
         The loss oscillates when it turns at least every second step and typically changes from one step to the next by
         this many times its typical value.
     rise : float
-        A run has become unstable when its loss rises to this many times its best after progress.
+        A run has become unstable when its loss (the median of ten steps) rises to this many times its best after it had
+        halved, and by more than the noise of single batches explains.
     max_weight : float
         Weights of larger magnitude are reported.
     vanish_ratio, explode_ratio : float
@@ -214,8 +215,8 @@ class GradientMonitor:
 
     Notes
     -----
-    A step of a loss at every time step adds gradient everywhere, so that gradients which vanish in time show only where
-    the loss is on the last steps; explosion shows in both.
+    Losses are taken to be positive where their rise is judged. A loss at every time step adds gradient everywhere, so that
+    gradients which vanish in time show only where the loss is on the last steps; explosion shows in both.
 
     Examples
     --------
@@ -277,6 +278,7 @@ class GradientMonitor:
         self._new: list[Finding] = []
         self._held: dict[tuple[str, str], tuple[int, int]] = {}
         self._losses: deque[float] = deque(maxlen=self.window)  # the finite ones
+        self._loss_steps: deque[int] = deque(maxlen=self.window)  # and their steps
         self._norms: deque[float] = deque(maxlen=self.window)  # the finite, positive ones
         self._clipped: deque[bool] = deque(maxlen=self.window)
         self._skipped: deque[bool] = deque(maxlen=self.window)
@@ -441,18 +443,20 @@ class GradientMonitor:
                 self._report_unstable(step, step, 1, loss, math.inf, lost=True)
             return
         self._losses.append(loss)
+        self._loss_steps.append(step)
         if math.isnan(self._reference):
             if len(self._losses) >= min(self.warmup, self.window):
                 self._reference = _median(self._losses)
             return
         losses = list(self._losses)
-        level = _median(losses[-10:])
-        changes = [b - a for a, b in pairwise(losses)]
-        typical_change = _median([abs(change) for change in changes])
-        self._check_oscillation(step, losses, changes, typical_change)
+        self._check_oscillation(step, losses)
 
+        # Noise of single batches: the median of ten losses varies by about three times it over a long run.
+        level = _median(losses[-10:])
+        logs = [math.log(value) for value in losses if value > 0]
+        noise = _median([abs(b - a) for a, b in pairwise(logs)]) if len(logs) > 1 else 0.0
         rise = level / self._best if self._best > 0 else math.nan
-        unstable = self._best < 0.5 * self._reference and rise >= self.rise and level > self._best + 3 * typical_change
+        unstable = self._best < 0.5 * self._reference and rise >= max(self.rise, math.exp(min(4 * noise, 700.0)))
         lasting = self._lasting("unstable_after_progress", "", step, unstable, 1)
         if lasting:
             self._report_unstable(step, *lasting, level, rise, lost=level >= self._reference)
@@ -470,9 +474,11 @@ class GradientMonitor:
             times=times,
         )
 
-    def _check_oscillation(self, step: int, losses: list[float], changes: list[float], typical_change: float) -> None:
+    def _check_oscillation(self, step: int, losses: list[float]) -> None:
         if len(losses) < self.window:
             return
+        changes = [b - a for a, b in pairwise(losses)]
+        typical_change = _median([abs(change) for change in changes])
         typical = _median([abs(loss) for loss in losses])
         turns = sum((a > 0) != (b > 0) for a, b in pairwise(changes)) / (len(changes) - 1)
         # A loss that has come down to a tenth jumps among tiny values, which does no harm.
@@ -484,6 +490,7 @@ class GradientMonitor:
         )
         if self._lasting("oscillating_loss", "", step, wild, self.patience):
             ratio = typical_change / typical if typical > 0 else math.inf
+            first = next(i for i, change in enumerate(changes, 1) if abs(change) >= self.oscillation * typical)
             self._report(
                 "oscillating_loss",
                 "high",
@@ -491,7 +498,7 @@ class GradientMonitor:
                 {"typical_change": typical_change, "typical_loss": typical, "turns": turns},
                 f"From one step to the next the loss typically changes by {typical_change:.3g}, "
                 f"{ratio:.2g} times its own value.",
-                began=step - len(losses) + 1,
+                began=self._loss_steps[first],
                 badness=ratio,
             )
 
@@ -533,7 +540,7 @@ class GradientMonitor:
             logs = [math.log(value) for value in self._norms]
             centre = _median(logs)
             z = (math.log(norm) - centre) / max(_deviation(logs, centre), 0.25)
-            usual = math.exp(centre)
+            usual = _median(self._norms)
             if z > self.spike_z:
                 factor = norm / usual
                 self._report(
@@ -560,7 +567,7 @@ class GradientMonitor:
             numbers["worst"] = str(worst[0])
             message += f", the first in {worst[0]}"
         for name, first in _first_nonfinite(tape):
-            numbers["first_nonfinite"] = {"member": name, "layer": first[0], "direction": first[1], "t": first[2]}
+            numbers["first_nonfinite"] = {"member": name[:-1], "layer": first[0], "direction": first[1], "t": first[2]}
             message += f"; in the backward pass they arose at time step {first[2]} of recurrent layer {name}l{first[0]}"
         self._report("nonfinite_gradient", "critical", step, numbers, message + ".")
 
@@ -590,7 +597,7 @@ class GradientMonitor:
                 numbers,
                 f"{share:.0%} of {self.window} steps in a row were clipped; the median norm was {usual:.3g}"
                 + (f" and the threshold {max_norm:.3g}." if max_norm is not None else "."),
-                began=step - self.window + 1,
+                began=step - self.window + 1 + self._clipped.index(True),
                 badness=share,
             )
 
@@ -676,7 +683,7 @@ class GradientMonitor:
         same = same and bool((np.abs(sample - before) <= 1e-7 * largest).all())
         # Outputs that rest because the run has converged are no fault.
         learnt = len(self._losses) > 0 and self._losses[-1] < 0.5 * self._reference
-        lasting = self._lasting("frozen_outputs", "", step, same and not learnt and norm != 0, 2)
+        lasting = self._lasting("frozen_outputs", "", step, same and not learnt, 2)
         if lasting:
             self._report(
                 "frozen_outputs",
@@ -719,7 +726,7 @@ class GradientMonitor:
         for kind, condition, severe in cases:
             lasting = self._lasting(f"{kind}_in_{axis}", where, step, condition, self.patience)
             if lasting:
-                factor = math.exp(min(total, 700.0))
+                factor = math.exp(total) if total < 700 else math.inf
                 self._report(
                     f"{kind}_in_{axis}",
                     "high" if severe else "moderate",
@@ -735,7 +742,7 @@ class GradientMonitor:
 
 def _log_ratio(first: float, last: float) -> float:
     """ln(first / last) of two norms: inf where only the first is not finite, NaN where the last gives no measure."""
-    if not math.isfinite(last) or last == 0:
+    if not 0 < last < math.inf:
         return math.nan
     if not math.isfinite(first):
         return math.inf

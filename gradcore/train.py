@@ -151,7 +151,7 @@ class History:
     def __init__(self) -> None:
         self.interrupted = False
         self.dh_profile: dict[str, Array] = {}
-        self.dh_log_mean: dict[str, Array] = {}
+        self._dh_mean: dict[str, Array] = {}
         self._dh_count: dict[str, Array] = {}
         self._columns = {column.name: _Rows(np.empty(0, column.dtype)) for column in COLUMNS}
         self._tables: dict[str, tuple[list[str], _Rows]] = {}
@@ -230,14 +230,19 @@ class History:
             self._columns[name].append(value)
 
     def _add_to_log_mean(self, name: str, row: Array) -> None:
-        mean, count = self.dh_log_mean.get(name, np.empty(0)), self._dh_count.get(name, np.empty(0, np.int64))
-        longer = max(len(row) - len(mean), 0)
-        mean, count = np.pad(mean, (longer, 0), constant_values=np.nan), np.pad(count, (longer, 0))
-        usable = np.pad((row > 0) & (row < np.inf), (len(mean) - len(row), 0))
-        logs = np.log(row[usable[len(mean) - len(row) :]])
-        count[usable] += 1
-        mean[usable] = np.where(count[usable] == 1, logs, mean[usable] + (logs - mean[usable]) / count[usable])
-        self.dh_log_mean[name], self._dh_count[name] = mean, count
+        mean, count = self._dh_mean.get(name, np.zeros(0)), self._dh_count.get(name, np.zeros(0, np.int64))
+        if len(row) > len(mean):
+            longer = len(row) - len(mean)
+            mean = self._dh_mean[name] = np.concatenate([np.zeros(longer), mean])
+            count = self._dh_count[name] = np.concatenate([np.zeros(longer, np.int64), count])
+        mean, count = mean[len(mean) - len(row) :], count[len(mean) - len(row) :]
+        usable = (row > 0) & (row < np.inf)
+        count += usable
+        mean += np.where(usable, np.log(np.where(usable, row, 1.0)) - mean, 0.0) / np.maximum(count, 1)
+
+    @property
+    def dh_log_mean(self) -> dict[str, Array]:
+        return {name: np.where(self._dh_count[name] > 0, mean, np.nan) for name, mean in self._dh_mean.items()}
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -270,8 +275,10 @@ class History:
                     raise ValueError(f"{table.name}: expected {n} steps for each name")
                 history._tables[table.name] = list(named), _Rows(np.ascontiguousarray(matrix.T))
         history.dh_profile = {k: np.array(v, np.float64) for k, v in groups.get("dh_profile", {}).items()}
-        history.dh_log_mean = {k: np.array(v, np.float64) for k, v in groups.get("dh_log_mean", {}).items()}
+        history._dh_mean = {k: np.array(v, np.float64) for k, v in groups.get("dh_log_mean", {}).items()}
         history._dh_count = {k: np.array(v, np.int64) for k, v in groups.get("dh_count", {}).items()}
+        for name, mean in history._dh_mean.items():
+            history._dh_mean[name] = np.where(history._dh_count[name] > 0, mean, 0.0)
         if n:
             history._start -= float(history.seconds[-1])
         return history
@@ -328,7 +335,7 @@ class History:
                 elif isinstance(value, list):
                     arrays[key] = floats(value)
             return cls._from_arrays(arrays, document["interrupted"] is True)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{'text' if inline else source}: not a gradcore history: {error}") from error
 
     def to_npz(self, path: str | os.PathLike[str]) -> None:
@@ -355,11 +362,11 @@ class History:
             If the file does not hold a History.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             cls._check_format(str(arrays.pop("format")), int(arrays.pop("version")))
             return cls._from_arrays(arrays, bool(arrays.pop("interrupted")))
-        except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not a gradcore history: {error}") from error
 
     @staticmethod
@@ -372,7 +379,7 @@ class History:
     def plot(self, ax: Any = None) -> Any:
         """Draw loss and gradient norm on a log axis, with the threshold and the clipped and skipped steps.
 
-        Values that are zero, negative or not finite leave gaps.
+        Values that a log axis cannot show leave gaps: negative, not finite, outside 1e-250 to 1e250.
 
         Parameters
         ----------
@@ -397,7 +404,7 @@ class History:
         steps = np.arange(len(self))
 
         def drawable(values: Array) -> Array:
-            return np.where((values > 0) & (values < np.inf), values, np.nan)
+            return np.where((values > 1e-250) & (values < 1e250), values, np.nan)
 
         ax.set_yscale("log")
         ax.plot(steps, drawable(self.loss), color="C0", linewidth=1, label="loss")

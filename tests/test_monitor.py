@@ -1,0 +1,424 @@
+"""Every finding appears in a run that was made for it, and none in a healthy one."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradcore
+from gradcore.monitor import ADVICE, SEVERITIES, GradientMonitor, recurrent_profiles
+
+
+class Norm(float):
+    """What an optimizer's step returns, made up."""
+
+    coef = 1.0
+    clipped = False
+    skipped = False
+    n_nan = 0
+    n_inf = 0
+    worst = None
+
+    def __new__(cls, value: float, **told: Any) -> Norm:
+        norm = super().__new__(cls, value)
+        norm.__dict__.update(told)
+        return norm
+
+
+def healthy(n: int = 300, seed: int = 0) -> list[dict[str, Any]]:
+    """A run in which all is well: a noisy loss that falls to a third, norms near 1, every fifth step clipped."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "loss": (0.3 + 0.7 * math.exp(-step / 60)) * math.exp(0.15 * rng.standard_normal()),
+            "grad_norm": Norm(math.exp(0.3 * rng.standard_normal()), clipped=step % 5 == 0),
+            "model": model_with(rng.standard_normal(20)),
+            "tape": tape_with(np.exp(0.2 * rng.standard_normal((2, 30))), d_norm=np.exp(rng.standard_normal(4))),
+            "y": rng.standard_normal((8, 2)),
+            "max_norm": 1.5,
+        }
+        for step in range(n)
+    ]
+
+
+def model_with(weights: Any) -> Any:
+    flat = np.asarray(weights, float)
+    return SimpleNamespace(flat_params=flat, params={"a": flat[:1], "b": flat[1:]}, layers=(None, None, None))
+
+
+def tape_with(dh_norm: Any, d_norm: Any = None, first_nonfinite: Any = None) -> Any:
+    """The tape of a model of three layers, the middle one recurrent."""
+    telemetry = SimpleNamespace(dh_norm=np.asarray(dh_norm, float), first_nonfinite=first_nonfinite)
+    tapes = (SimpleNamespace(), SimpleNamespace(telemetry=telemetry), SimpleNamespace())
+    return SimpleNamespace(tapes=tapes, d_norm=d_norm)
+
+
+def watch(steps: list[dict[str, Any]], **thresholds: Any) -> GradientMonitor:
+    monitor = GradientMonitor(**thresholds)
+    for step, told in enumerate(steps):
+        monitor.update(step, **told)
+    monitor.finish()
+    return monitor
+
+
+def changed(field: str, where: slice, value: Callable[[Any, int], Any], n: int = 300) -> list[dict[str, Any]]:
+    """A healthy run, in part of which one field is another."""
+    steps = healthy(n)
+    for step in range(*where.indices(n)):
+        steps[step][field] = value(steps[step][field], step)
+    return steps
+
+
+def falling(gain: float) -> Any:
+    """A tape whose gradient is multiplied by `gain` at every step back in time, in the second direction."""
+    back = gain ** np.arange(29, -1, -1.0)
+    return tape_with([np.ones(30), back], d_norm=np.ones(4))
+
+
+ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
+    # kind: the run, the severity, the step where it began
+    "nan_loss": (changed("loss", slice(100, 110), lambda loss, step: math.nan), "critical", 100),
+    "inf_loss": (changed("loss", slice(100, 110), lambda loss, step: math.inf), "critical", 100),
+    "nonfinite_gradient": (
+        changed("grad_norm", slice(100, 102), lambda norm, step: Norm(math.nan, n_nan=3, worst=("b", (1, 2)))),
+        "critical",
+        100,
+    ),
+    "oscillating_loss": (changed("loss", slice(100, None), lambda loss, step: 3.1 - 3.0 * (step % 2)), "high", 100),
+    "unstable_after_progress": (changed("loss", slice(200, None), lambda loss, step: 5 * loss), "high", 204),
+    "large_weights": (changed("model", slice(200, None), lambda m, step: model_with([1, -2e6])), "high", 200),
+    "nonfinite_weights": (changed("model", slice(200, None), lambda m, step: model_with([1, np.nan])), "critical", 200),
+    "gradient_spike": (changed("grad_norm", slice(200, 201), lambda norm, step: Norm(60.0)), "moderate", 200),
+    "large_gradients": (changed("grad_norm", slice(200, None), lambda norm, step: Norm(15 * norm)), "moderate", 200),
+    "small_gradients": (changed("grad_norm", slice(200, None), lambda norm, step: Norm(0.01)), "info", 200),
+    "nonfinite_outputs": (changed("y", slice(200, None), lambda y, step: np.full((8, 2), np.inf)), "high", 200),
+    "constant_outputs": (changed("y", slice(200, None), lambda y, step: np.tile(y[0], (8, 1))), "high", 200),
+    "frozen_outputs": (
+        [
+            told | {"y": np.arange(16.0).reshape(8, 2), "loss": 1 + 0.1 * (step % 3)}
+            for step, told in enumerate(healthy())
+        ],
+        "high",
+        0,
+    ),
+    "vanishing_in_time": (changed("tape", slice(50, None), lambda tape, step: falling(0.7)), "moderate", 50),
+    "exploding_in_time": (changed("tape", slice(50, None), lambda tape, step: falling(1.5)), "moderate", 50),
+    "vanishing_in_layers": (
+        changed("tape", slice(50, None), lambda tape, step: tape_with(np.ones((2, 30)), d_norm=[1e-9, 1e-6, 1e-6, 1])),
+        "high",
+        50,
+    ),
+    "exploding_in_layers": (
+        changed("tape", slice(50, None), lambda tape, step: tape_with(np.ones((2, 30)), d_norm=[1e5, 10, 10, 1])),
+        "moderate",
+        50,
+    ),
+    "always_clipping": (
+        changed("grad_norm", slice(None), lambda norm, step: Norm(norm, clipped=step % 20 > 0)),
+        "moderate",
+        1,
+    ),
+    "never_clipping": (changed("grad_norm", slice(None), lambda norm, step: Norm(norm)), "info", 299),
+    "skipped_steps": (
+        changed("grad_norm", slice(200, None), lambda norm, step: Norm(norm, skipped=step % 4 == 0)),
+        "high",
+        200,
+    ),
+}
+
+
+def test_every_kind_has_advice_and_a_run():
+    assert set(ILL) == set(ADVICE)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_healthy_run_has_no_findings(seed):
+    monitor = watch(healthy(seed=seed))
+    assert monitor.findings == []
+    assert monitor.summary() == "No findings in 300 steps."
+
+
+@pytest.mark.parametrize("kind", ILL)
+def test_finding(kind):
+    steps, severity, began = ILL[kind]
+    monitor = watch(steps)
+    found = [finding for finding in monitor.findings if finding.kind == kind]
+    assert len(found) == 1, monitor.summary()
+    (finding,) = found
+    assert finding.severity == severity
+    assert finding.step == began
+    assert finding.step <= finding.last_step < 300
+    assert finding.count >= 1
+    assert finding.numbers
+    assert finding.advice == ADVICE[kind]
+    assert kind in monitor.summary()
+
+
+# What may follow from the same cause.
+COMPANIONS = {
+    "nan_loss": {"unstable_after_progress"},
+    "inf_loss": {"unstable_after_progress"},
+    "oscillating_loss": {"unstable_after_progress"},
+    "large_gradients": {"gradient_spike"},
+}
+
+
+@pytest.mark.parametrize("kind", ILL)
+def test_nothing_else_is_found(kind):
+    steps, _, _ = ILL[kind]
+    others = {finding.kind for finding in watch(steps).findings} - {kind}
+    assert others <= COMPANIONS.get(kind, set())
+
+
+def test_update_returns_a_finding_once_and_counts_it_after():
+    monitor = GradientMonitor()
+    assert monitor.update(0, 1.0, 1.0) == []
+    (finding,) = monitor.update(1, math.nan, 1.0)
+    assert (finding.kind, finding.step, finding.count) == ("nan_loss", 1, 1)
+    for step in range(2, 1002):
+        assert monitor.update(step, math.nan, 1.0) == []
+    assert monitor.findings == [finding]
+    assert (finding.step, finding.last_step, finding.count) == (1, 1001, 1001)
+
+
+def test_severity_and_numbers_are_those_of_the_worst_step():
+    monitor = GradientMonitor()
+    for step, norm in enumerate([20.0] * 10 + [5e3, 20.0]):
+        monitor.update(step, 1.0, norm)
+    finding = next(finding for finding in monitor.findings if finding.kind == "large_gradients")
+    assert finding.severity == "high"
+    assert finding.numbers["grad_norm"] == 5e3
+    assert (finding.step, finding.count) == (0, 12)
+
+
+def test_summary_begins_with_the_worst():
+    monitor = watch([told | {"loss": math.nan, "grad_norm": 20.0} for told in healthy(50)])
+    order = [line.split(":")[0] for line in monitor.summary().splitlines()[::2]]
+    assert order == sorted(order, key=lambda severity: SEVERITIES.index(severity.lower()))
+    assert order[0] == "CRITICAL"
+    assert len(order) > 1
+
+
+def test_a_single_outlier_of_the_loss_is_no_instability():
+    assert watch(changed("loss", slice(200, 201), lambda loss, step: 100 * loss)).findings == []
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_noisy_losses_of_small_batches_are_not_instability(batch):
+    rng = np.random.default_rng(0)
+    monitor = GradientMonitor()
+    for step in range(2000):
+        scale = 0.1 + math.exp(-step / 100)
+        monitor.update(step, scale * rng.chisquare(batch) / batch, 1.0)
+    assert "unstable_after_progress" not in {finding.kind for finding in monitor.findings}
+
+
+def test_a_loss_that_has_converged_to_rounding_is_healthy():
+    rng = np.random.default_rng(0)
+    monitor = GradientMonitor()
+    for step in range(500):
+        monitor.update(step, max(math.exp(-step / 10), 1e-14) * rng.uniform(0.1, 2), 1.0)
+    assert "oscillating_loss" not in {finding.kind for finding in monitor.findings}
+
+
+def test_outputs_at_rest_after_learning_are_healthy():
+    y = np.arange(16.0).reshape(8, 2)
+    assert watch(changed("y", slice(200, None), lambda _, step: y)).findings == []
+
+
+def test_the_first_nonfinite_place_is_named():
+    monitor = GradientMonitor()
+    tape = tape_with(np.ones((2, 30)), first_nonfinite=(1, 0, 17))
+    monitor.update(0, 1.0, Norm(math.inf, n_inf=2, worst=("1.weight_hh_l1", (3, 4))), tape=tape)
+    (finding,) = monitor.findings
+    assert "1.weight_hh_l1" in finding.message
+    assert finding.numbers["first_nonfinite"] == {"member": "1", "layer": 1, "direction": 0, "t": 17}
+
+
+HOSTILE = [math.nan, math.inf, -math.inf, 0.0, -1.0, 5e-324, np.finfo(float).max, -0.0]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_nothing_raises_or_warns_on_any_number(value):
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor = GradientMonitor(check_weights_every=1, check_outputs_every=1, window=10, warmup=5)
+        for step in range(60):
+            strange = value if step > 20 else rng.uniform(0.5, 1)
+            tape = tape_with(np.full((2, 30), strange), d_norm=np.full(4, strange))
+            tape.tapes[1].telemetry.dh_norm[0, -1] = 1.0
+            tape.d_norm[-1] = 1.0
+            model, y = (
+                model_with(np.full(3, strange)),
+                np.full((4, 2), strange, np.float32 if abs(strange) < 1 else float),
+            )
+            monitor.update(step, strange, Norm(strange), model, tape, y, max_norm=1.0)
+        monitor.finish()
+        monitor.summary()
+        json.dumps(monitor.to_dict(), allow_nan=False)
+
+
+def test_empty_things_are_healthy():
+    monitor = GradientMonitor()
+    model = SimpleNamespace(flat_params=np.zeros(0), params={})
+    for step in range(30):
+        tape = SimpleNamespace(tapes=(), d_norm=np.zeros(1), telemetry=None)
+        monitor.update(step, 1.0, Norm(1.0), model, tape, np.zeros((0, 3)))
+    monitor.finish()
+    assert monitor.findings == []
+
+
+def test_nothing_is_written():
+    model, y = gradcore.RNN(2, 3, rng=np.random.default_rng(0)), np.ones((4, 2))
+    before = model.flat_params.copy()
+    model.flat_params.flags.writeable = y.flags.writeable = False
+    monitor = GradientMonitor()
+    for step in range(20):
+        monitor.update(step, 1.0, 1.0, model, None, y)
+    monitor.finish()
+    np.testing.assert_array_equal(model.flat_params, before)
+
+
+def test_to_dict_is_strict_json():
+    monitor = GradientMonitor()
+    monitor.update(0, math.inf, Norm(math.nan, n_nan=1))
+    report = json.loads(json.dumps(monitor.to_dict(), allow_nan=False))
+    numbers = {finding["kind"]: finding["numbers"] for finding in report["findings"]}
+    assert numbers["inf_loss"] == {"loss": "Infinity", "last_finite_loss": "NaN"}
+    assert numbers["nonfinite_gradient"]["grad_norm"] == "NaN"
+    assert report["n_steps"] == 1
+    assert report["thresholds"]["high_norm"] == 1e3
+    assert report["thresholds"]["usual_norm"] == [0.1, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("window", 5), ("spike_z", 0), ("rise", 1), ("vanish_ratio", 2), ("always_clipped", 1.5), ("usual_norm", (2, 1))],
+)
+def test_bad_thresholds_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        GradientMonitor(**{name: value})
+
+
+def test_thresholds_are_obeyed():
+    run = [{"loss": 1.0, "grad_norm": 30.0}] * 30
+    assert {finding.kind for finding in watch(run).findings} == {"large_gradients"}
+    assert watch(run, usual_norm=(0.1, 50)).findings == []
+
+
+# ---- real networks ---------------------------------------------------------------------------------------------------
+
+
+def train_rnn(gain: float, *, cell: str = "RNN", layers: int = 1, steps: int = 30, **fit: Any) -> GradientMonitor:
+    """Remember the first input over 50 steps, with a recurrent matrix that is `gain` times an orthogonal one."""
+    rng = np.random.default_rng(0)
+    recurrent = getattr(gradcore, cell)(2, 32, layers, rng=rng)
+    for layer in range(layers):
+        weight = recurrent.params[f"weight_hh_l{layer}"]
+        for block in np.split(weight, len(weight) // 32):
+            gradcore.init.orthogonal_(block, gain, rng=rng)
+    model = gradcore.Sequential(recurrent, gradcore.LastStep(), gradcore.Linear(32, 1, rng=rng))
+    x = 1e-6 * rng.standard_normal((50, 16, 2), np.float32)
+    target = rng.standard_normal((16, 1), np.float32)
+    if cell == "RNN":  # without biases and with tiny inputs tanh is the identity, and the growth per step the gain
+        for name, value in recurrent.params.items():
+            if "bias" in name:
+                value.fill(0)
+    monitor = GradientMonitor()
+    optimizer = gradcore.optim.SGD(model, lr=0.0)
+    gradcore.fit(model, [(x, target)], gradcore.losses.mse, optimizer, epochs=steps, monitor=monitor, **fit)
+    return monitor
+
+
+def found(monitor: GradientMonitor) -> set[tuple[str, str]]:
+    return {(finding.kind, finding.where) for finding in monitor.findings if "_in_" in finding.kind}
+
+
+def test_an_rnn_of_gain_1_is_stable_in_time():
+    assert found(train_rnn(1.0)) == set()
+
+
+@pytest.mark.parametrize(("gain", "kind"), [(0.2, "vanishing_in_time"), (1.25, "exploding_in_time")])
+def test_an_rnn_of_another_gain_vanishes_or_explodes(gain, kind):
+    monitor = train_rnn(gain)
+    assert found(monitor) == {(kind, "0.l0")}
+    (finding,) = [finding for finding in monitor.findings if finding.kind == kind]
+    assert (finding.step, finding.last_step, finding.count) == (0, 29, 30)
+    assert finding.numbers["log_growth_per_step"] == pytest.approx(math.log(gain), rel=0.01)
+    assert finding.severity == ("high" if gain < 1 else "moderate")
+
+
+def test_step_clip_ends_the_explosion():
+    assert found(train_rnn(1.25, step_clip=1.0)) == set()
+
+
+def test_an_lstm_that_forgets_vanishes():
+    assert ("vanishing_in_time", "0.l0") in found(train_rnn(1.0, cell="LSTM"))
+
+
+def test_every_layer_of_a_stack_is_named():
+    assert found(train_rnn(0.2, layers=2)) >= {("vanishing_in_time", "0.l0"), ("vanishing_in_time", "0.l1")}
+
+
+@pytest.mark.parametrize(
+    ("gain", "kind"), [(1.0, set()), (0.2, {("vanishing_in_layers", "")}), (5.0, {("exploding_in_layers", "")})]
+)
+def test_deep_networks(gain, kind):
+    rng = np.random.default_rng(0)
+    model = gradcore.MLP([8] * 12, activation="identity", init="orthogonal", rng=rng)
+    model.flat_params *= np.float32(gain)
+    x, target = rng.standard_normal((2, 16, 8)).astype(np.float32)
+    monitor = GradientMonitor()
+    optimizer = gradcore.optim.SGD(model, lr=0.0)
+    gradcore.fit(model, [(x, target)], gradcore.losses.mse, optimizer, epochs=20, monitor=monitor)
+    assert found(monitor) == kind
+
+
+def test_a_run_that_diverges():
+    rng = np.random.default_rng(0)
+    model = gradcore.Linear(4, 1, rng=rng)
+    x, target = rng.standard_normal((32, 4), np.float32), rng.standard_normal((32, 1), np.float32)
+    monitor = GradientMonitor()
+    optimizer = gradcore.optim.SGD(model, lr=50.0)
+    gradcore.fit(model, [(x, target)], gradcore.losses.mse, optimizer, epochs=200, monitor=monitor)
+    kinds = {finding.kind: finding for finding in monitor.findings}
+    assert {"large_gradients", "large_weights", "nonfinite_gradient", "skipped_steps"} <= set(kinds)
+    assert kinds["large_gradients"].severity == "high"
+    assert kinds["nonfinite_gradient"].severity == "critical"
+    assert monitor.n_skipped > 0
+
+
+def test_a_run_that_learns_is_left_alone():
+    rng = np.random.default_rng(0)
+    model = gradcore.MLP([4, 32, 1], activation="tanh", init="xavier_normal", dtype=np.float64, rng=rng)
+    x = rng.standard_normal((640, 4))
+    target = np.sin(x.sum(axis=1, keepdims=True))
+    batches = [(x[i : i + 64], target[i : i + 64]) for i in range(0, 640, 64)]
+    monitor = GradientMonitor()
+    optimizer = gradcore.optim.Adam(model, lr=1e-3)
+    history = gradcore.fit(model, batches, gradcore.losses.mse, optimizer, epochs=20, max_norm=1.5, monitor=monitor)
+    assert history.loss[-10:].mean() < 0.7 * history.loss[:10].mean()
+    assert [finding for finding in monitor.findings if finding.severity != "info"] == []
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_profiles_name_layers_and_directions(bidirectional):
+    rng = np.random.default_rng(0)
+    recurrent = gradcore.GRU(2, 4, 2, bidirectional=bidirectional, dtype=np.float64, rng=rng)
+    model = gradcore.Sequential(gradcore.Linear(3, 2, dtype=np.float64), gradcore.Sequential(recurrent))
+    y, tape = model.forward(rng.standard_normal((6, 5, 3)))
+    model.backward(tape, np.ones_like(y))
+    profiles = list(recurrent_profiles(tape, model))
+    expected = ["1.0.l0", "1.0.l0_reverse", "1.0.l1", "1.0.l1_reverse"] if bidirectional else ["1.0.l0", "1.0.l1"]
+    assert [name for name, _, _ in profiles] == expected
+    for (name, reverse, row), telemetry in zip(profiles, tape.tapes[1].tapes[0].telemetry.dh_norm, strict=True):
+        assert reverse == name.endswith("_reverse")
+        np.testing.assert_array_equal(row, telemetry)
