@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -655,6 +656,20 @@ def test_gradients_add_up_over_interleaved_tapes(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_second_backward_of_one_tape_gives_the_same_and_adds_again(mode: str) -> None:
+    case = Case(mode, num_layers=2, bidirectional=True, lengths=(3, 0, 6, 5))
+    layer, batch = case.layer(), case.batch()
+    want = run(layer, batch)
+    layer.zero_grad()
+    _, tape = layer.forward(batch.x, batch.state, batch.lengths)
+    for _ in range(2):
+        assert same_bits(layer.backward(tape, batch.dy, batch.dstate, step_clip=np.inf), want["dx"])
+        assert same_bits(tape.telemetry.dh_norm, want["dh_norm"])
+    for name, gradient in layer.grads.items():
+        assert relative_error(gradient, 2 * want["grad " + name]) < 1e-14, name
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_results_outlive_their_tape_and_belong_to_the_caller(mode: str) -> None:
     case = Case(mode, num_layers=2, lengths=(3, 0, 6, 5))
     layer, batch = case.layer(), case.batch()
@@ -730,6 +745,38 @@ def test_python_threads_share_a_layer_each_with_its_own_tape(mode: str) -> None:
     assert not wrong
     for name, gradient in layer.grads.items():  # and no addition was lost
         assert relative_error(gradient, rounds * sum(want["grad " + name] for want in wants)) < 1e-12, name
+
+
+def test_other_python_threads_run_while_a_kernel_does(restore_threads: None) -> None:
+    layer, x = gradcore.LSTM(64, 256), np.ones((400, 32, 64), np.float32)
+    gradcore.set_num_threads(1)
+    count, running = 0, True
+
+    def counting() -> None:
+        nonlocal count
+        while running:
+            count += 1
+            time.sleep(0)
+
+    def counted_meanwhile() -> int:
+        before = count
+        layer(x)
+        return count - before
+
+    thread = threading.Thread(target=counting)
+    thread.start()
+    try:  # a busy machine may starve the thread once, not each time
+        assert any(counted_meanwhile() > 50 for _ in range(10))
+    finally:
+        running = False
+        thread.join()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_processors_floating_point_mode_is_left_alone(dtype: Any) -> None:
+    tiny = np.full(64, np.finfo(dtype).smallest_subnormal * 8)
+    run(Case("LSTM", dtype=dtype).layer(), Case("LSTM", dtype=dtype).batch())
+    assert (tiny * dtype(0.5)).all()  # subnormals are still there
 
 
 FORK = """
@@ -908,6 +955,7 @@ def test_a_tape_of_something_else_raises() -> None:
         ({"dtype": np.int64}, TypeError),
         ({"dtype": ">f8"}, TypeError),
         ({"dtype": "nonsense"}, TypeError),
+        ({"rng": 3}, TypeError),
         ({"nonlinearity": "gelu"}, (TypeError, ValueError)),
         ({"proj_size": 3}, TypeError),
     ],
