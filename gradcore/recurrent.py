@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels
 from gradcore._check import Array, array, check_lengths, number, real_dtype, size
 from gradcore._layer import ALIGNMENT, Layer, Pool
+from gradcore.init import generator
 
 State = Any  # h, or (h, c) for LSTM
 
@@ -248,7 +249,7 @@ class _Recurrent(Layer):
         self.dropout = number("dropout", dropout, least=0.0, most=1.0)
         self.num_directions = 2 if bidirectional else 1
         self.dtype = real_dtype(dtype)
-        self._rng = np.random.default_rng() if rng is None else rng
+        self._rng = generator(rng)
         self._pool = Pool()
 
         shapes: dict[str, tuple[int, ...]] = {}
