@@ -215,8 +215,8 @@ class GradientMonitor:
 
     Notes
     -----
-    Losses are taken to be positive where their rise is judged. A loss at every time step adds gradient everywhere, so that
-    gradients which vanish in time show only where the loss is on the last steps; explosion shows in both.
+    Losses are taken to be positive where their rise is judged. A loss at every time step adds gradient everywhere, so
+    that gradients which vanish in time show only where the loss is on the last steps; explosion shows in both.
 
     Examples
     --------
@@ -439,9 +439,12 @@ class GradientMonitor:
                 {"loss": loss, "last_finite_loss": before},
                 f"The loss became {loss}; the last finite one was {before:.3g}.",
             )
-            if self._best < 0.5 * self._reference:
-                self._report_unstable(step, step, 1, loss, math.inf, lost=True)
+            improved = self._best < 0.5 * self._reference
+            lost = self._lasting("unstable_after_progress", "not finite", step, improved, self.patience)
+            if lost:
+                self._report_unstable(step, *lost, loss, math.inf, lost=True)
             return
+        self._lasting("unstable_after_progress", "not finite", step, False, self.patience)
         self._losses.append(loss)
         self._loss_steps.append(step)
         if math.isnan(self._reference):

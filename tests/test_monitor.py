@@ -210,6 +210,13 @@ def test_a_single_outlier_of_the_loss_is_no_instability():
     assert watch(changed("loss", slice(200, 201), lambda loss, step: 100 * loss)).findings == []
 
 
+def test_a_few_losses_that_are_not_finite_are_no_instability():
+    for n, expected in ((4, {"nan_loss"}), (5, {"nan_loss", "unstable_after_progress"})):
+        monitor = watch(changed("loss", slice(200, 200 + n), lambda loss, step: math.nan))
+        assert {finding.kind for finding in monitor.findings} == expected
+        assert all(finding.step == 200 for finding in monitor.findings)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_noisy_losses_of_small_batches_are_not_instability(batch):
     rng = np.random.default_rng(0)
