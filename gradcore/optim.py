@@ -1,4 +1,4 @@
-"""Optimizers with PyTorch's names and rules. Their step clips on the way: gradients are read twice and never written."""
+"""Optimizers with PyTorch's names and rules. A step clips on the way: gradients are read twice and never written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Optimizer:
         self._moments = {name: [np.zeros(p.shape, p.dtype) for p in self._members()[1]] for name in moments}
 
     def _members(self) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-        """Names, parameters and gradients. A layer is asked each time: a model moves its members into its own buffers."""
+        """Names, parameters and gradients. A layer is asked anew: a model moves its members into its own buffers."""
         if self._layer is None:
             return self._names, self._params, self._grads
         return list(self._layer.params), list(self._layer.params.values()), list(self._layer.grads.values())
@@ -240,8 +240,8 @@ def _pairs(given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
 class SGD(Optimizer):
     r"""Stochastic gradient descent: :math:`p \leftarrow p - \eta\, b`, :math:`b \leftarrow \mu b + (1 - \tau) g`.
 
-    The first step sets :math:`b = g`. With `nesterov`, :math:`g + \mu b` takes the place of :math:`b`; without momentum,
-    :math:`g` does.
+    The first step sets :math:`b = g`. With `nesterov`, :math:`g + \mu b` takes the place of :math:`b`; without
+    momentum, :math:`g` does.
 
     Parameters
     ----------
@@ -453,7 +453,9 @@ class AdamW(Adam):
 
 
 class RMSprop(Optimizer):
-    r"""RMSprop: :math:`p \leftarrow p - \eta g / (\sqrt v + \epsilon)`, :math:`v \leftarrow \alpha v + (1 - \alpha) g^2`.
+    r"""RMSprop: :math:`p \leftarrow p - \eta\, g / (\sqrt v + \epsilon)`.
+
+    :math:`v \leftarrow \alpha v + (1 - \alpha) g^2`.
 
     Parameters
     ----------

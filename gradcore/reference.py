@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import erfc, pi, sqrt
+from math import erfc, fsum, isinf, nan, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -341,6 +341,127 @@ def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
     p = 1 / (1 + np.exp(-logits))
     loss = -target * np.log(p) - (1 - target) * np.log(1 - p)
     return float(loss.mean()), (p - target) / logits.size
+
+
+# ---- norm ------------------------------------------------------------------------------------------------------------
+
+
+def grad_norm(arrays: Sequence[Array], norm_type: float = 2.0) -> float:
+    """(sum |g|^p)^(1/p) over all arrays, in float64."""
+    g = np.concatenate([np.zeros(0), *(np.ravel(a).astype(np.float64) for a in arrays)])
+    if np.isnan(g).any():
+        return nan
+    largest = float(np.abs(g).max(initial=0.0))
+    if largest == 0 or isinf(largest) or isinf(norm_type):
+        return largest
+    return float(largest * fsum((np.abs(g) / largest) ** norm_type) ** (1 / norm_type))
+
+
+def clip_grad_norm(arrays: Sequence[Array], max_norm: float, norm_type: float = 2.0) -> list[Array]:
+    """Copies, scaled so that their norm is at most max_norm. Finite entries only."""
+    norm = grad_norm(arrays, norm_type)
+    if norm <= max_norm:
+        return [a.copy() for a in arrays]
+    return [(a.astype(np.float64) * (max_norm / norm)).astype(a.dtype) for a in arrays]
+
+
+# ---- optim -----------------------------------------------------------------------------------------------------------
+# Each changes p and `state`, empty before the first step, in place; t counts the steps from 1. The names are PyTorch's.
+
+
+def sgd(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> None:
+    g = (-g if maximize else g) + weight_decay * p
+    if momentum:
+        b = g if t == 1 else momentum * state["momentum_buffer"] + (1 - dampening) * g
+        state["momentum_buffer"] = b.copy()
+        g = g + momentum * b if nesterov else b
+    p -= lr * g
+
+
+def adam(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> None:
+    g = (-g if maximize else g) + weight_decay * p
+    zeros = np.zeros_like(p)
+    m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
+    v = state["exp_avg_sq"] = betas[1] * state.get("exp_avg_sq", zeros) + (1 - betas[1]) * g**2
+    if amsgrad:
+        v = state["max_exp_avg_sq"] = np.maximum(state.get("max_exp_avg_sq", zeros), v)
+    m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+    p -= lr * m_hat / (np.sqrt(v_hat) + eps)
+
+
+def adamw(
+    p: Array, g: Array, state: dict[str, Array], t: int, *, lr: float = 1e-3, weight_decay: float = 1e-2, **options: Any
+) -> None:
+    p -= lr * weight_decay * p
+    adam(p, g, state, t, lr=lr, **options)
+
+
+def rmsprop(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    maximize: bool = False,
+) -> None:
+    g = (-g if maximize else g) + weight_decay * p
+    zeros = np.zeros_like(p)
+    v = state["square_avg"] = alpha * state.get("square_avg", zeros) + (1 - alpha) * g**2
+    if centered:
+        m = state["grad_avg"] = alpha * state.get("grad_avg", zeros) + (1 - alpha) * g
+        v = np.maximum(v - m**2, 0)
+    change = g / (np.sqrt(v) + eps)
+    if momentum:
+        change = state["momentum_buffer"] = momentum * state.get("momentum_buffer", zeros) + change
+    p -= lr * change
+
+
+def adagrad(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-2,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+    maximize: bool = False,
+) -> None:
+    g = (-g if maximize else g) + weight_decay * p
+    v = state["sum"] = state.get("sum", np.full_like(p, initial_accumulator_value)) + g**2
+    p -= lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(v) + eps)
 
 
 # ---- spectral --------------------------------------------------------------------------------------------------------

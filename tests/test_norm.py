@@ -1,0 +1,654 @@
+"""Norms against exact arithmetic and the twin, clipping against its definition, and everything that holds gradients."""
+
+from __future__ import annotations
+
+import array
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tools import LAYOUTS, relative_error, same_bits
+
+import gradcore
+from gradcore import clip_grad_norm_, clip_grad_value_, grad_norm, reference
+from gradcore._check import Array
+
+pytestmark = pytest.mark.kernels
+
+BLOCK = 4096  # GC_BLOCK of gradcore.h: an array is measured in blocks of so many elements
+SIZES = [0, 1, 2, 31, 32, 33, 1000, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5, 20 * BLOCK + 7]
+POWERS = [0.5, 1.0, 1.5, 2.0, 3.0, 10.0, 1000.0, math.inf]
+DTYPES = [np.float32, np.float64]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def random_array(n: Any, dtype: Any = np.float64, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(n).astype(dtype)
+
+
+def exact_norm(g: Array) -> float:
+    """The 2-norm, rounded once, by arithmetic of integers; inf beyond the range of float64."""
+    total = sum((Fraction(float(x)) ** 2 for x in g.ravel()), Fraction(0))
+    if total == 0:
+        return 0.0
+    shift = 2 * (160 + total.denominator.bit_length())
+    root = Fraction(math.isqrt((total.numerator << shift) // total.denominator), 1 << (shift // 2))
+    try:
+        return float(root)
+    except OverflowError:
+        return math.inf
+
+
+def ulps(got: float, want: float) -> float:
+    if got == want:
+        return 0.0
+    return abs(got - want) / math.ulp(want) if math.isfinite(want) else math.inf
+
+
+# ---- the norm --------------------------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("n", SIZES)
+def test_the_norm_of_every_size_is_exact_to_an_ulp(n: int, dtype: Any) -> None:
+    g = random_array(n, dtype)
+    # float64 sums are compensated; float32 ones are carried in float64 and have digits to spare
+    assert ulps(float(grad_norm(g)), exact_norm(g)) <= (1 if dtype == np.float64 else 64)
+
+
+@given(
+    hnp.arrays(
+        np.float64,
+        st.integers(1, 70),
+        elements=st.floats(allow_nan=False, allow_infinity=False, width=64),
+    )
+)
+def test_the_norm_is_exact_to_an_ulp_from_subnormals_to_the_largest_number(g: Array) -> None:
+    assert ulps(float(grad_norm(g)), exact_norm(g)) <= 1
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 70), elements=st.floats(allow_nan=False, allow_infinity=False, width=32)))
+def test_the_norm_of_float32_is_exact_far_beyond_its_own_precision(g: Array) -> None:
+    assert ulps(float(grad_norm(g)), exact_norm(g)) <= 64
+
+
+def test_many_small_entries_beside_a_large_one_are_not_lost() -> None:
+    g = np.full(50 * BLOCK, 1e-9)
+    g[777] = 1.0
+    assert ulps(float(grad_norm(g)), exact_norm(g)) <= 1
+
+
+@pytest.mark.parametrize("value", [1e30, 1e-30, 3e38, 1e-45])
+def test_float32_squares_neither_overflow_nor_underflow(value: float) -> None:
+    g = np.full(4, value, np.float32)
+    assert grad_norm(g) == 2 * float(g[0])
+
+
+@pytest.mark.parametrize("value", [1e200, 1e-200, 8e307, 5e-324, 2.0**480, 2.0**-480, 2.0**479.5, 2.0**-480.5])
+@pytest.mark.parametrize("p", POWERS)
+def test_float64_powers_neither_overflow_nor_underflow(value: float, p: float) -> None:
+    g = np.array([value, 0.0, -value])
+    try:
+        want = value * 2 ** (1 / p)
+    except OverflowError:
+        want = math.inf
+    assert float(grad_norm(g, p)) == pytest.approx(want, rel=1e-15, abs=5e-324)
+
+
+def test_each_array_is_scaled_for_itself() -> None:
+    grads = {"large": np.full(4, 1e200), "usual": np.full(9, 2.0), "small": np.full(4, 1e-200), "none": np.zeros(3)}
+    for p in (2.0, 3.0):
+        norm = grad_norm(grads, p)
+        want = {name: len(g) ** (1 / p) * g[0] for name, g in grads.items()}
+        assert norm.per_array == pytest.approx(want, rel=1e-15, abs=0)
+        assert float(norm) == pytest.approx(4 ** (1 / p) * 1e200, rel=1e-15)
+    assert grad_norm({"small": grads["small"], "none": grads["none"]}) == pytest.approx(2e-200, rel=1e-15)
+
+
+def test_a_norm_beyond_float64_is_inf_without_infinite_entries() -> None:
+    norm = grad_norm(np.full(4, 1.7e308))
+    assert norm == math.inf
+    assert (norm.n_inf, norm.n_nan) == (0, 0)
+
+
+@each_dtype
+@pytest.mark.parametrize("p", POWERS)
+def test_every_power_agrees_with_the_twin(p: float, dtype: Any) -> None:
+    arrays = [random_array(n, dtype, seed=n) for n in SIZES]
+    assert float(grad_norm(arrays, p)) == pytest.approx(reference.grad_norm(arrays, p), rel=1e-12)
+    got = grad_norm(arrays, p).per_array
+    assert got == pytest.approx([reference.grad_norm([a], p) for a in arrays], rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0, 3.0, math.inf])
+@given(
+    g=hnp.arrays(np.float64, st.integers(1, 100), elements=st.floats(-1e3, 1e3, allow_subnormal=False)),
+    k=st.integers(-900, 900),
+)
+def test_scaling_by_a_power_of_two_is_exact(p: float, g: Array, k: int) -> None:
+    scaled = np.ldexp(g, k)
+    assume(np.array_equal(np.ldexp(scaled, -k), g))
+    before, after = float(grad_norm(g, p)), float(grad_norm(scaled, p))
+    want = float(np.ldexp(before, k))
+    assume(2.2250738585072014e-308 <= want < math.inf or want == 0)
+    assert after == want
+
+
+@given(st.permutations(range(6)), st.sampled_from(POWERS), st.sampled_from(DTYPES))
+def test_the_order_of_the_arrays_does_not_matter(order: list[int], p: float, dtype: Any) -> None:
+    arrays = [random_array(n, dtype, seed=n) for n in (1, 7, 100, BLOCK, BLOCK + 3, 0)]
+    want, got = grad_norm(arrays, p), grad_norm([arrays[i] for i in order], p)
+    assert float(got) == pytest.approx(float(want), rel=1e-14)
+    assert np.array_equal(got.per_array, np.asarray(want.per_array)[order])
+
+
+@given(st.lists(st.integers(0, 3 * BLOCK), max_size=5), st.sampled_from(POWERS), st.sampled_from(DTYPES))
+def test_an_array_and_its_parts_have_one_norm(cuts: list[int], p: float, dtype: Any) -> None:
+    whole = random_array(3 * BLOCK, dtype)
+    parts = np.split(whole, sorted(cuts))
+    assert float(grad_norm(parts, p)) == pytest.approx(float(grad_norm(whole, p)), rel=1e-13)
+
+
+@each_dtype
+@pytest.mark.parametrize("p", POWERS)
+def test_the_bits_are_the_same_for_any_number_of_threads(
+    with_thread_counts: Callable[[Callable[[], Any]], list[Any]], p: float, dtype: Any
+) -> None:
+    arrays = [random_array(n, dtype, seed=n) * 10.0 ** (n % 7) for n in (*SIZES, 25 * BLOCK, 0, 9)]
+
+    def clip() -> tuple[Any, ...]:
+        mine = [a.copy() for a in arrays]
+        norm = clip_grad_norm_(mine, 0.25, p)
+        return float(norm), norm.worst, norm.coef, np.asarray(norm.per_array).tobytes(), [a.tobytes() for a in mine]
+
+    first, *others = with_thread_counts(clip)
+    assert all(other == first for other in others)
+
+
+@each_dtype
+def test_mixed_with_the_other_dtype(dtype: Any) -> None:
+    small, large = random_array(100, np.float32), random_array(BLOCK + 1, np.float64)
+    norm = grad_norm([small, large])
+    assert norm == pytest.approx(math.hypot(grad_norm(small), grad_norm(large)), rel=1e-15)
+    assert clip_grad_norm_([small, large], 1.0).clipped
+    assert math.hypot(grad_norm(small), grad_norm(large)) == pytest.approx(1.0, rel=1e-8)
+
+
+# ---- the worst entry, and what is not finite -------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    "index", [0, 31, 32, 33, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 20 * BLOCK, 20 * BLOCK + 6]
+)
+def test_the_largest_entry_is_found_wherever_it_is(index: int, dtype: Any) -> None:
+    g = random_array(20 * BLOCK + 7, dtype).clip(-1, 1)
+    g[index] = -1.5
+    g[index + 1 :: 40] = g[index + 1 :: 40].clip(0, 1) * 1.5  # ties come later
+    for p in (1.0, 2.0, 3.0, math.inf):
+        assert grad_norm([np.ones(5, dtype), g], p).worst == (1, (index,))
+
+
+def test_the_first_largest_entry_is_the_worst() -> None:
+    assert grad_norm({"a": np.zeros((2, 3)), "b": np.array([[1.0, -2.0], [2.0, 0.0]])}).worst == ("b", (0, 1))
+    assert grad_norm([np.zeros((2, 3)), np.zeros(4)]).worst == (0, (0, 0))
+    assert grad_norm(np.array(3.0)).worst == (0, ())
+    assert grad_norm([np.zeros((0, 3)), np.zeros((2, 0))]).worst is None
+
+
+LARGE = 17 * BLOCK + 3  # enough for a second thread
+EDGES = [0, 31, 32, BLOCK - 1, BLOCK, 11 * BLOCK - 1, 17 * BLOCK, LARGE - 1]
+
+
+@each_dtype
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_position_of_a_nonfinite_entry_under_every_policy(value: float, p: float, dtype: Any) -> None:
+    original = {"small": random_array(10, dtype), "large": random_array(LARGE, dtype, seed=1)}
+    for index in EDGES:
+        grads = {name: g.copy() for name, g in original.items()}
+        grads["large"][index] = value
+        before = {name: g.tobytes() for name, g in grads.items()}
+        counts = (1, 0) if math.isnan(value) else (0, 1)
+
+        norm = grad_norm(grads, p)
+        assert math.isnan(norm) if math.isnan(value) else norm == math.inf
+        assert (norm.n_nan, norm.n_inf, norm.worst, norm.coef) == (*counts, ("large", (index,)), 1.0)
+        assert not norm.skipped
+
+        what = "NaN" if math.isnan(value) else "Inf"
+        with pytest.raises(FloatingPointError, match=rf"grads\['large'\]: {what} at \({index},\)"):
+            clip_grad_norm_(grads, 1.0, p)
+        skipped = clip_grad_norm_(grads, 1.0, p, nonfinite="skip")
+        assert skipped.skipped
+        assert not skipped.clipped
+        assert {name: g.tobytes() for name, g in grads.items()} == before
+
+        zeroed = clip_grad_norm_(grads, 1.0, p, nonfinite="zero")
+        remaining = {"small": original["small"], "large": original["large"].copy()}
+        remaining["large"][index] = 0
+        want = reference.clip_grad_norm(list(remaining.values()), 1.0, p)
+        assert (zeroed.n_nan, zeroed.n_inf, zeroed.worst) == (*counts, ("large", (index,)))
+        assert zeroed.clipped
+        assert float(zeroed) == pytest.approx(reference.grad_norm(list(remaining.values()), p), rel=1e-12)
+        for got, twin in zip(grads.values(), want, strict=True):
+            assert np.allclose(got, twin, rtol=1e-6 if dtype == np.float32 else 1e-12, atol=0)
+
+
+def test_nan_and_inf_are_counted_and_the_first_is_named() -> None:
+    g = np.ones((5, 1000))
+    g[1, 7], g[1, 3], g[4, 999], g[4, 998] = math.nan, -math.inf, math.nan, math.nan
+    norm = grad_norm({"a": np.ones(3), "b": g, "c": np.full(2, math.inf)})
+    assert (norm.n_nan, norm.n_inf, norm.worst) == (3, 3, ("b", (1, 3)))
+    assert norm.per_array["a"] == math.sqrt(3)
+    assert math.isnan(norm.per_array["b"])
+    assert norm.per_array["c"] == math.inf
+
+
+def test_zeroing_without_clipping_keeps_the_other_bits() -> None:
+    g = np.array([0.1, math.nan, -0.0, 5e-324, math.inf])
+    norm = clip_grad_norm_(g, 1.0, nonfinite="zero")
+    assert same_bits(g, np.array([0.1, 0.0, -0.0, 5e-324, 0.0]))
+    assert (float(norm), norm.clipped, norm.coef, norm.n_nan, norm.n_inf) == (0.1, False, 1.0, 1, 1)
+    assert norm.per_array == [0.1]
+
+
+# ---- clipping --------------------------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("p", POWERS)
+def test_after_clipping_the_norm_is_the_limit(p: float, dtype: Any) -> None:
+    arrays = [random_array(n, dtype, seed=n) for n in SIZES]
+    twin = reference.clip_grad_norm(arrays, 0.75, p)
+    before = reference.grad_norm(arrays, p)
+    norm = clip_grad_norm_(arrays, 0.75, p)
+    assert norm.clipped
+    assert float(norm) == pytest.approx(before, rel=1e-12)
+    assert norm.coef == pytest.approx(0.75 / before, rel=1e-12)
+    assert float(grad_norm(arrays, p)) == pytest.approx(0.75, rel=1e-6 if dtype == np.float32 else 1e-12)
+    for got, want in zip(arrays, twin, strict=True):
+        assert relative_error(got, want) <= (1e-6 if dtype == np.float32 else 1e-12)
+
+
+@given(
+    g=hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(allow_nan=False, allow_infinity=False)),
+    exponent=st.floats(-320, 308),
+    p=st.sampled_from([1.0, 2.0, 3.0, math.inf]),
+)
+def test_what_was_finite_stays_finite_and_keeps_its_direction(g: Array, exponent: float, p: float) -> None:
+    limit = 10.0**exponent
+    before = g.copy()
+    norm = clip_grad_norm_(g, limit, p)
+    assert np.isfinite(g).all()
+    assert (g * np.sign(before) >= 0).all()
+    if not norm.clipped:
+        assert same_bits(g, before)
+        return
+    # each entry over the largest, in exact arithmetic; what falls below the normal numbers has fewer digits
+    largest = int(np.abs(before).argmax())
+    factor = Fraction(float(g[largest])) / Fraction(float(before[largest]))
+    for got, given_ in zip(g, before, strict=True):
+        want = factor * Fraction(float(given_))
+        assert (
+            abs(Fraction(float(got)) - want)
+            <= abs(want) / 2**51
+            + Fraction(5e-324) * 2
+            + abs(Fraction(float(given_)) / Fraction(float(before[largest]))) * Fraction(5e-324) * 2
+        )
+    assert float(grad_norm(g, p)) == pytest.approx(limit, rel=1e-12, abs=5e-324 * 2 * len(g))
+
+
+def test_a_coefficient_below_the_range_of_the_dtype_does_its_work() -> None:
+    g = np.array([3e38, -1.5e38], np.float32)
+    clip_grad_norm_(g, 1e-3)
+    assert g == pytest.approx([1e-3 * 2 / math.sqrt(5), -1e-3 / math.sqrt(5)], rel=1e-6)
+    g64 = np.array([1.6e308, -0.8e308, 1e300])
+    norm = clip_grad_norm_(g64, 1e-10)
+    assert norm.coef == pytest.approx(1e-10 / 1.6e308 / math.sqrt(1.25), rel=1e-3)  # subnormal: few digits
+    assert g64 == pytest.approx([2e-10 / math.sqrt(5), -1e-10 / math.sqrt(5), 1e-18 / 1.6 / math.sqrt(1.25)], rel=1e-14)
+
+
+def test_a_norm_beyond_float64_is_clipped_all_the_same() -> None:
+    g = np.full(4, 1.5e308)
+    norm = clip_grad_norm_(g, 1e308)
+    assert norm == math.inf
+    assert norm.clipped
+    assert norm.coef == pytest.approx(1 / 3, rel=1e-15)
+    assert g == pytest.approx(np.full(4, 0.5e308), rel=1e-15)
+
+
+@each_dtype
+@given(data=st.data())
+def test_below_the_limit_every_bit_stays(dtype: Any, data: st.DataObject) -> None:
+    width = 32 if dtype == np.float32 else 64
+    elements = st.floats(allow_nan=False, allow_infinity=False, width=width)
+    g = data.draw(hnp.arrays(dtype, hnp.array_shapes(max_dims=3), elements=elements))
+    before = g.copy()
+    norm = clip_grad_norm_(g, float(grad_norm(g)))  # just at the limit
+    assert same_bits(g, before)
+    assert (norm.clipped, norm.coef) == (False, 1.0)
+    assert not clip_grad_norm_(g, math.inf).clipped
+    assert same_bits(g, before)
+
+
+@each_dtype
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+def test_clipping_twice_is_clipping_once(p: float, dtype: Any) -> None:
+    g = random_array(BLOCK + 9, dtype)
+    clip_grad_norm_(g, 0.1, p)
+    once = g.copy()
+    again = clip_grad_norm_(g, 0.1, p)
+    assert again == pytest.approx(0.1, rel=1e-7)
+    np.testing.assert_array_max_ulp(g, once, maxulp=1)
+
+
+def test_limits_of_zero_and_infinity() -> None:
+    g = np.array([3.0, -4.0])
+    assert not clip_grad_norm_(g, math.inf).clipped
+    norm = clip_grad_norm_(g, 0)
+    assert (norm, norm.coef, norm.clipped) == (5.0, 0.0, True)
+    assert same_bits(g, np.array([0.0, -0.0]))
+    norm = clip_grad_norm_(g, 0)
+    assert (norm, norm.coef, norm.clipped) == (0.0, 1.0, False)
+
+
+@each_dtype
+def test_clipping_by_value(dtype: Any) -> None:
+    g = random_array(3 * BLOCK + 5, dtype)
+    g[[5, 6, BLOCK]] = math.nan, math.inf, -math.inf
+    want = np.clip(g, dtype(-0.3), dtype(0.3))
+    assert clip_grad_value_({"g": g}, 0.3) is None
+    assert same_bits(g, want)
+    clip_grad_value_(g, math.inf)
+    assert same_bits(g, want)
+    clip_grad_value_(g, 0)
+    assert np.isnan(g[5])
+    assert not np.delete(g, 5).any()
+
+
+# ---- everything that holds gradients ---------------------------------------------------------------------------------
+
+
+class WithGrad:
+    def __init__(self, grad: Any) -> None:
+        self.grad = grad
+
+
+class OnlyDLPack:
+    """What another library's array looks like."""
+
+    def __init__(self, a: Array) -> None:
+        self._a = a
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._a.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._a.__dlpack_device__()
+
+
+HOLDERS: dict[str, Callable[[Array], Any]] = {
+    "array": lambda g: g,
+    "list": lambda g: [g],
+    "tuple": lambda g: (g,),
+    "generator": lambda g: (a for a in [g]),
+    "dict": lambda g: {"g": g},
+    "dict values": lambda g: {"g": g}.values(),
+    "memoryview": memoryview,
+    "list of memoryviews": lambda g: [memoryview(g)],
+    "DLPack": OnlyDLPack,
+    "list of DLPack": lambda g: [OnlyDLPack(g)],
+    "object with .grad": WithGrad,
+    "objects with .grad": lambda g: [WithGrad(None), WithGrad(g), WithGrad(None)],
+    "objects with a DLPack .grad": lambda g: [WithGrad(OnlyDLPack(g))],
+    "twice": lambda g: [g, g],
+    "twice, in other shapes": lambda g: [g, g.ravel(), g.T, g[::-1], g[::-1, ::-1].T],
+    "subclass": lambda g: [g.view(type("Sub", (np.ndarray,), {}))],
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_every_holder_is_changed_in_place(holder: str, dtype: Any) -> None:
+    g = np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]], dtype)
+    assert grad_norm(HOLDERS[holder](g)) == 5
+    norm = clip_grad_norm_(HOLDERS[holder](g), 1.0)
+    assert (float(norm), norm.clipped) == (5.0, True)
+    assert g == pytest.approx(np.array([[0.6, 0.0], [0.0, 0.8], [0.0, 0.0]]))
+    clip_grad_value_(HOLDERS[holder](g), 0.5)
+    assert np.array_equal(g, np.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]))
+
+
+def test_the_standard_librarys_array() -> None:
+    a = array.array("f", [3.0, 4.0])
+    clip_grad_norm_([a], 1.0)
+    assert list(a) == pytest.approx([0.6, 0.8])
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(5, 3), (70, 150)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_changed_in_place(layout: str, shape: tuple[int, ...], dtype: Any) -> None:
+    g = random_array(shape, dtype)
+    worst = np.unravel_index(np.abs(g).argmax(), shape)
+    view = LAYOUTS[layout](g)
+    around = view.base.copy() if layout == "inside a larger array" else None
+    assert float(grad_norm(view)) == pytest.approx(float(grad_norm(g)), rel=1e-15)
+    assert grad_norm(view).worst == (0, worst)
+    if layout == "read-only":
+        for call in (lambda: clip_grad_norm_({"w": view}, 1.0), lambda: clip_grad_value_({"w": view}, 1.0)):
+            with pytest.raises(ValueError, match=r"grads\['w'\]: is read-only"):
+                call()
+        assert same_bits(view, g)
+        return
+    clip_grad_norm_(view, 1.0)
+    clip_grad_norm_(g, 1.0)
+    assert same_bits(view, g)
+    if around is not None:
+        around[2:-2, 2:-2] = g
+        assert same_bits(view.base, around)
+
+
+def test_empty_things_have_norm_zero() -> None:
+    for nothing in ([], (), {}, np.zeros(0), np.zeros((3, 0)), [np.zeros(0, np.float32)], [WithGrad(None)]):
+        norm = clip_grad_norm_(nothing, 1.0)
+        assert (float(norm), norm.clipped, norm.worst) == (0.0, False, None)
+
+
+def test_an_exhausted_iterator_warns() -> None:
+    grads = (g for g in [np.ones(4)])
+    assert grad_norm(grads) == 2
+    with pytest.warns(UserWarning, match="exhausted"):
+        assert clip_grad_norm_(grads, 1.0) == 0
+
+
+def test_a_scalar_array_is_clipped() -> None:
+    g = np.array(-3.0)
+    clip_grad_norm_(g, 1.0)
+    assert g == -1
+
+
+def test_names_and_indices() -> None:
+    g, h = np.full(4, 2.0), np.full(9, 1.0)
+    assert grad_norm({"g": g, "h": h}).per_array == {"g": 4.0, "h": 3.0}
+    assert grad_norm([g, h]).per_array.tolist() == [4.0, 3.0]
+    twice = grad_norm([WithGrad(None), g, WithGrad(h), g.reshape(2, 2)])
+    assert twice == 5
+    assert twice.per_array.tolist() == [0.0, 4.0, 3.0, 4.0]
+    assert grad_norm([WithGrad(None), h, WithGrad(g)]).worst == (2, (0,))
+    assert grad_norm({"none": WithGrad(None), "g": g, "tied": g}).per_array == {"none": 0.0, "g": 4.0, "tied": 4.0}
+
+
+def test_a_layer_and_a_model() -> None:
+    model = gradcore.Sequential(gradcore.Linear(3, 5), gradcore.Linear(5, 2))
+    model.flat_grads[...] = random_array(model.flat_grads.size, np.float32)
+    want = reference.grad_norm([model.flat_grads])
+    norm = clip_grad_norm_(model, 0.5)
+    assert float(norm) == pytest.approx(want, rel=1e-14)
+    assert norm.per_array.keys() == model.grads.keys()
+    assert norm.worst is not None
+    assert norm.worst[0] in model.grads
+    assert float(grad_norm(model.flat_grads)) == pytest.approx(0.5, rel=1e-7)
+    optimizer = gradcore.optim.SGD(model, lr=0.1)
+    assert float(grad_norm(optimizer)) == pytest.approx(0.5, rel=1e-7)
+
+
+def test_overlapping_arrays_are_refused_and_left_alone() -> None:
+    base = np.arange(10.0)
+    before = base.copy()
+    for grads in (
+        {"a": base[:6], "b": base[5:]},
+        {"a": base, "b": base[2:3]},
+        {"a": base[:6], "x": np.ones(3), "b": base[::-2]},
+        {"a": base[:8].view(np.float32), "b": base[:8]},
+        {"a": base, "b": base.view(np.float32)[::2]},
+    ):
+        for call in (grad_norm, lambda g: clip_grad_norm_(g, 1.0), lambda g: clip_grad_value_(g, 1.0)):
+            with pytest.raises(ValueError, match="overlap in memory"):
+                call(grads)
+    assert same_bits(base, before)
+
+
+def test_interleaved_arrays_do_not_overlap() -> None:
+    base = np.arange(1.0, 11.0)
+    parts = {"odd": base[::2], "even": base[1::2]}
+    assert grad_norm(parts) == pytest.approx(grad_norm(base), rel=1e-15)
+    clip_grad_norm_(parts, 1.0)
+    assert grad_norm(base) == pytest.approx(1.0, rel=1e-15)
+    assert base / base[0] == pytest.approx(np.arange(1.0, 11.0))
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        (5, "grads: expected an array, an iterable or dict"),
+        (None, "grads: expected an array, an iterable or dict"),
+        ([1.0, 2.0], r"grads\[0\]: expected an array"),
+        ([np.ones(2), None], None),
+        ({"a": {"b": np.ones(2)}}, r"grads\['a'\]: expected an array"),
+        ([[np.ones(2)]], r"grads\[0\]: expected an array"),
+        ("abc", r"grads\[0\]: expected an array"),
+        (np.ones(2, np.float16), "expected float32 or float64, got float16"),
+        ({"w": np.ones(2, np.int64)}, r"grads\['w'\]: expected float32 or float64, got int64"),
+        ([np.ones(2), np.ones(2, ">f8")], r"grads\[1\]: expected float32 or float64"),
+        (np.ones(2, np.complex64), "expected float32 or float64"),
+        (np.array([None, 1.0], dtype=object), "expected float32 or float64"),
+        (np.ma.masked_array(np.ones(2), [True, False]), "masked"),
+        (b"abcd", "expected float32 or float64, got uint8"),
+    ],
+)
+def test_what_is_no_gradient_is_refused(grads: Any, message: str | None) -> None:
+    if message is None:  # None in a list is a parameter without a gradient
+        assert grad_norm(grads) == pytest.approx(math.sqrt(2))
+        return
+    for call in (grad_norm, lambda g: clip_grad_norm_(g, 1.0), lambda g: clip_grad_value_(g, 1.0)):
+        with pytest.raises(TypeError, match=message):
+            call(grads)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"max_norm": -1.0}, ValueError, "max_norm: expected a number at least 0"),
+        ({"max_norm": math.nan}, ValueError, "max_norm"),
+        ({"max_norm": "much"}, TypeError, "max_norm"),
+        ({"max_norm": None}, TypeError, "max_norm"),
+        ({"max_norm": 1.0, "norm_type": 0}, ValueError, "norm_type: expected a number above 0"),
+        ({"max_norm": 1.0, "norm_type": -2.0}, ValueError, "norm_type"),
+        ({"max_norm": 1.0, "norm_type": math.nan}, ValueError, "norm_type"),
+        ({"max_norm": 1.0, "nonfinite": "ignore"}, ValueError, "nonfinite: expected"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_changed(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    g = np.array([3.0, 4.0])
+    with pytest.raises(error, match=message):
+        clip_grad_norm_(g, **arguments)
+    assert g.tolist() == [3.0, 4.0]
+
+
+def test_value_limits_out_of_range_are_refused() -> None:
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="clip_value"):
+            clip_grad_value_(np.ones(2), bad)
+
+
+def test_norm_type_may_be_written_as_text() -> None:
+    assert grad_norm(np.array([3.0, -4.0]), "inf") == 4  # type: ignore[arg-type]
+
+
+def test_a_result_is_a_float_that_can_be_copied_and_pickled() -> None:
+    norm = clip_grad_norm_({"a": np.array([3.0, 4.0])}, 1.0)
+    assert isinstance(norm, float)
+    assert f"{norm:.2f}" == "5.00"
+    for other in (copy.copy(norm), copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert other == 5
+        assert (other.coef, other.clipped, other.worst, other.per_array) == (0.2, True, ("a", (1,)), {"a": 5.0})
+
+
+# ---- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.peers
+@each_dtype
+def test_torch_parameters_are_clipped_as_pytorch_does(dtype: Any) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = [random_array(shape, dtype, seed=i) for i, shape in enumerate([(3, 4), (5,), (), (BLOCK + 1,)])]
+    for p in (1.0, 2.0, 3.0, math.inf):
+        ours = [torch.nn.Parameter(torch.zeros(a.shape, dtype=torch.from_numpy(a).dtype)) for a in arrays]
+        theirs = copy.deepcopy(ours)
+        for parameters in (ours, theirs):
+            for parameter, a in zip(parameters, arrays, strict=True):
+                parameter.grad = torch.from_numpy(a.copy())
+        frozen = torch.nn.Parameter(torch.full((3,), 100.0), requires_grad=False)
+        norm = clip_grad_norm_((q for q in [*ours, frozen]), 0.5, p)
+        want = torch.nn.utils.clip_grad_norm_([*theirs, frozen], 0.5, p)
+        assert float(norm) == pytest.approx(float(want), rel=1e-5)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert relative_error(mine.grad.numpy(), other.grad.numpy()) <= 1e-5
+        assert frozen.tolist() == [100.0] * 3
+
+
+@pytest.mark.peers
+def test_torch_tensors_are_changed_in_place() -> None:
+    torch = pytest.importorskip("torch")
+    for make in (lambda t: t, lambda t: [t], lambda t: {"t": t}):
+        t = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        clip_grad_norm_(make(t), 1.0)
+        assert t.flatten().tolist() == pytest.approx([0.6, 0.0, 0.0, 0.8])
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert grad_norm(parameter) == 0  # no gradient yet
+    parameter.grad = torch.tensor([3.0, 4.0]).repeat(2, 1).T.clone().T[0]
+    clip_grad_norm_(parameter, 1.0)
+    assert parameter.grad.tolist() == pytest.approx([0.6, 0.8])
+    assert parameter.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.peers
+def test_torch_tensors_that_numpy_cannot_use_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    for bad in (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, device="meta"), torch.zeros(2).to_sparse()):
+        with pytest.raises(TypeError, match=r"grads\[0\]: expected"):
+            grad_norm([bad])
+
+
+@pytest.mark.peers
+def test_pytorchs_failures_are_not_ours() -> None:
+    torch = pytest.importorskip("torch")
+    big = np.full(4, 1e30, np.float32)
+    theirs = torch.nn.Parameter(torch.zeros(4))
+    theirs.grad = torch.from_numpy(big.copy())
+    assert torch.nn.utils.clip_grad_norm_([theirs], 1.0) == math.inf
+    assert not theirs.grad.any()  # the whole gradient is gone
+    assert clip_grad_norm_(big, 1.0) == pytest.approx(2e30, rel=1e-7)
+    assert big == pytest.approx(np.full(4, 0.5), rel=1e-7)
