@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -649,3 +650,30 @@ def test_he_keeps_the_signal_of_a_deep_relu_network_and_xavier_loses_it() -> Non
         norms[init] = tape.d_norm[0] / tape.d_norm[-1]
     assert 0.1 < norms["kaiming_normal"] < 10
     assert norms["xavier_normal"] / norms["kaiming_normal"] == pytest.approx(2 ** (-30 / 2), rel=1e-6)
+
+
+# ---- where the outputs live ------------------------------------------------------------------------------------------
+
+
+def test_memory_of_an_output_is_used_again_only_when_every_view_is_gone() -> None:
+    layer = gradcore.Tanh()
+    x = np.ones((300, 300), np.float32)
+    y = layer(x)
+    where, view = y.ctypes.data, y[5:, ::2]
+    del y
+    assert layer(x).ctypes.data != where
+    kept = view.copy()
+    for _ in range(10):
+        layer(-x)
+    assert same_bits(view, kept)
+    del view
+    assert where in {a.ctypes.data for a in [layer(x) for _ in range(5)]}
+
+
+def test_layers_run_in_several_python_threads_at_once() -> None:
+    model = gradcore.MLP([64, 128, 64], "gelu", rng=np.random.default_rng(0))
+    inputs = [np.random.default_rng(i).standard_normal((200, 64), dtype=np.float32) for i in range(8)]
+    want = [model(x) for x in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            assert all(map(same_bits, threads.map(model, inputs), want))
