@@ -26,28 +26,47 @@ class Pool:
     """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults."""
 
     KEEP = 4
+    SMALL = 32 * 1024  # bytes: NumPy and the allocator reuse these well enough themselves
 
     def __init__(self) -> None:
         self._free: list[Array] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection during `take` may call `give` in the same thread
 
     def take(self, n_bytes: int) -> Array:
         """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
         with self._lock:
-            fitting = [k for k, buffer in enumerate(self._free) if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
+            fitting = [buffer for buffer in self._free if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
             if fitting:
-                return self._free.pop(min(fitting, key=lambda k: self._free[k].size))
+                best = min(fitting, key=len)
+                self._free = [buffer for buffer in self._free if buffer is not best]
+                return best
         raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + n_bytes]
 
     def give(self, buffer: Array) -> None:
         with self._lock:
-            self._free.append(buffer)
-            del self._free[: -self.KEEP]
+            self._free = [*self._free, buffer][-self.KEEP :]
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An uninitialised array for a caller, whose memory comes back when the last view of it is gone."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        return np.empty(shape, dtype) if n_bytes <= self.SMALL else np.asarray(_Lent(self, n_bytes, shape, dtype))
 
     def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
         return Pool, ()  # a copied or unpickled layer starts with an empty pool
+
+
+class _Lent:
+    """The base of an array in a pool's memory: NumPy keeps it alive as long as the array or any view of it."""
+
+    def __init__(self, pool: Pool, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._pool, self._buffer = pool, pool.take(n_bytes)
+        data = self._buffer.__array_interface__["data"]
+        self.__array_interface__ = {"version": 3, "data": data, "shape": shape, "typestr": dtype.str}
+
+    def __del__(self) -> None:
+        self._pool.give(self._buffer)
 
 
 class Layer:

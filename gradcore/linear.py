@@ -115,7 +115,7 @@ class Linear(Layer):
         if shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape (..., {self.in_features}), got {shape}")
         x = array("x", x, self.dtype, shape)
-        y = np.empty((*shape[:-1], self.out_features), self.dtype)
+        y = self._pool.empty((*shape[:-1], self.out_features), self.dtype)
         weight, bias = self.params["weight"], self.params.get("bias")
         self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(shape[:-1]), self._pool.take))
         return y, Tape(self, x, y.shape)
@@ -141,7 +141,7 @@ class Linear(Layer):
         """
         _check_tape(self, tape)
         dy = array("dy", dy, self.dtype, tape.shape)
-        dx = np.empty_like(tape.kept)
+        dx = self._pool.empty(tape.kept.shape, self.dtype)
         weight, dw, db = self.params["weight"], self.grads["weight"], self.grads.get("bias")
         n = math.prod(tape.shape[:-1])
         self._pool.give(_kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take))
@@ -170,6 +170,7 @@ class Activation(Layer):
     def __init__(self, *, dtype: DTypeLike = np.float32) -> None:
         self.dtype = real_dtype(dtype)
         self._allocate({})
+        self._pool = Pool()
 
     def __call__(self, x: Array) -> Array:
         """The output for x, keeping nothing. See `forward`."""
@@ -195,7 +196,7 @@ class Activation(Layer):
             If x has another dtype.
         """
         x = array("x", x, self.dtype, np.shape(x))
-        y = np.empty(x.shape, self.dtype)
+        y = self._pool.empty(x.shape, self.dtype)
         _kernels.activation_forward(self._kind, *self._constants, x, y)
         return y, Tape(self, y if self._keeps_output else x, y.shape)
 
@@ -221,7 +222,7 @@ class Activation(Layer):
         """
         _check_tape(self, tape)
         dy = array("dy", dy, self.dtype, tape.shape)
-        dx = np.empty(tape.shape, self.dtype)
+        dx = self._pool.empty(tape.shape, self.dtype)
         _kernels.activation_backward(self._kind, *self._constants, tape.kept, dy, dx)
         return dx
 

@@ -93,10 +93,10 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     z = _real("logits", logits)
     if z.ndim == 0:
         raise ValueError("logits: expected shape (..., C), got ()")
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels: expected integers, got {labels.dtype}")
-    labels = array("labels", labels, labels.dtype, z.shape[:-1])
+    dtype = np.asarray(labels).dtype
+    if dtype.kind not in "iu":
+        raise TypeError(f"labels: expected integers, got {dtype}")
+    labels = array("labels", labels, dtype, z.shape[:-1])
     C = z.shape[-1]
     wrong = (labels < 0) | (labels >= C)
     if wrong.any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import erfc, fsum, isinf, nan, pi, sqrt
+from math import erfc, fsum, isinf, nan, pi, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -277,7 +277,8 @@ def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
 
 def linear_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
     """dx, dW and db."""
-    rows, d = x.reshape(-1, weight.shape[1]), dy.reshape(-1, weight.shape[0])
+    N = prod(x.shape[:-1])
+    rows, d = x.reshape(N, weight.shape[1]), dy.reshape(N, weight.shape[0])
     return dy @ weight, d.T @ rows, d.sum(axis=0)
 
 

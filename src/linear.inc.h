@@ -184,7 +184,7 @@ INLINE VEC FN(deactivate)(const int kind, VEC kept, VEC d, VEC p, VEC q)
     switch (kind) {
     case GC_TANH: return FN(d_tanh)(d, kept);
     case GC_SIGMOID: return FN(d_sigmoid)(d, kept);
-    case GC_RELU: return FN(v_select_gt)(kept, zero, d, zero);
+    case GC_RELU: return FN(v_select_gt)(kept, zero, d, kept); /* kept is 0 or NaN there, and a NaN must show */
     case GC_LEAKY_RELU: return FN(v_select_gt)(kept, zero, d, FN(v_mul)(p, d));
     case GC_ELU: {
         VEC below = FN(v_mul)(p, FN(v_exp_negative)(FN(v_min)(zero, kept)));

@@ -229,3 +229,47 @@ def test_recurrent_sigmoid_at_the_ends() -> None:
     assert got[0] == 0
     assert got[1] == pytest.approx(np.exp(-40), rel=1e-15)
     assert (got[2:] == [0.5, 1, 1]).all()
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def test_linear_gradients() -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias, dy = (rng.standard_normal(shape) for shape in ((4, 3), (2, 3), (2,), (4, 2)))
+
+    def loss() -> float:
+        return float(np.vdot(reference.linear_forward(x, weight, bias), dy))
+
+    for got, a in zip(reference.linear_backward(x, weight, dy), (x, weight, bias), strict=True):
+        assert relative_error(got, central_difference(loss, a)) < 1e-8
+
+
+ACTIVATIONS = [
+    *(("identity",), ("tanh",), ("sigmoid",), ("relu",), ("leaky_relu", 0.1), ("elu", 0.7, 1.3)),
+    *(("gelu",), ("gelu_tanh",), ("softplus", 2.0, 3.0)),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a[0])
+def test_activation_gradients(activation: tuple[Any, ...]) -> None:
+    name, *constants = activation
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(0, 2, 50), rng.standard_normal(50)
+
+    def loss() -> float:
+        return float(np.vdot(reference.activation_forward(name, x, *constants), dy))
+
+    assert relative_error(reference.activation_backward(name, x, dy, *constants), central_difference(loss, x)) < 1e-8
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mse", "softmax_cross_entropy", "binary_cross_entropy"])
+def test_loss_gradients(name: str) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((4, 5))
+    target = rng.integers(0, 5, 4) if name.startswith("softmax") else rng.random((4, 5))
+    loss = getattr(reference, name)
+    assert relative_error(loss(y, target)[1], central_difference(lambda: loss(y, target)[0], y)) < 1e-8
