@@ -51,7 +51,9 @@ class Pool:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised array for a caller, whose memory comes back when the last view of it is gone."""
         n_bytes = math.prod(shape) * dtype.itemsize
-        return np.empty(shape, dtype) if n_bytes <= self.SMALL else np.asarray(_Lent(self, n_bytes, shape, dtype))
+        if n_bytes <= self.SMALL:
+            return np.empty(shape, dtype)
+        return np.asarray(_Lent(self, self.take(n_bytes), shape, dtype))
 
     def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
         return Pool, ()  # a copied or unpickled layer starts with an empty pool
@@ -60,9 +62,9 @@ class Pool:
 class _Lent:
     """The base of an array in a pool's memory: NumPy keeps it alive as long as the array or any view of it."""
 
-    def __init__(self, pool: Pool, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._pool, self._buffer = pool, pool.take(n_bytes)
-        data = self._buffer.__array_interface__["data"]
+    def __init__(self, pool: Pool, buffer: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._pool, self._buffer = pool, buffer
+        data = buffer.__array_interface__["data"]
         self.__array_interface__ = {"version": 3, "data": data, "shape": shape, "typestr": dtype.str}
 
     def __del__(self) -> None:

@@ -16,6 +16,7 @@ from gradcore import _kernels, init
 from gradcore._check import Array, array, check_lengths, number, real_dtype, size
 from gradcore._layer import Layer, Pool, aligned_zeros
 from gradcore.init import generator
+from gradcore.norm import grad_norm
 
 Generator = np.random.Generator
 
@@ -540,14 +541,6 @@ class SequentialTape:
         self.layer, self.tapes = layer, tapes
 
 
-def _l2_norm(a: Array) -> float:
-    """In float64, right whenever it is representable."""
-    largest = float(max(a.max(initial=0), -a.min(initial=0)))
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    return largest * math.sqrt(np.square(np.divide(a, largest, dtype=np.float64)).sum())
-
-
 # Which model holds a layer's parameters in its buffers.
 _OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
 
@@ -693,9 +686,9 @@ class Sequential(Layer):
         d, norms = dy, []
         for layer, its_tape, takes in reversed(list(zip(self.layers, tape.tapes, self._with_clip, strict=True))):
             dx = layer.backward(its_tape, d, step_clip=step_clip) if takes else layer.backward(its_tape, d)
-            norms.append(_l2_norm(np.asarray(d)))
+            norms.append(float(grad_norm(np.asarray(d))))
             d = dx
-        tape.d_norm = np.array([*norms, _l2_norm(d)])[::-1].copy()
+        tape.d_norm = np.array([*norms, float(grad_norm(np.asarray(d)))])[::-1].copy()
         return d
 
     def _describe(self) -> Iterator[str]:
