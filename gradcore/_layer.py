@@ -25,7 +25,7 @@ def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
 class Pool:
     """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults."""
 
-    KEEP = 4
+    KEEP = 8
     SMALL = 32 * 1024  # bytes: NumPy and the allocator reuse these well enough themselves
 
     def __init__(self) -> None:

@@ -288,7 +288,7 @@ class GradientMonitor:
         self._outputs: Array | None = None
         self._model: Any = None
 
-    def update(  # noqa: PLR0917
+    def update(
         self,
         step: int,
         loss: float,

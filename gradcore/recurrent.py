@@ -364,7 +364,7 @@ class _Recurrent(Layer):
                     tape.masks.append(mask.astype(self.dtype))
                     rows = rows * tape.masks[-1]
                 tape.inputs.append(rows)
-            y = np.empty((batch.n_rows, D * H), self.dtype)
+            y = self._pool.empty((batch.n_rows, D * H), self.dtype)
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k] if tape is not None else (None, None, None)
@@ -420,7 +420,7 @@ class _Recurrent(Layer):
         d_rows = batch.pack(dy)
         for layer in reversed(range(self.num_layers)):
             rows = tape.inputs[layer]
-            dx = np.empty_like(rows)
+            dx = self._pool.empty(rows.shape, self.dtype)
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k]
