@@ -39,6 +39,13 @@ class GradNorm(float):
     worst : tuple or None
         ``(name or index, position)`` of the first entry that is not finite, or else of the first with the largest
         magnitude; `position` is a tuple of integers that indexes the array. None when there is no entry.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> norm = gradcore.clip_grad_norm_([np.array([3.0, np.nan, 4.0])], max_norm=1.0, nonfinite="zero")
+    >>> norm, norm.coef, norm.n_nan, norm.worst
+    (5.0, 0.2, 1, (0, (1,)))
     """
 
     __slots__ = ("_each", "_keys", "clipped", "coef", "n_inf", "n_nan", "skipped", "worst")

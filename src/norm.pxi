@@ -39,7 +39,7 @@ def bounds(cnp.ndarray a):
 
 
 def plain(list arrays, bint write):
-    """Whether the kernels can work on all of them as they are: plain contiguous arrays of real numbers without overlap."""
+    """Whether the kernels can work on all of them as they are: contiguous arrays of real numbers without overlap."""
     cdef Py_ssize_t n = len(arrays), i
     cdef cnp.ndarray a
     cdef bint good = True

@@ -3,11 +3,13 @@
 SGD, ADAM, RMSPROP, ADAGRAD = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD
 
 
-def update(int rule, double factor0, double factor1, list grads, list params, list mean, list square, list extra, *, double l2=0,
-           double shrink=1, double step, double keep_mean=0, double take_mean=0, double keep_square=0,
+def update(int rule, double factor0, double factor1, list grads, list params, list mean, list square, list extra,
+           *, double l2=0, double shrink=1, double step, double keep_mean=0, double take_mean=0, double keep_square=0,
            double take_square=0, double eps=0, double root=1, double now=0, double past=0, double momentum=0):
-    """One step, in place. mean, square and extra hold an array for each parameter, or are None where the rule has no use
-    for them."""
+    """One step, in place.
+
+    mean, square and extra hold an array for each parameter, or are None where the rule has no use for them.
+    """
     cdef gc_update u
     cdef gc_span *spans
     cdef Py_ssize_t n = len(grads), i
