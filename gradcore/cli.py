@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gradcore import diagnose as work
 from gradcore._files import json_text, write_atomically
 from gradcore._threads import info as machine_info
+from gradcore.monitor import SEVERITIES
 from gradcore.tasks import TASKS, SourceError
 
 if TYPE_CHECKING:
     import typer
 
 WIDTH = 80
+SHOWN_FINDINGS = 4
 MISSING = 'the command line needs typer, rich and matplotlib: pip install "gradcore[cli]"'
 
 
@@ -97,7 +99,7 @@ def _app() -> "typer.Typer":
             typer.Option(
                 metavar=inits,
                 help="Recurrent matrices: default U(±1/√H); normal N(0, 1/H); random orthogonal; identity. "
-                "For sunspots normal with gain 2, a start that explodes; else default.",
+                "For sunspots normal with gain 1.8, a start that explodes; else default.",
             ),
         ] = None,
         gain: Annotated[float | None, typer.Option(help="Factor on the recurrent matrices [1].")] = None,
@@ -215,8 +217,7 @@ class _Printer:
         from rich.console import Console
 
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self.layers = ("layer",)
-        self.trials = 0
+        self.configured: work.Trial | None = None
         self.forecast: work.Forecast | None = None
         self.show: dict[type, Callable[[Any], None]] = {
             work.Start: self.start,
@@ -283,32 +284,39 @@ class _Printer:
         self.text(f"The gradient {_word(measurement.verdict)}: {measurement.factor:.3g} over the sequence.")
 
     def trial(self, trial: work.Trial) -> None:
-        if self.trials == 0:
+        if self.configured is None:
+            self.configured = trial
             self.head("3. Training as configured")
-            self.trial_row(None)
-        self.trial_row(trial)
-        if self.trials == 0:
-            for finding in trial.findings[:5]:
-                self.text(f"- {finding}")
-        self.trials += 1
-
-    def trial_row(self, trial: work.Trial | None) -> None:
-        if trial is None:
-            print(f"  {'trial':30} {'loss':>9} {'max norm':>9} {'clipped':>8} {'not finite':>10} {'s':>5}")
-        else:
-            print(
-                f"  {trial.name[:30]:30} {trial.loss:9.4g} {trial.largest_norm:9.2e} {trial.clipped_steps:8} "
-                f"{trial.nonfinite_steps:10} {trial.seconds:5.1f}"
+            self.text(
+                f"Loss {trial.loss:.4g} at the end (mean of the last tenth), norms of up to {trial.largest_norm:.3g}, "
+                f"{trial.nonfinite_steps} of {trial.config.steps} steps not finite, {trial.seconds:.1f} s."
             )
+            findings = sorted(trial.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+            for finding in findings[:SHOWN_FINDINGS]:
+                self.text(f"- {finding}")
+            if len(findings) > SHOWN_FINDINGS:
+                self.text(f"- and {len(findings) - SHOWN_FINDINGS} findings more, in the JSON.")
+        else:
+            self.row(trial)
+
+    def row(self, trial: work.Trial) -> None:
+        print(
+            f"  {trial.name[:30]:30} {trial.loss:9.4g} {trial.largest_norm:12.3g} {trial.clipped_steps:7} "
+            f"{trial.nonfinite_steps:10} {trial.seconds:6.1f}",
+            flush=True,
+        )
 
     def threshold(self, threshold: work.Threshold) -> None:
+        assert self.configured is not None
         self.head("4. Threshold and remedies")
+        low, middle, high = threshold.norm_quantiles
         self.text(
-            f"Clip the norm at {threshold.max_norm:g}: the median of the first {threshold.steps_seen} steps' norms (5 % to "
-            f"95 %: {threshold.norm_low:.3g} to {threshold.norm_high:.3g}). Clip each step at {threshold.step_clip:g}: the "
-            f"median norm with which a sequence's gradient enters at its last step."
+            f"Clip the norm at {threshold.max_norm:g}: {threshold.reason} (first {threshold.steps_seen} steps: median "
+            f"{middle:.3g}, 5 % to 95 % {low:.3g} to {high:.3g}, output layer {threshold.output_norm:.3g}). Clip each "
+            f"time step at {threshold.step_clip:g}: the norm with which a sequence's gradient enters at its last step."
         )
-        self.trial_row(None)
+        print(f"  {'trial':30} {'loss':>9} {'largest norm':>12} {'clipped':>7} {'not finite':>10} {'s':>6}")
+        self.row(self.configured)
 
     def verdict(self, verdict: work.Verdict) -> None:
         self.head("5. Verdict")
