@@ -127,7 +127,9 @@ def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | No
             top = np.full(bad.size, axes.get_ylim()[1])
             axes.plot(bad, top, "x", color=COLOURS[i % len(COLOURS)], clip_on=False, label=f"{name}: not finite")
     if threshold is not None:
-        axes.axhline(threshold, color=COLOURS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:g}")
+        axes.axhline(
+            threshold, color=COLOURS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:g}"
+        )
     axes.set_xlabel("training step")
     axes.set_ylabel("norm of all gradients, before clipping")
     axes.set_xlim(0, max(*(len(row) for row in rows.values()), 2) - 1)
@@ -157,8 +159,8 @@ def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
         radius = float(np.abs(values).max(initial=0.0))
         reach = max(reach, radius)
         label = f"{name}:\nspectral radius {radius:.3g}"
-        style = {"color": COLOURS[1 + i % 6], "marker": MARKERS[i % len(MARKERS)]}
-        axes.scatter(values.real, values.imag, s=22, alpha=0.8, label=label, **style)
+        colour, marker = COLOURS[1 + i % 6], MARKERS[i % len(MARKERS)]
+        axes.scatter(values.real, values.imag, s=22, alpha=0.8, label=label, color=colour, marker=marker)
     axes.set_xlim(-1.1 * reach, 1.1 * reach)
     axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_aspect("equal")
@@ -206,7 +208,7 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
             axes.annotate(text, (gone[0], top), xytext=(8, -10), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xlabel("training step")
     axes.set_ylabel("loss")
-    axes.set_xlim(0, max((len(v) for v in smooth.values()), default=2) - 1)
+    axes.set_xlim(0, max(*(len(values) for values in smooth.values()), 2) - 1)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center")
     return figure
 
@@ -243,7 +245,7 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
     verb = {"explodes": "explodes", "vanishes": "vanishes", "stable": "is stable"}[measurement.verdict]
     inside = [matrix.eigenvalues for matrix in forecast.matrices]
     outside = sum(int((np.abs(values) > 1).sum()) for values in inside)
-    back = measurement.norms.shape[1] - 1
+    rate, back = math.exp(measurement.rate), measurement.norms.shape[1] - 1
     finite = [trial for trial in trials if math.isfinite(trial.loss)]
     best = min(finite, key=lambda trial: trial.loss) if finite else None
     unfinished = f", {configured.nonfinite_steps} steps not finite" if configured.nonfinite_steps else ""
@@ -251,7 +253,7 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
         "time_steps": plot_time_steps(
             measurement.norms,
             measurement.norms[:, -1:] * forecast.curves,
-            title=f"The gradient {verb}: ×{math.exp(measurement.rate):.3f} a step, ×{measurement.factor:.2g} over {back} steps",
+            title=f"The gradient {verb}: ×{rate:.3f} a step, ×{measurement.factor:.3g} over {back} steps",
         ),
         "training": plot_training(
             {trial.name: trial.history.grad_norm for trial in (configured, clipped)},
