@@ -3,6 +3,7 @@
 Exit status 0 when done, 2 for bad usage or input with one line on standard error, 130 after Ctrl-C.
 """
 
+import io
 import math
 import os
 import shutil
@@ -18,27 +19,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gradcore import diagnose as work
 from gradcore._files import json_text, write_atomically
 from gradcore._threads import info as machine_info
+from gradcore.monitor import SEVERITIES
 from gradcore.tasks import TASKS, SourceError
 
 if TYPE_CHECKING:
     import typer
 
 WIDTH = 80
+SHOWN_FINDINGS = 4
 MISSING = 'the command line needs typer, rich and matplotlib: pip install "gradcore[cli]"'
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without × shows a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            # Each line as it comes, through a pipe too; where a character cannot be shown, a question mark.
+            stream.reconfigure(line_buffering=True, errors="replace")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the reader has gone: nothing more to say
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say
+        return 1
     except MemoryError:
         return _fail("not enough memory: lower --hidden, --layers, --batch or --seq-len", 2)
     except (SourceError, ValueError, OSError) as error:
@@ -55,29 +59,35 @@ def _run(argv: list[str]) -> int:
         import typer
     except ImportError:
         return _fail(MISSING, 2)
-    (usage_error,) = (kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
-        return int(_app()(argv, prog_name="gradcore", standalone_mode=False) or 0)
+        job = _app()(argv, prog_name="gradcore", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
-    except usage_error as error:
-        context = getattr(error, "ctx", None)
+    except Exception as error:
+        # Usage errors are click's, which typer carries under one name or another.
+        if not any(kind.__name__ == "ClickException" for kind in type(error).__mro__):
+            raise
+        context, message = getattr(error, "ctx", None), error.format_message()  # type: ignore[attr-defined]
         where = context.command_path if context else "gradcore"
-        return _fail(f"{error.format_message()} ({where} --help shows the usage)", 2)
+        return _fail(f"{message} ({where} --help shows the usage)", 2)
+    if callable(job):  # --help leaves none
+        job()
+    return 0
 
 
 def _app() -> "typer.Typer":
+    """The commands. Each returns what is to be done, so that the work runs outside of the parser's error handling."""
     import typer
 
     app = typer.Typer(
         add_completion=False,
-        no_args_is_help=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
         help="Gradients of recurrent networks: forecast, measure, and stop them from exploding or vanishing.",
     )
-    later = "depends on SOURCE"
-    cells, inits, optimizers = ("|".join(names) for names in (work.CELLS, work.INITS, work.OPTIMIZERS))
     plain = work.Config("")
+    cells, inits, optimizers = (", ".join(names) for names in (work.CELLS, work.INITS, work.OPTIMIZERS))
+    start, gain_start = work.SUNSPOTS.values()
 
     @app.command()
     def diagnose(
@@ -85,59 +95,76 @@ def _app() -> "typer.Typer":
             str,
             typer.Argument(
                 metavar="SOURCE",
-                help=f"{', '.join(TASKS)}; or a .csv file (forecast the next value); or a text (predict the next character).",
+                help=f"{', '.join(TASKS)}; or a .csv file, to forecast its next value; or a text, to predict its next "
+                "character.",
             ),
         ],
-        column: Annotated[str | None, typer.Option(help="Column of a CSV file: name, or number from 0 [last].")] = None,
-        cell: Annotated[str, typer.Option(metavar=cells, help="Recurrent cell.")] = plain.cell,
+        column: Annotated[str | None, typer.Option(help="Column of a CSV file: its name, or number from 0.")] = None,
+        cell: Annotated[str, typer.Option(metavar="CELL", help=f"One of {cells}.")] = plain.cell,
         hidden: Annotated[int, typer.Option(help="Hidden units.")] = plain.hidden,
         layers: Annotated[int, typer.Option(help="Recurrent layers.")] = plain.layers,
         init: Annotated[
             str | None,
             typer.Option(
-                metavar=inits,
-                help="Recurrent matrices: default U(±1/√H); normal N(0, 1/H); random orthogonal; identity. "
-                "For sunspots normal with gain 2, a start that explodes; else default.",
+                metavar="INIT",
+                help=f"How recurrent matrices start, one of {inits}: U(±1/√H), N(0, 1/H), random orthogonal, identity. "
+                f"An RNN on sunspots: {start} with gain {gain_start}, so that its gradients explode; else default.",
             ),
         ] = None,
-        gain: Annotated[float | None, typer.Option(help="Factor on the recurrent matrices [1].")] = None,
-        seq_len: Annotated[int | None, typer.Option(help=f"Steps of a sequence; for copy the delay [{later}].")] = None,
+        gain: Annotated[float | None, typer.Option(help="Factor on the recurrent matrices.")] = None,
+        seq_len: Annotated[
+            int | None,
+            typer.Option(
+                help="Steps of a sequence; for copy the delay. 100 for the other tasks, 50 for copy and files."
+            ),
+        ] = None,
         batch: Annotated[int, typer.Option(help="Sequences in a batch.")] = plain.batch,
         steps: Annotated[int, typer.Option(help="Training steps of each trial.")] = plain.steps,
         lr: Annotated[float, typer.Option(help="Learning rate.")] = plain.lr,
-        optimizer: Annotated[str, typer.Option(metavar=optimizers, help="Optimizer.")] = plain.optimizer,
+        optimizer: Annotated[str, typer.Option(metavar="NAME", help=f"One of {optimizers}.")] = plain.optimizer,
         seed: Annotated[int, typer.Option(help="Of weights and batches.")] = plain.seed,
-        out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write figures and diagnosis.json here.")] = None,
-        json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the diagnosis as JSON here.")] = None,
-    ) -> None:
+        out: Annotated[
+            Path | None, typer.Option(metavar="DIR", help="Write figures and diagnosis.json into this folder.")
+        ] = None,
+        json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the diagnosis as JSON.")] = None,
+    ) -> Callable[[], None]:
         """Forecast, measure, train, try remedies, and say what to do."""
         config = work.configure(
             source, column=column, cell=cell, hidden=hidden, layers=layers, init=init, gain=gain, seq_len=seq_len,
             batch=batch, steps=steps, lr=lr, optimizer=optimizer, seed=seed,
         )  # fmt: skip
-        if out:
-            _check_folder(out)
-        if json:
-            _check_file(json)
-        diagnosis = work.diagnose(config, _Printer())
-        if out:
-            _write_folder(out, diagnosis)
-        if json:
-            _write_json(json, diagnosis.to_dict())
+        return lambda: _diagnose(config, out, json)
 
     @app.command()
     def info(
         json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as JSON here.")] = None,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Show version, instruction set and threads."""
-        facts = machine_info()
-        if json:
-            _check_file(json)
-            _write_json(json, facts)
-        for name, value in facts.items():
-            print(f"{name:12} {value}")
+        return lambda: _info(json)
 
     return app
+
+
+def _diagnose(config: work.Config, out: Path | None, json: Path | None) -> None:
+    if out:
+        _check_folder(out)
+    if json:
+        _check_file(json)
+    diagnosis = work.diagnose(config, _Printer())
+    if out:
+        _write_folder(out, diagnosis)
+    if json:
+        _write_json(json, diagnosis.to_dict())
+
+
+def _info(json: Path | None) -> None:
+    if json:
+        _check_file(json)
+    facts = machine_info()
+    for name, value in facts.items():
+        print(f"{name:12} {value}")
+    if json:
+        _write_json(json, facts)
 
 
 # ---- files: whole or not at all --------------------------------------------------------------------------------------
@@ -166,8 +193,8 @@ def _check_file(path: Path) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """A pipe or a terminal, which is written to and not replaced."""
-    return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+    """A pipe, a terminal or a standard stream, which is written to and not replaced."""
+    return path.absolute().is_relative_to("/dev") or (path.exists() and not stat.S_ISREG(path.stat().st_mode))
 
 
 @contextmanager
@@ -188,19 +215,26 @@ def _write_folder(folder: Path, diagnosis: work.Diagnosis) -> None:
     from gradcore.report import figures
 
     with _temporary_folder(folder, "--out") as temporary:
+        ready = temporary / "ready"
+        ready.mkdir()
         for name, figure in figures(diagnosis).items():
-            figure.savefig(temporary / f"{name}.png")
-        (temporary / "diagnosis.json").write_text(json_text(diagnosis.to_dict(), indent=1) + "\n", encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, folder / file.name)
-            print(f"wrote {folder / file.name}")
+            figure.savefig(ready / f"{name}.png")
+        (ready / "diagnosis.json").write_text(json_text(diagnosis.to_dict(), indent=1) + "\n", encoding="utf-8")
+        names = sorted(file.name for file in ready.iterdir())
+        if folder.exists():
+            for name in names:
+                os.replace(ready / name, folder / name)
+        else:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(ready, folder)
+    print(f"\nWrote {', '.join(names)} to {folder}.")
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     text = json_text(document, indent=1) + "\n"
     if _is_device(path):
-        path.write_text(text, encoding="utf-8")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
     else:
         write_atomically(path, text.encode())
 
@@ -215,8 +249,7 @@ class _Printer:
         from rich.console import Console
 
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self.layers = ("layer",)
-        self.trials = 0
+        self.configured: work.Trial | None = None
         self.forecast: work.Forecast | None = None
         self.show: dict[type, Callable[[Any], None]] = {
             work.Start: self.start,
@@ -235,7 +268,8 @@ class _Printer:
 
     def text(self, text: str, indent: int = 2) -> None:
         lead = " " * indent
-        self.console.print(textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=lead))
+        hang = lead + "  " * text.startswith("- ")
+        self.console.print(textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=hang))
 
     def start(self, start: work.Start) -> None:
         config = start.config
@@ -247,8 +281,8 @@ class _Printer:
             f"{config.batch} sequences a batch, {config.optimizer} at {config.lr:g}, {config.steps} steps, seed "
             f"{config.seed}."
         )
-        if config.source == "sunspots" and (config.init, config.gain) == tuple(work.SUNSPOTS.values()):
-            self.text("This start is the default for sunspots, chosen so that the gradients explode; --init default is tame.")
+        if config == work.configure(**{**vars(config), "source": "sunspots", "init": None, "gain": None}):
+            self.text("That start is the default here, chosen so that the gradients explode; --init default is tame.")
 
     def show_forecast(self, forecast: work.Forecast) -> None:
         self.forecast = forecast
@@ -261,11 +295,14 @@ class _Printer:
             state = "holds" if condition.holds else "does not hold"
             purpose = {"explodes": "explosion", "vanishes": "vanishing"}[condition.of]
             role = "telling in the long run" if condition.kind == "asymptotic" else condition.kind
-            self.text(f"- {condition.name} {sign} {condition.limit:g}: {state} ({condition.value:.4g}); {role} for {purpose}.")
+            self.text(
+                f"- {condition.name} {sign} {condition.limit:g}: {state} ({condition.value:.4g}); {role} for {purpose}."
+            )
             self.text(condition.meaning, 4)
         self.text(
-            f"Along {work.SAMPLES} real sequences a gradient should change by a factor of {math.exp(forecast.rate):.4f} a "
-            f"step: it {_word(forecast.verdict)}, {forecast.factor:.3g} over the sequence."
+            f"Along {work.SAMPLES} real sequences a gradient should change by a factor of "
+            f"{math.exp(forecast.rate):.4f} a step: it {_word(forecast.verdict)}, {forecast.factor:.3g} over the "
+            f"sequence."
         )
 
     def measurement(self, measurement: work.Measurement) -> None:
@@ -283,32 +320,39 @@ class _Printer:
         self.text(f"The gradient {_word(measurement.verdict)}: {measurement.factor:.3g} over the sequence.")
 
     def trial(self, trial: work.Trial) -> None:
-        if self.trials == 0:
+        if self.configured is None:
+            self.configured = trial
             self.head("3. Training as configured")
-            self.trial_row(None)
-        self.trial_row(trial)
-        if self.trials == 0:
-            for finding in trial.findings[:5]:
-                self.text(f"- {finding}")
-        self.trials += 1
-
-    def trial_row(self, trial: work.Trial | None) -> None:
-        if trial is None:
-            print(f"  {'trial':30} {'loss':>9} {'max norm':>9} {'clipped':>8} {'not finite':>10} {'s':>5}")
-        else:
-            print(
-                f"  {trial.name[:30]:30} {trial.loss:9.4g} {trial.largest_norm:9.2e} {trial.clipped_steps:8} "
-                f"{trial.nonfinite_steps:10} {trial.seconds:5.1f}"
+            self.text(
+                f"Loss {trial.loss:.4g} at the end (mean of the last tenth), norms of up to {trial.largest_norm:.3g}, "
+                f"{trial.nonfinite_steps} of {trial.config.steps} steps not finite, {trial.seconds:.1f} s."
             )
+            findings = sorted(trial.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+            for finding in findings[:SHOWN_FINDINGS]:
+                self.text(f"- {finding}")
+            if len(findings) > SHOWN_FINDINGS:
+                self.text(f"- and {len(findings) - SHOWN_FINDINGS} findings more, in the JSON.")
+        else:
+            self.row(trial)
+
+    def row(self, trial: work.Trial) -> None:
+        print(
+            f"  {trial.name[:29]:29} {trial.loss:9.4g} {trial.largest_norm:12.3g} {trial.clipped_steps:7} "
+            f"{trial.nonfinite_steps:10} {trial.seconds:6.1f}",
+            flush=True,
+        )
 
     def threshold(self, threshold: work.Threshold) -> None:
+        assert self.configured is not None
         self.head("4. Threshold and remedies")
+        low, middle, high = threshold.norm_quantiles
         self.text(
-            f"Clip the norm at {threshold.max_norm:g}: the median of the first {threshold.steps_seen} steps' norms (5 % to "
-            f"95 %: {threshold.norm_low:.3g} to {threshold.norm_high:.3g}). Clip each step at {threshold.step_clip:g}: the "
-            f"median norm with which a sequence's gradient enters at its last step."
+            f"Clip the norm at {threshold.max_norm:g}: {threshold.reason} (first {threshold.steps_seen} steps: median "
+            f"{middle:.3g}, 5 % to 95 % {low:.3g} to {high:.3g}, output layer {threshold.output_norm:.3g}). Clip each "
+            f"time step at {threshold.step_clip:g}: the norm with which a sequence's gradient enters at its last step."
         )
-        self.trial_row(None)
+        print(f"  {'trial':29} {'loss':>9} {'largest norm':>12} {'clipped':>7} {'not finite':>10} {'s':>6}")
+        self.row(self.configured)
 
     def verdict(self, verdict: work.Verdict) -> None:
         self.head("5. Verdict")

@@ -1,7 +1,7 @@
 """From a source to a diagnosis: forecast, measurement, a trial training, a threshold, remedies tried, a verdict.
 
-Everything is a function of the configuration, the seed included (but for the seconds); nothing is printed, each part goes
-to a callback as soon as it is known.
+Everything is a function of the configuration, the seed included (but for the seconds); nothing is printed, each part
+goes to a callback as soon as it is known.
 """
 
 from __future__ import annotations
@@ -27,14 +27,22 @@ from gradcore.train import History, StepRecord, fit
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 GATES = {"rnn": ("",), "lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}
 INITS = ("default", "normal", "orthogonal", "eye")
-OPTIMIZERS = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "adagrad": optim.Adagrad}
+OPTIMIZERS = {
+    "sgd": optim.SGD,
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "rmsprop": optim.RMSprop,
+    "adagrad": optim.Adagrad,
+}
 
-# `sunspots` is there to show something: a start at which the gradients of a plain RNN explode. Everything else starts as
-# its layers do by themselves.
-SUNSPOTS = {"init": "normal", "gain": 2.0}
+# `sunspots` is there to show something: a start at which the gradients of a plain RNN explode. Everything else starts
+# as its layers do by themselves.
+SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
 
 SAMPLES = 64  # sequences that forecast and measurement follow
-EARLY = 0.2  # share of the steps whose norms decide on the thresholds
+EARLY = 0.2  # share of the steps whose norms decide on the thresholds,
+DEPARTED = 3.0  # those before the loss has risen to so many times its start
+WORTHWHILE = 0.02  # a loss lower by this share is a difference
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Config:
     seq_len: int | None = None
     batch: int = 32
     steps: int = 300
-    lr: float = 0.05
+    lr: float = 0.02
     optimizer: str = "sgd"
     seed: int = 0
 
@@ -70,7 +78,8 @@ class Config:
 def configure(source: str, **options: Any) -> Config:
     """A configuration with the source's defaults for every option that is missing or None."""
     given = {name: value for name, value in options.items() if value is not None}
-    return Config(source, **((SUNSPOTS if source == "sunspots" and "init" not in given else {}) | given))
+    plain_rnn = given.get("cell", "rnn") == "rnn" and "init" not in given
+    return Config(source, **((SUNSPOTS if source == "sunspots" and plain_rnn else {}) | given))
 
 
 # ---- the parts of a diagnosis ----------------------------------------------------------------------------------------
@@ -147,14 +156,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where to clip, and the early norms behind it: of all gradients, and of a sample's dL/dh where it enters."""
+    """Where to clip, and the early norms behind it."""
 
     max_norm: float
     step_clip: float
+    reason: str
     steps_seen: int
-    norm_low: float
-    norm_median: float
-    norm_high: float
+    norm_quantiles: tuple[float, ...]  # of all gradients: 5 %, 50 %, 95 %
+    output_norm: float  # median of the output layer's
 
 
 @dataclass(frozen=True)
@@ -207,8 +216,8 @@ def diagnose(config: Config, report: Callable[[Any], None] = lambda part: None) 
     ----------
     config : Config
     report : callable, optional
-        Gets every part as soon as it is known: Start, Forecast, Measurement, Trial (as configured), Threshold, Trial (one
-        for each remedy), Verdict.
+        Gets every part as soon as it is known: Start, Forecast, Measurement, Trial (as configured), Threshold, Trial
+        (one for each remedy), Verdict.
 
     Returns
     -------
@@ -275,7 +284,9 @@ def python_lines(config: Config, task: Task, *, max_norm: float | None = None, s
     """Python that does what a trial did, to the same numbers."""
     H = config.hidden
     where = "".join(
-        f", {name}={value!r}" for name, value in (("seq_len", config.seq_len), ("column", config.column)) if value is not None
+        f", {name}={value!r}"
+        for name, value in (("seq_len", config.seq_len), ("column", config.column))
+        if value is not None
     )
     layers = f", {config.layers}" if config.layers != 1 else ""
     fill = {
@@ -327,9 +338,9 @@ def _forecast(config: Config, recurrent: Any, x: Array) -> Forecast:
     # A layer also gets the gradient of the layers above it: the fastest of these is what comes to show.
     shown = [max(growth.layers[i:], key=lambda layer: layer.rate) for i in range(config.layers)]
     curves = np.full((config.layers, len(x)), np.nan)
-    for row, layer in zip(curves, shown, strict=True):
+    for row, growing in zip(curves, shown, strict=True):
         with np.errstate(over="ignore"):
-            row[len(x) - len(layer.log_norm) :] = np.exp(layer.log_norm[::-1])
+            row[len(x) - len(growing.log_norm) :] = np.exp(growing.log_norm[::-1])
     return Forecast(
         tuple(matrices),
         growth.conditions,
@@ -354,7 +365,7 @@ def _measure(task: Task, model: Sequential, x: Array, target: Array) -> Measurem
     recurrent = tape.tapes[0]
     norms = recurrent.telemetry.dh_norm
     rates = tuple(spectral.measure_growth(recurrent, index=index) for index in range(len(norms)))
-    rate, back = max(rates), task.steps - 1
+    rate, back = max((rate for rate in rates if not math.isnan(rate)), default=math.nan), task.steps - 1
     return Measurement(norms, rates, rate, spectral._exp(rate * back), spectral._verdict(rate, back))
 
 
@@ -400,14 +411,37 @@ def _train(
 
 
 def _choose_threshold(trial: Trial) -> Threshold:
-    """The median of the early norms: large steps are cut, usual ones pass; a mean would follow the explosions."""
+    """Clip above the usual norms; where these are explosions themselves, at the norm of what has passed no time step.
+
+    The output layer's gradient passes no time step, so that nothing has blown it up: twice its median norm is the most
+    that is asked for. A gradient step is clipped at the norm with which a sequence's gradient typically enters.
+    """
     history = trial.history
-    seen = max(math.ceil(EARLY * len(history)), min(10, len(history)))
+    start = history.loss[0] if math.isfinite(history.loss[0]) else math.inf
+    departed = np.flatnonzero(~(history.loss < DEPARTED * start))
+    seen = min([math.ceil(EARLY * len(history)), *departed[:1]])
+    seen = max(seen, 1)
+    output = _usable(np.hypot(*(history.per_array[name][:seen] for name in list(history.per_array)[-2:])))
     norms = _usable(history.grad_norm[:seen])
-    entering = _usable(max(history.dh_last.values(), key=len)[:seen])
-    low, middle, high = np.quantile(norms, [0.05, 0.5, 0.95]) if norms.size else (math.nan, 1.0, math.nan)
-    per_sample = np.median(entering) / math.sqrt(trial.config.batch) if entering.size else 1.0
-    return Threshold(_three_digits(middle), _three_digits(per_sample), seen, float(low), float(middle), float(high))
+    entering = _usable(list(history.dh_last.values())[-1][:seen])
+    quantiles = tuple(map(float, np.quantile(norms, [0.05, 0.5, 0.95]))) if norms.size else (math.nan,) * 3
+    output_norm = float(np.median(output)) if output.size else math.nan
+    step_clip = float(np.median(entering)) / math.sqrt(trial.config.batch) if entering.size else 1.0
+    if not (norms.size and output.size):
+        max_norm, reason = 1.0, "the usual value, since no early norm was finite and above zero"
+    elif quantiles[2] <= 2 * output_norm:
+        max_norm, reason = quantiles[2], "the 95 % quantile of the norms seen, so that only spikes are cut"
+    else:
+        max_norm = 2 * output_norm
+        reason = "twice the median norm of the output layer's gradient, which no time step has blown up"
+    return Threshold(
+        _three_digits(max_norm),
+        _three_digits(step_clip),
+        reason,
+        seen,
+        quantiles,
+        output_norm,
+    )
 
 
 def _usable(norms: Array) -> Array:
@@ -418,9 +452,7 @@ def _three_digits(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _remedies(
-    config: Config, threshold: Threshold
-) -> list[tuple[str, dict[str, Any], float | None, float | None]]:
+def _remedies(config: Config, threshold: Threshold) -> list[tuple[str, dict[str, Any], float | None, float | None]]:
     """Name, changes of the configuration, max_norm and step_clip of each trial."""
     remedies: list[tuple[str, dict[str, Any], float | None, float | None]] = [
         (f"norm clipping at {threshold.max_norm:g}", {}, threshold.max_norm, None),
@@ -436,7 +468,9 @@ def _remedies(
 def _judge(task: Task, forecast: Forecast, measurement: Measurement, trials: list[Trial]) -> Verdict:
     configured, *remedies = trials
     back = task.steps - 1
-    word = {"explodes": "explodes", "vanishes": "vanishes", "stable": "neither explodes nor vanishes"}[measurement.verdict]
+    word = {"explodes": "explodes", "vanishes": "vanishes", "stable": "neither explodes nor vanishes"}[
+        measurement.verdict
+    ]
     finding = (
         f"The gradient {word}: on its way back it changes by a factor of {math.exp(measurement.rate):.3f} a step "
         f"(forecast {math.exp(forecast.rate):.3f}), {measurement.factor:.2g} over {back} steps, and the training as "
@@ -444,11 +478,18 @@ def _judge(task: Task, forecast: Forecast, measurement: Measurement, trials: lis
         f"norms of up to {configured.largest_norm:.2g}."
     )
     sound = [trial for trial in trials if math.isfinite(trial.loss)]
-    best = min(sound, key=lambda trial: trial.loss) if sound else configured
+    lowest = min(sound, key=lambda trial: trial.loss, default=configured)
+    improved = sound and not lowest.loss > (1 - WORTHWHILE) * configured.loss
+    best = lowest if improved else configured
     if not sound:
         advice = "No trial kept a finite loss: lower the learning rate first, then look again."
-    elif best is configured:
-        advice = "None of the remedies reached a lower loss: keep the training as it is."
+    elif lowest.loss > (1 - WORTHWHILE) * task.baseline:
+        advice = (
+            f"In {configured.config.steps} steps no trial got below the constant answer (the lowest loss is "
+            f"{lowest.loss:.3g}): give them more steps before choosing."
+        )
+    elif not improved:
+        advice = f"None of {len(remedies)} remedies reached a clearly lower loss: keep the training as it is."
     else:
         share = best.clipped_steps / best.config.steps
         clipped = f", {share:.0%} of the steps clipped" if best.clipped_steps else ""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by colour-blind readers; black comes first.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^Dvp*"
 SIZE = (7.2, 4.0)  # inches
 DPI = 150
 
@@ -100,56 +101,49 @@ def plot_time_steps(norms: Any, forecast: Any = None, *, title: str, names: Sequ
     return figure
 
 
-def plot_training(
-    norms: Any, *, title: str, threshold: float | None = None, findings: Sequence[tuple[int, str]] = ()
-) -> Figure:
-    """The gradient norm over training; steps whose norm is not finite are marked at the top.
+def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | None = None) -> Figure:
+    """The gradient norm over training, a line a run; steps whose norm is not finite are marked at the top.
 
     Parameters
     ----------
-    norms : array_like, (steps,)
-        Norm of all gradients before clipping.
+    norms : mapping of str to array_like (steps,)
+        By run: norm of all gradients before clipping.
     title : str
         The finding.
     threshold : float, optional
         A clipping threshold, drawn across.
-    findings : sequence of (step, text)
-        Marked where they began.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure, axes = _figure(title)
-    norms = np.asarray(norms, np.float64)
-    axes.plot(_finite(norms), color=COLOURS[1], linewidth=1.2, label="gradient norm, before clipping")
-    _log_axis(axes, [norms] if threshold is None else [norms, np.array([threshold])])
+    rows = {name: np.asarray(values, np.float64) for name, values in norms.items()}
+    _log_axis(axes, [*rows.values(), *([] if threshold is None else [np.array([threshold])])])
+    for i, (name, values) in enumerate(rows.items()):
+        axes.plot(_finite(values), color=COLOURS[i % len(COLOURS)], linewidth=1.2, label=name)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            top = np.full(bad.size, axes.get_ylim()[1])
+            axes.plot(bad, top, "x", color=COLOURS[i % len(COLOURS)], clip_on=False, label=f"{name}: not finite")
     if threshold is not None:
-        axes.axhline(threshold, color=COLOURS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:.3g}")
-    bad = np.flatnonzero(~np.isfinite(norms))
-    if bad.size:
-        top = axes.get_ylim()[1]
-        axes.plot(bad, np.full(bad.size, top), "x", color=COLOURS[2], clip_on=False, label="NaN or infinite")
-    for step, text in findings:
-        axes.axvline(step, color=COLOURS[4], linewidth=1)
-        axes.annotate(
-            text, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
-            fontsize=8, color="#7a3b60", rotation=90, va="bottom",
-        )  # fmt: skip
+        axes.axhline(
+            threshold, color=COLOURS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:g}"
+        )
     axes.set_xlabel("training step")
-    axes.set_ylabel("norm of all gradients")
-    axes.set_xlim(0, max(len(norms) - 1, 1))
+    axes.set_ylabel("norm of all gradients, before clipping")
+    axes.set_xlim(0, max(*(len(row) for row in rows.values()), 2) - 1)
     axes.legend(frameon=False)
     return figure
 
 
-def plot_eigenvalues(matrices: Mapping[str, Array], *, title: str) -> Figure:
+def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
     """Eigenvalues of recurrent matrices in the complex plane, with the unit circle.
 
     Parameters
     ----------
-    matrices : mapping of str to ndarray (H, H)
-        By name.
+    eigenvalues : mapping of str to ndarray (H,)
+        By matrix.
     title : str
         The finding.
 
@@ -159,18 +153,14 @@ def plot_eigenvalues(matrices: Mapping[str, Array], *, title: str) -> Figure:
     """
     figure, axes = _figure(title)
     angle = np.linspace(0, 2 * np.pi, 361)
-    axes.plot(np.cos(angle), np.sin(angle), color=COLOURS[0], linewidth=1.4, label="radius 1")
-    markers = "os^Dvp*"
+    axes.plot(np.cos(angle), np.sin(angle), color=COLOURS[0], linewidth=1.4, label="unit circle")
     reach = 1.0
-    for i, (name, matrix) in enumerate(matrices.items()):
-        values = np.linalg.eigvals(np.asarray(matrix, np.float64))
+    for i, (name, values) in enumerate(eigenvalues.items()):
         radius = float(np.abs(values).max(initial=0.0))
         reach = max(reach, radius)
-        colour = COLOURS[1 + i % 6]
-        marker = markers[i % len(markers)]
-        axes.scatter(
-            values.real, values.imag, s=22, color=colour, marker=marker, alpha=0.8, label=f"{name}: radius {radius:.3g}"
-        )
+        label = f"{name}:\nspectral radius {radius:.3g}"
+        colour, marker = COLOURS[1 + i % 6], MARKERS[i % len(MARKERS)]
+        axes.scatter(values.real, values.imag, s=22, alpha=0.8, label=label, color=colour, marker=marker)
     axes.set_xlim(-1.1 * reach, 1.1 * reach)
     axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_aspect("equal")
@@ -200,20 +190,25 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
     """
     figure, axes = _figure(title)
     smooth = {name: _running_median(np.asarray(values, np.float64), window) for name, values in losses.items()}
-    shown = [*smooth.values(), *([] if baseline is None else [np.array([baseline])])]
-    _log_axis(axes, shown)
+    starts = [values[0] for values in smooth.values() if len(values) and np.isfinite(values[0])]
+    ceiling = 30 * max([1.0 if baseline is None else baseline, *starts])  # one divergence does not flatten the others
+    reference = [] if baseline is None else [np.array([baseline])]
+    _log_axis(axes, [*(np.minimum(values, ceiling) for values in smooth.values()), *reference])
     if baseline is not None:
         axes.axhline(baseline, color="#666666", linewidth=1.2, linestyle=":", label="best constant answer")
+    top = axes.get_ylim()[1]
     for i, (name, values) in enumerate(smooth.items()):
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(_finite(values), color=colour, linewidth=1.8, linestyle=("-", "--", "-.")[i % 3], label=name)
-        bad = np.flatnonzero(~np.isfinite(np.asarray(losses[name], np.float64)))
-        if bad.size:
-            last = values[: bad[0]][-1:]
-            axes.plot([bad[0]], last if last.size else [1.0], "x", color=colour, markersize=9, markeredgewidth=2.5)
+        gone = np.flatnonzero(~(values <= top))
+        if gone.size:
+            axes.plot(gone[0], top, "^", color=colour, markersize=10, clip_on=False, zorder=5)
+            largest = np.asarray(losses[name], np.float64).max(initial=0.0)
+            text = f"leaves, up to {largest:.0e}" if math.isfinite(largest) else "leaves, not finite"
+            axes.annotate(text, (gone[0], top), xytext=(8, -10), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xlabel("training step")
     axes.set_ylabel("loss")
-    axes.set_xlim(0, max((len(v) for v in smooth.values()), default=2) - 1)
+    axes.set_xlim(0, max(*(len(values) for values in smooth.values()), 2) - 1)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center")
     return figure
 
@@ -229,3 +224,49 @@ def _running_median(values: Array, window: int) -> Array:
         windows = np.lib.stride_tricks.sliding_window_view(padded, window)
         out[:stop] = np.nanmedian(windows, axis=1)
     return out
+
+
+# ---- of a diagnosis --------------------------------------------------------------------------------------------------
+
+
+def figures(diagnosis: Any) -> dict[str, Figure]:
+    """The four figures of a `Diagnosis`, by file name without suffix.
+
+    Examples
+    --------
+    >>> from gradcore.diagnose import configure, diagnose
+    >>> from gradcore.report import figures
+    >>> drawn = figures(diagnose(configure("sunspots", steps=5, hidden=8)))
+    >>> sorted(drawn)
+    ['eigenvalues', 'time_steps', 'training', 'trials']
+    """
+    forecast, measurement, trials = diagnosis.forecast, diagnosis.measurement, diagnosis.trials
+    configured, clipped = trials[0], trials[1]
+    verb = {"explodes": "explodes", "vanishes": "vanishes", "stable": "is stable"}[measurement.verdict]
+    inside = [matrix.eigenvalues for matrix in forecast.matrices]
+    outside = sum(int((np.abs(values) > 1).sum()) for values in inside)
+    rate, back = math.exp(measurement.rate), measurement.norms.shape[1] - 1
+    finite = [trial for trial in trials if math.isfinite(trial.loss)]
+    best = min(finite, key=lambda trial: trial.loss) if finite else None
+    unfinished = f", {configured.nonfinite_steps} steps not finite" if configured.nonfinite_steps else ""
+    return {
+        "time_steps": plot_time_steps(
+            measurement.norms,
+            measurement.norms[:, -1:] * forecast.curves,
+            title=f"The gradient {verb}: ×{rate:.3f} a step, ×{measurement.factor:.3g} over {back} steps",
+        ),
+        "training": plot_training(
+            {trial.name: trial.history.grad_norm for trial in (configured, clipped)},
+            title=f"As configured the norm reaches {configured.largest_norm:.2g}{unfinished}",
+            threshold=clipped.max_norm,
+        ),
+        "eigenvalues": plot_eigenvalues(
+            {matrix.name: matrix.eigenvalues for matrix in forecast.matrices},
+            title=f"{outside} of {sum(map(len, inside))} eigenvalues lie outside the unit circle",
+        ),
+        "trials": plot_trials(
+            {trial.name: trial.history.loss for trial in trials},
+            title=f"Lowest loss: {best.name}, {best.loss:.3g}" if best else "No trial kept a finite loss",
+            baseline=diagnosis.start.baseline,
+        ),
+    }

@@ -34,9 +34,7 @@ def _one_hot(indices: Array, n: int, dtype: np.dtype[Any]) -> Array:
     return np.eye(n, dtype=dtype)[indices]
 
 
-def adding(
-    rng: np.random.Generator, batch: int, length: int = 100, *, dtype: Any = np.float32
-) -> tuple[Array, Array]:
+def adding(rng: np.random.Generator, batch: int, length: int = 100, *, dtype: Any = np.float32) -> tuple[Array, Array]:
     """One batch of the adding problem: recall two marked numbers and give their sum.
 
     Two inputs a step: a number from U[0, 1), and a marker that is 1 at one step of each half and 0 elsewhere. The best
@@ -86,8 +84,8 @@ def temporal_order(
 ) -> tuple[Array, Array]:
     """One batch of the temporal-order problem: tell in which order two symbols came.
 
-    Each step shows one of six symbols. Four are distractors; A or B stands at one step in [0.1 T, 0.2 T) and again A or B
-    at one in [0.5 T, 0.6 T). The class, told at the last step, is 0 for A A, 1 for A B, 2 for B A, 3 for B B.
+    Each step shows one of six symbols. Four are distractors; A or B stands at one step in [0.1 T, 0.2 T), and again A
+    or B at one in [0.5 T, 0.6 T). The class, told at the last step, is 0 for A A, 1 for A B, 2 for B A, 3 for B B.
 
     Parameters
     ----------
@@ -132,8 +130,8 @@ def temporal_order(
 def copy(rng: np.random.Generator, batch: int, delay: int = 100, *, dtype: Any = np.float32) -> tuple[Array, Array]:
     """One batch of the copying problem: repeat ten symbols after a delay.
 
-    Ten symbols out of eight, `delay` - 1 blanks, a signal, ten blanks: T = `delay` + 20 steps. The answer is the blank until
-    the signal has been seen, then the ten symbols. Without memory the best loss is 10 ln 8 / T.
+    Ten symbols out of eight, `delay` - 1 blanks, a signal, ten blanks: T = `delay` + 20 steps. The answer is the blank
+    until the signal has been seen, then the ten symbols. Without memory the best loss is 10 ln 8 / T.
 
     Parameters
     ----------
@@ -251,8 +249,8 @@ def load(source: str | os.PathLike[str], seq_len: int | None = None, *, column: 
     Parameters
     ----------
     source : str or path
-        "sunspots" (yearly means 1700 to 2008), "adding", "temporal-order" or "copy"; else a file. ``.csv`` and ``.tsv`` hold
-        numbers, of which the next value is forecast; every other file is a text, of which the next character is.
+        "sunspots" (yearly means 1700 to 2008), "adding", "temporal-order" or "copy"; else a file. ``.csv`` and ``.tsv``
+        hold numbers, of which the next one is forecast; every other file is a text, of which the next character is.
     seq_len : int, optional
         Steps of a sequence, for "copy" the delay; a default that suits the source when not given.
     column : str or int, optional
@@ -331,7 +329,7 @@ def _forecast_task(title: str, source: str, values: Array, steps: int) -> Task:
     """Forecast the value that follows `steps` standardised ones."""
     if len(values) <= steps:
         raise SourceError(
-            f"{source}: {len(values)} values, but windows of {steps} and the value after them need at least {steps + 1}"
+            f"{source}: {len(values)} values, but windows of {steps} and the one after them need at least {steps + 1}"
             + (f"; --seq-len {len(values) - 1} would fit" if len(values) > 2 else "")
         )
     scaled = values / np.abs(values).max() if values.any() else values
@@ -351,7 +349,7 @@ def _character_task(source: str, text: str, steps: int) -> Task:
     """Predict, at each of `steps` characters, the next one."""
     if len(text) <= steps:
         raise SourceError(
-            f"{source}: {len(text)} characters, but windows of {steps} and the character after need at least {steps + 1}"
+            f"{source}: {len(text)} characters, but windows of {steps} and the one after them need at least {steps + 1}"
             + (f"; --seq-len {len(text) - 1} would fit" if len(text) > 2 else "")
         )
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")

@@ -213,7 +213,11 @@ def test_tables_are_read(tmp_path: Path, content: str, name: str | None, values:
 
 
 BAD_TABLES = {
-    "text in a number": ("v\n1\n2\nthree\n4\n", None, r'table\.csv, line 4, column "v": expected a number, got \'three\''),
+    "text in a number": (
+        "v\n1\n2\nthree\n4\n",
+        None,
+        r'table\.csv, line 4, column "v": expected a number, got \'three\'',
+    ),
     "text without header": ("1\n2\nx\n", None, r"line 3, column 0: expected a number, got 'x'"),
     "long text": ("v\n" + "y" * 500, None, r"line 2.*got 'y{37}\.\.\.'"),
     "underscore": ("v\n1_000\n", None, r"line 2.*expected a number, got '1_000'"),

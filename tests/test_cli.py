@@ -1,0 +1,453 @@
+"""The command line from outside: what it prints and writes, and that everything wrong ends in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradcore
+from gradcore import cli
+from gradcore import diagnose as work
+from gradcore.tasks import load
+
+ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent)}
+QUICK = ["--steps", "12", "--hidden", "8", "--batch", "4"]
+FIGURES = {"eigenvalues.png", "time_steps.png", "training.png", "trials.png"}
+
+
+def run(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = cli.main(list(argv))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def strict(text: str) -> Any:
+    """JSON without the NaN and Infinity that Python's parser lets through."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if key != "seconds"}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+# ---- a whole diagnosis -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sunspots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The main job with its defaults, as a user runs it: through a pipe."""
+    folder = tmp_path_factory.mktemp("sunspots")
+    out = folder / "new" / "out"
+    command = [sys.executable, "-m", "gradcore.cli", "diagnose", "sunspots", "--out", str(out)]
+    command += ["--json", str(folder / "found.json")]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, check=False, cwd=folder, env=ENV)
+    return {
+        "status": done.returncode,
+        "text": done.stdout.decode("utf-8"),
+        "errors": done.stderr.decode("utf-8"),
+        "json": strict((folder / "found.json").read_text("utf-8")),
+        "folder": folder,
+        "out": out,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def test_the_main_job_is_done_and_says_everything_in_order(sunspots: dict[str, Any]) -> None:
+    assert sunspots["status"] == 0
+    assert sunspots["errors"] == ""
+    parts = ["1. Forecast", "spectral radius", "necessary", "sufficient", "2. Measurement", "3. Training as configured"]
+    parts += ["4. Threshold and remedies", "norm clipping", "step clipping", "orthogonal initialisation"]
+    parts += ["LSTM instead of RNN", "5. Verdict", "Python", "import gradcore", "Wrote"]
+    places = [sunspots["text"].index(part) for part in parts]
+    assert places == sorted(places)
+    assert "chosen so that the gradients explode" in " ".join(sunspots["text"].split())
+
+
+def test_output_fits_eighty_columns_and_has_no_colour_codes(sunspots: dict[str, Any]) -> None:
+    lines = [line for line in sunspots["text"].splitlines() if not line.startswith(("Wrote", "history"))]
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in sunspots["text"]
+
+
+def test_the_default_start_explodes_as_it_says(sunspots: dict[str, Any]) -> None:
+    found = sunspots["json"]
+    assert found["forecast"]["verdict"] == found["measurement"]["verdict"] == "explodes"
+    assert found["measurement"]["factor"] > 100
+    assert found["measurement"]["rate"] == pytest.approx(found["forecast"]["rate"], abs=0.02)
+    configured, *remedies = found["trials"]
+    assert configured["largest_norm"] > 1e3
+    assert min(trial["loss"] for trial in remedies) < 0.5 * configured["loss"]
+    assert found["verdict"]["best"] != "as configured"
+
+
+def test_folder_holds_the_figures_and_the_same_json(sunspots: dict[str, Any]) -> None:
+    assert {path.name for path in sunspots["out"].iterdir()} == FIGURES | {"diagnosis.json"}
+    assert strict((sunspots["out"] / "diagnosis.json").read_text("utf-8")) == sunspots["json"]
+    for name in FIGURES:
+        assert (sunspots["out"] / name).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in sunspots["folder"].iterdir()} == {"new", "found.json"}
+
+
+def test_the_printed_python_runs_and_repeats_the_trial(sunspots: dict[str, Any]) -> None:
+    found = sunspots["json"]
+    printed = sunspots["text"].split("\nPython\n")[1].split("\nWrote")[0].strip()
+    assert printed == found["verdict"]["python"]
+    names: dict[str, Any] = {}
+    exec(printed, names)
+    (trial,) = (trial for trial in found["trials"] if trial["name"] == found["verdict"]["best"])
+    assert names["history"].loss.tolist() == trial["history"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("adding", {"cell": "lstm", "layers": 2, "init": "orthogonal", "gain": 0.9}),
+        ("temporal-order", {"init": "eye", "optimizer": "adam", "lr": 0.001}),
+        ("copy", {"cell": "gru", "seq_len": 12, "gain": 1.5}),
+        ("sunspots", {"seq_len": 20, "optimizer": "rmsprop", "seed": 3}),
+        ("table.csv", {"column": "b", "seq_len": 9}),
+        ("text", {"seq_len": 9, "init": "normal", "optimizer": "adagrad"}),
+    ],
+)
+@pytest.mark.parametrize("clip", [{}, {"max_norm": 0.5}, {"step_clip": 0.25}])
+def test_python_lines_repeat_every_kind_of_trial(
+    source: str, options: dict[str, Any], clip: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("table.csv").write_text("a,b\n" + "".join(f"{i},{i * i % 17}\n" for i in range(40)), encoding="utf-8")
+    Path("text").write_text("to be or not to be that is the question", encoding="utf-8")
+    config = work.configure(source, steps=6, hidden=5, batch=3, **options)
+    task = load(config.source, config.seq_len, column=config.column)
+    trial = work._train(config, task, "trial", **clip)
+    names: dict[str, Any] = {}
+    exec(work.python_lines(config, task, **clip), names)
+    assert names["history"].loss.tolist() == trial.history.loss.tolist()
+    assert len(trial.history) == 6
+
+
+def test_same_seed_same_diagnosis(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        path = tmp_path / name
+        assert run("diagnose", "adding", *QUICK, "--seed", seed, "--json", str(path), capsys=capsys)[0] == 0
+        found.append(without_seconds(strict(path.read_text("utf-8"))))
+    assert found[0] == found[1]
+    assert found[0]["trials"][0]["history"] != found[2]["trials"][0]["history"]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("source", ["sunspots", "copy"])
+def test_every_cell_and_kind_of_loss(source: str, cell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--cell", cell, "--layers", "2", "--seq-len", "15", *QUICK]
+    status, out, err = run("diagnose", source, *options, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "weight_hh_l1" in out
+    assert "layer 1, measured" in out
+    assert ("LSTM instead of RNN" in out) == (cell == "rnn")
+
+
+EXTREMES = [("--gain", "1e30"), ("--gain", "1e-30"), ("--lr", "1e30"), ("--lr", "1e-300"), ("--seq-len", "2")]
+EXTREMES += [("--steps", "1"), ("--batch", "1"), ("--hidden", "1")]
+
+
+@pytest.mark.parametrize("options", EXTREMES, ids=" ".join)
+def test_extremes_end_in_a_diagnosis(
+    options: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    argv = ["diagnose", "sunspots", "--steps", "8", "--hidden", "6", "--batch", "3", "--seq-len", "40", *options]
+    status, _, err = run(*argv, "--out", str(out), capsys=capsys)
+    assert (status, err) == (0, "")
+    strict((out / "diagnosis.json").read_text("utf-8"))
+
+
+def test_the_last_steps_gradient_is_what_is_measured() -> None:
+    """Where the loss has a target at every step, the measurement takes the last one alone."""
+    task = load("copy", 10)
+    config = work.configure("copy", seq_len=10, hidden=6)
+    model = work.build(config, task)
+    x, target = task.draw(np.random.default_rng(0), 4)
+    found = work._measure(task, model, x, target)
+    y, tape = model.forward(x)
+    dy = np.zeros_like(y)
+    dy[-1] = gradcore.losses.softmax_cross_entropy(y[-1], target[-1])[1]
+    model.backward(tape, dy)
+    np.testing.assert_array_equal(found.norms, tape.tapes[0].telemetry.dh_norm)
+
+
+class TestThreshold:
+    """The thresholds follow the early norms."""
+
+    @staticmethod
+    def trial(norms: Any, output: float, losses: Any = None) -> work.Trial:
+        history = gradcore.History()
+        for norm, loss in zip(norms, losses or np.ones(len(norms)), strict=True):
+            history.append(loss, norm)
+        n = len(history)
+        history.per_array.update  # the attribute is built anew at each access: tables are filled below
+        names = ["2.weight", "2.bias"]
+        rows = np.tile([output, 0.0], (n, 1))
+        history._tables["per_array"] = names, gradcore.train._Rows(rows)
+        history._tables["dh_last"] = ["0.l0"], gradcore.train._Rows(np.full((n, 1), 6.0))
+        config = work.Config("adding", batch=9, steps=n)
+        return work.Trial("t", config, None, None, 1.0, 1.0, 0, 0, 1.0, (), history)
+
+    def test_usual_norms_are_cut_above_their_quantile(self) -> None:
+        found = work._choose_threshold(self.trial(np.linspace(1, 2, 500), output=5.0))
+        assert found.max_norm == pytest.approx(np.quantile(np.linspace(1, 2, 500)[:100], 0.95), rel=1e-2)
+        assert found.step_clip == pytest.approx(6.0 / 3)
+        assert found.steps_seen == 100
+
+    def test_explosions_are_cut_at_what_passed_no_time_step(self) -> None:
+        found = work._choose_threshold(self.trial(np.logspace(0, 9, 500), output=1.5))
+        assert found.max_norm == 3.0
+
+    def test_what_comes_after_a_departure_does_not_count(self) -> None:
+        losses = np.concatenate([np.ones(7), np.full(493, 1e9)])
+        assert work._choose_threshold(self.trial(np.ones(500), 1.0, losses.tolist())).steps_seen == 7
+
+    @pytest.mark.parametrize("norm", [math.nan, math.inf, 0.0])
+    def test_without_a_usable_norm_the_usual_value_stands(self, norm: float) -> None:
+        found = work._choose_threshold(self.trial([norm] * 20, output=1.0))
+        assert found.max_norm == 1.0
+        assert "usual value" in found.reason
+
+
+# ---- everything wrong ends in one line -------------------------------------------------------------------------------
+
+SERIES = "value\n" + "".join(f"{i % 7}\n" for i in range(60))
+WRONG_INPUT = {
+    "missing file": (None, [], r"data\.csv: no such file"),
+    "empty": ("", [], r"data\.csv: the file is empty"),
+    "text": (SERIES + "oops\n", [], r"data\.csv, line 62, column \"value\": expected a number, got 'oops'"),
+    "missing value": (SERIES.replace("\n3\n", "\n\n", 1), [], r"data\.csv, line 5: the line is empty"),
+    "not finite": (SERIES + "inf\n", [], r"line 62, column \"value\": inf is not a finite number"),
+    "short": ("1\n2\n3\n", [], r"3 values, but windows of 50"),
+    "constant": ("1\n" * 60, [], r"every value is 1; a constant series"),
+    "column": (SERIES, ["--column", "price"], r'has no column "price"; its columns are value'),
+}
+WRONG_USE = {
+    "no command": ([], "Missing command"),
+    "unknown command": (["train"], "No such command 'train'"),
+    "no source": (["diagnose"], "Missing argument 'SOURCE'"),
+    "unknown option": (["diagnose", "sunspots", "--depth", "3"], "No such option: --depth"),
+    "two sources": (["diagnose", "sunspots", "adding"], "unexpected extra argument"),
+    "not an integer": (["diagnose", "sunspots", "--hidden", "many"], "'--hidden'"),
+    "too small": (["diagnose", "sunspots", "--hidden", "0"], "hidden: expected an integer of at least 1, got 0"),
+    "no steps": (["diagnose", "sunspots", "--steps", "0"], "steps: expected"),
+    "short window": (["diagnose", "sunspots", "--seq-len", "1"], "seq_len: expected an integer of at least 2"),
+    "long window": (["diagnose", "sunspots", "--seq-len", "309"], "--seq-len 308 would fit"),
+    "seed": (["diagnose", "sunspots", "--seed", "-1"], "seed: expected"),
+    "cell": (["diagnose", "sunspots", "--cell", "mlp"], "cell: expected one of rnn, lstm, gru, got 'mlp'"),
+    "init": (["diagnose", "sunspots", "--init", "best"], "init: expected one of default,"),
+    "optimizer": (["diagnose", "sunspots", "--optimizer", "lbfgs"], "optimizer: expected one of sgd,"),
+    "nan": (["diagnose", "sunspots", "--lr", "nan"], "lr: expected a number above 0, got nan"),
+    "infinite": (["diagnose", "sunspots", "--gain", "inf"], "gain: expected a finite number"),
+    "column of a task": (["diagnose", "sunspots", "--column", "year"], "--column is for CSV files"),
+    "memory": (["diagnose", "adding", "--batch", "100000000000"], "not enough memory"),
+    "info": (["info", "please"], "unexpected extra argument"),
+}
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("gradcore: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(("content", "options", "message"), WRONG_INPUT.values(), ids=WRONG_INPUT.keys())
+def test_wrong_input(
+    content: str | None, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data.csv"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    status, _, err = run("diagnose", str(path), *options, "--out", str(tmp_path / "out"), capsys=capsys)
+    assert status == 2
+    assert re.search(message, one_line(err))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG_USE.values(), ids=WRONG_USE.keys())
+def test_wrong_use(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(*argv, capsys=capsys)
+    assert status == 2
+    assert out == "" or message == "not enough memory"
+    assert message in one_line(err)
+
+
+def test_directories_and_bytes_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run("diagnose", str(tmp_path), capsys=capsys)
+    assert status == 2
+    assert "is a directory" in one_line(err)
+    for content, message in ((b"caf\xe9 " * 50, "line 1: byte 0xe9 is not UTF-8"), (b"a\0b" * 50, "NUL byte")):
+        path = tmp_path / "binary"
+        path.write_bytes(content)
+        status, _, err = run("diagnose", str(path), capsys=capsys)
+        assert status == 2
+        assert message in one_line(err)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("keep", encoding="utf-8")
+    for options, message in (
+        (["--out", str(file)], "is a file, expected a folder"),
+        (["--out", str(file / "below")], "cannot be written"),
+        (["--json", str(tmp_path)], "is a directory"),
+        (["--json", str(tmp_path / "no" / "file.json")], "there is no folder"),
+    ):
+        status, out, err = run("diagnose", "sunspots", *QUICK, *options, capsys=capsys)
+        assert status == 2
+        assert message in one_line(err)
+        assert out == ""  # before any work
+    assert file.read_text("utf-8") == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    for option in (["--out", str(tmp_path / "out")], ["--json", str(tmp_path / "found.json")]):
+        status, _, err = run("diagnose", "sunspots", *QUICK, *option, capsys=capsys)
+        assert status == 2
+        assert "cannot be written (Permission denied)" in one_line(err)
+
+
+# ---- nothing half-written --------------------------------------------------------------------------------------------
+
+
+def test_an_existing_folder_keeps_its_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "trials.png").write_text("old", encoding="utf-8")
+    assert run("diagnose", "sunspots", *QUICK, "--out", str(tmp_path), capsys=capsys)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == FIGURES | {"diagnosis.json", "notes.txt"}
+    assert (tmp_path / "trials.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failure_while_writing_leaves_what_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "diagnosis.json").write_text("old", encoding="utf-8")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    for out in (tmp_path, tmp_path / "new" / "one"):
+        status, _, err = run("diagnose", "sunspots", *QUICK, "--out", str(out), capsys=capsys)
+        assert status == 2
+        assert "No space left on device" in one_line(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["diagnosis.json"]
+    assert (tmp_path / "diagnosis.json").read_text("utf-8") == "old"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("moment", ["1. Forecast", "4. Threshold", "5. Verdict"])
+def test_ctrl_c_ends_it_and_leaves_nothing(moment: str, tmp_path: Path) -> None:
+    steps = "20" if moment == "5. Verdict" else "300"
+    argv = ["diagnose", "adding", "--steps", steps, "--hidden", "16", "--out", str(tmp_path / "out")]
+    argv += ["--json", str(tmp_path / "found.json")]
+    # Where the tests themselves run with Ctrl-C ignored, as in the background of a shell, a child would inherit that.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += f"; from gradcore.cli import main; sys.exit(main({argv}))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+        assert process.stdout is not None
+        assert any(moment in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err == "gradcore: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    command = [sys.executable, "-m", "gradcore.cli", "diagnose", "adding", *QUICK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "adding" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=120) == 1
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    status, out, err = run("info", "--json", str(path), capsys=capsys)
+    assert (status, err) == (0, "")
+    assert strict(path.read_text("utf-8")) == gradcore.info()
+    assert gradcore.__version__ in out
+    assert "num_threads" in out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["diagnose", "--help"], ["info", "--help"]])
+def test_help_fits_eighty_columns(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(*argv, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "Usage: gradcore" in out
+    assert max(map(len, out.splitlines())) <= 80
+    if argv[0] == "diagnose":
+        options = ["column", "cell", "hidden", "layers", "init", "gain", "seq-len", "batch", "steps", "lr", "optimizer"]
+        for name in (*options, "seed", "out", "json"):
+            assert f"--{name}" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_terminal(encoding: str) -> None:
+    command = [sys.executable, "-m", "gradcore.cli", "diagnose", "adding", *QUICK]
+    env = {**ENV, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    help_ = subprocess.run([*command[:4], "--help"], capture_output=True, env=env, check=False)
+    assert help_.returncode == 0, help_.stderr
+
+
+def test_json_into_a_pipe_goes_through(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradcore.cli", "info", "--json", "/dev/stdout"]
+    if not Path("/dev/stdout").exists():
+        pytest.skip("no /dev/stdout here")
+    for stdout in (subprocess.PIPE, (tmp_path / "log").open("w+b")):
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=ENV, check=False)
+        assert done.returncode == 0, done.stderr
+        text = (done.stdout or (tmp_path / "log").read_bytes()).decode()
+        if not isinstance(stdout, int):
+            stdout.close()
+        assert '"version"' in text
+        assert "num_threads  " in text
+
+
+@pytest.mark.parametrize(
+    ("package", "argv"), [("typer", ["info"]), ("matplotlib", ["diagnose", "adding", "--out", "x"])]
+)
+def test_a_missing_extra_is_named(package: str, argv: list[str], tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from gradcore.cli import main; sys.exit(main({argv}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ENV, check=False
+    )
+    assert done.returncode == 2
+    assert 'pip install "gradcore[cli]"' in one_line(done.stderr)
