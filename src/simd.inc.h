@@ -94,7 +94,7 @@ INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return MM(blendv)(y, x,
 #define GC_X86_OPS
 
 /* ---- 16-byte vectors of the GNU C dialect ------------------------------------------------------------------------------- */
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(GC_SCALAR)
 #define GC_MICRO_ROWS 6
 #if GC_BITS == 32
 #define V 4
@@ -143,7 +143,7 @@ INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n)
 INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { memcpy(p, &v, (size_t)n * sizeof(REAL)); }
 #undef BITS
 
-/* ---- one element at a time -------------------------------------------------------------------------------------------- */
+/* ---- one element at a time; GC_SCALAR asks for it, to test it ------------------------------------------------------------ */
 #else
 #define GC_MICRO_ROWS 4
 #define V 1
