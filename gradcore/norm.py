@@ -39,6 +39,14 @@ class GradNorm(float):
     worst : tuple or None
         ``(name or index, position)`` of the first entry that is not finite, or else of the first with the largest
         magnitude; `position` is a tuple of integers that indexes the array. None when there is no entry.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import clip_grad_norm_
+    >>> norm = clip_grad_norm_({"w": np.array([1.0, np.inf]), "b": np.zeros(3)}, max_norm=1.0, nonfinite="skip")
+    >>> norm, norm.skipped, norm.n_inf, norm.worst
+    (inf, True, 1, ('w', (1,)))
     """
 
     __slots__ = ("_each", "_keys", "clipped", "coef", "n_inf", "n_nan", "skipped", "worst")
