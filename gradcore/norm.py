@@ -42,10 +42,11 @@ class GradNorm(float):
 
     Examples
     --------
-    >>> import numpy as np, gradcore
-    >>> norm = gradcore.clip_grad_norm_([np.array([3.0, np.nan, 4.0])], max_norm=1.0, nonfinite="zero")
-    >>> norm, norm.coef, norm.n_nan, norm.worst
-    (5.0, 0.2, 1, (0, (1,)))
+    >>> import numpy as np
+    >>> from gradcore import clip_grad_norm_
+    >>> norm = clip_grad_norm_({"w": np.array([1.0, np.inf]), "b": np.zeros(3)}, max_norm=1.0, nonfinite="skip")
+    >>> norm, norm.skipped, norm.n_inf, norm.worst
+    (inf, True, 1, ('w', (1,)))
     """
 
     __slots__ = ("_each", "_keys", "clipped", "coef", "n_inf", "n_nan", "skipped", "worst")

@@ -13,6 +13,8 @@ from gradcore._check import FLOAT32, FLOAT64, Array, array, number, size, target
 from gradcore._layer import Layer
 from gradcore.norm import Gradients, GradNorm, as_view, check_policy, contiguous, copy_back, refuse_overlap
 
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
 LOWER_BOUNDS = {"dampening": -math.inf}  # of the hyperparameters that are numbers; 0 for those not named
 
 
