@@ -46,9 +46,8 @@ def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
         return
     low, high = math.log10(seen.min()), math.log10(seen.max())
     margin = max(0.05 * (high - low), (1.0 - (high - low)) / 2)
-    axes.set_ylim(
-        10.0 ** max(low - margin, -250), 10.0 ** min(high + margin, 250)
-    )  # first, or the log scale may overflow
+    # The limits first, and not too far out: matplotlib's own choice of limits and ticks may overflow.
+    axes.set_ylim(10.0 ** max(low - margin, -250), 10.0 ** min(high + margin, 250))
     axes.set_yscale("log")
 
 
