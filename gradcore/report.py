@@ -46,8 +46,9 @@ def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
         return
     low, high = math.log10(seen.min()), math.log10(seen.max())
     margin = max(0.05 * (high - low), (1.0 - (high - low)) / 2)
+    # The limits first, and not too far out: matplotlib's own choice of limits and ticks may overflow.
+    axes.set_ylim(10.0 ** max(low - margin, -250), 10.0 ** min(high + margin, 250))
     axes.set_yscale("log")
-    axes.set_ylim(10 ** max(low - margin, -300), 10 ** min(high + margin, 300))
 
 
 def _finite(values: Any) -> Array:

@@ -21,9 +21,15 @@ from gradcore import cli
 from gradcore import diagnose as work
 from gradcore.tasks import load
 
-ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent)}
+# One thread: the results have the same bits for any number, and the machines that test are shared.
+ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent), "GRADCORE_NUM_THREADS": "1"}
 QUICK = ["--steps", "12", "--hidden", "8", "--batch", "4"]
 FIGURES = {"eigenvalues.png", "time_steps.png", "training.png", "trials.png"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(restore_threads: None) -> None:
+    gradcore.set_num_threads(1)
 
 
 def run(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
