@@ -29,7 +29,7 @@ from gradcore.losses import softmax_cross_entropy
 from gradcore.tasks import temporal_order
 
 HIDDEN, BATCH, SHORTEST, LONGEST = 50, 20, 50, 100
-UPDATES, LR, MAX_NORM = 15_000, 0.03, 1.0
+UPDATES, LR, MAX_NORM = 20_000, 0.03, 1.0
 SEEDS = range(5)
 SOLVED = 0.02  # a run ends early when the mean loss of the last 500 updates is below
 TEST_SEQUENCES = 10_000

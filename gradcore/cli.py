@@ -281,7 +281,7 @@ class _Printer:
             f"{config.batch} sequences a batch, {config.optimizer} at {config.lr:g}, {config.steps} steps, seed "
             f"{config.seed}."
         )
-        if config == work.configure(**{**vars(config), "source": "sunspots", "init": None, "gain": None}):
+        if config.source == "sunspots" and {"init": config.init, "gain": config.gain} == work.SUNSPOTS:
             self.text("That start is the default here, chosen so that the gradients explode; --init default is tame.")
 
     def show_forecast(self, forecast: work.Forecast) -> None:

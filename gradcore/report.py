@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by colour-blind readers; black comes first.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MANY = 14  # matrices with a line in the legend
 MARKERS = "os^Dvp*"
 SIZE = (7.2, 4.0)  # inches
 DPI = 150
@@ -159,7 +160,7 @@ def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
     for i, (name, values) in enumerate(eigenvalues.items()):
         radius = float(np.abs(values).max(initial=0.0))
         reach = max(reach, radius)
-        label = f"{name}:\nspectral radius {radius:.3g}"
+        label = f"{name}: radius {radius:.3g}" if i < MANY else f"_{name}"  # matplotlib leaves out names with _
         colour, marker = COLOURS[1 + i % 6], MARKERS[i % len(MARKERS)]
         axes.scatter(values.real, values.imag, s=22, alpha=0.8, label=label, color=colour, marker=marker)
     axes.set_xlim(-1.1 * reach, 1.1 * reach)
@@ -167,7 +168,9 @@ def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
     axes.set_aspect("equal")
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes.legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10 if len(eigenvalues) < 6 else 8
+    )
     return figure
 
 

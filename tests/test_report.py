@@ -82,11 +82,22 @@ def test_eigenvalues_and_the_unit_circle() -> None:
     axes = figure.axes[0]
     (points,) = axes.collections
     np.testing.assert_array_equal(points.get_offsets(), [[2, 0], [-0.5, 0], [0, 1]])
-    assert "spectral radius 2" in str(points.get_label())
+    assert "weight_hh_l0: radius 2" in str(points.get_label())
     circle = axes.get_lines()[0]
     np.testing.assert_allclose(np.hypot(*circle.get_data()), 1)
     assert axes.get_aspect() == 1
     assert axes.get_xlim()[1] > 2
+
+
+def test_many_matrices_fit_the_legend() -> None:
+    figure = report.plot_eigenvalues({f"matrix {i}": np.array([1.0]) for i in range(40)}, title="t")
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.y1
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_one_divergence_does_not_flatten_the_other_trials() -> None:
