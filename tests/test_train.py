@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,6 +280,14 @@ def test_what_a_callback_returns_otherwise_does_not_stop():
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Shells start background jobs with Ctrl-C ignored, which `fit` respects; these tests may be in such a job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def ctrl_c_at(step: int) -> Any:
