@@ -30,7 +30,7 @@ from gradcore.tasks import temporal_order
 
 HIDDEN, BATCH, SHORTEST, LONGEST = 50, 20, 50, 100
 UPDATES, LR, MAX_NORM = 20_000, 0.03, 1.0
-SEEDS = range(5)
+SEEDS = range(100, 105)  # the settings were searched on 0 to 4
 SOLVED = 0.02  # a run ends early when the mean loss of the last 500 updates is below
 TEST_SEQUENCES = 10_000
 CHANCE = 0.75
