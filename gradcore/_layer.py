@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,30 +22,32 @@ def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
 
 
 class Pool:
-    """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults."""
+    """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults.
+
+    Threads share it without a lock, which a fork could leave taken in the child for ever: what changes it is one
+    operation of a dict, and those are atomic.
+    """
 
     KEEP = 8
     SMALL = 32 * 1024  # bytes: NumPy and the allocator reuse these well enough themselves
 
     def __init__(self) -> None:
-        self._free: list[Array] = []
-        self._lock = threading.RLock()  # a garbage collection during `take` may call `give` in the same thread
+        self._free: dict[int, Array] = {}  # by identity
 
     def take(self, n_bytes: int) -> Array:
         """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
-        with self._lock:
-            fitting = [buffer for buffer in self._free if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
-            if fitting:
-                best = min(fitting, key=len)
-                self._free = [buffer for buffer in self._free if buffer is not best]
-                return best
+        fitting = [buffer for buffer in list(self._free.values()) if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
+        for buffer in sorted(fitting, key=len):
+            if self._free.pop(id(buffer), None) is not None:  # else another thread was faster
+                return buffer
         raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + n_bytes]
 
     def give(self, buffer: Array) -> None:
-        with self._lock:
-            self._free = [*self._free, buffer][-self.KEEP :]
+        self._free[id(buffer)] = buffer
+        for oldest in list(self._free)[: -self.KEEP]:
+            self._free.pop(oldest, None)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised array for a caller, whose memory comes back when the last view of it is gone."""

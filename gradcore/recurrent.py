@@ -193,8 +193,7 @@ class Tape:
         sizes = [-(-S * width * layer.dtype.itemsize // ALIGNMENT) * ALIGNMENT for width in parts]
         K = layer.num_layers * layer.num_directions
         self._layer, self._batch = layer, batch
-        self._buffer = layer._pool.take(K * sum(sizes))
-        self._pool = layer._pool
+        buffer = layer._pool.empty((K * sum(sizes),), np.dtype(np.uint8))  # comes back when its last view is gone
         self.inputs: list[Array] = []  # (S, I_l) of each layer
         self.masks: list[Array] = []  # (S, D*H) of each dropout
         self.kept: list[_Kept] = []  # of each layer and direction
@@ -202,14 +201,10 @@ class Tape:
         for _ in range(K):
             views: list[Array] = []
             for width, n in zip(parts, sizes, strict=True):
-                part = self._buffer[start : start + S * width * layer.dtype.itemsize]
+                part = buffer[start : start + S * width * layer.dtype.itemsize]
                 views.append(part.view(layer.dtype).reshape(S, width))
                 start += n
             self.kept.append(_Kept(*views))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pool"):
-            self._pool.give(self._buffer)
 
     def record(self, index: int, t: int, b: int) -> Step:
         """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""

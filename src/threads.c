@@ -23,11 +23,26 @@ struct gc_team {
     atomic_int phase;
 };
 
-static atomic_int num_threads = 1;
+static atomic_int num_threads = 1, workers_lost;
+
+/* libgomp's workers do not survive a fork, and the child would wait for them for ever: it works alone. Whether there are
+ * any is not known, because other libraries of the process use libgomp as well. */
+#if !defined(_WIN32)
+static void in_child(void) { atomic_store(&workers_lost, 1); }
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
+#endif
 
 int gc_team_size(const gc_team *team) { return team->size; }
 int gc_get_num_threads(void) { return atomic_load(&num_threads); }
-void gc_set_num_threads(int n) { atomic_store(&num_threads, n); }
+
+void gc_set_num_threads(int n)
+{
+#if !defined(_WIN32)
+    pthread_once(&once, watch_forks); /* before there can be more than one thread */
+#endif
+    atomic_store(&num_threads, n);
+}
 
 int gc_has_openmp(void)
 {
@@ -58,29 +73,11 @@ void gc_barrier(gc_team *team)
     }
 }
 
-#ifdef _OPENMP
-/* libgomp's workers do not survive a fork, and the child would wait for them for ever: after one it works alone. */
-static atomic_int pool_started, pool_lost;
-
-#if !defined(_WIN32)
-static void in_child(void)
-{
-    if (atomic_load(&pool_started)) atomic_store(&pool_lost, 1);
-}
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
-#endif
-#endif
-
 void gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg)
 {
     gc_team team = {1, 0, 0};
 #ifdef _OPENMP
-    if (n > 1 && !atomic_load(&pool_lost)) {
-#if !defined(_WIN32)
-        pthread_once(&once, watch_forks);
-#endif
-        atomic_store(&pool_started, 1);
+    if (n > 1 && !atomic_load(&workers_lost)) {
 #pragma omp parallel num_threads(n)
         {
 #pragma omp single

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -807,6 +808,91 @@ sys.exit(os.waitstatus_to_exitcode(status) or (0 if result() == before else 8))
 def test_a_forked_child_computes_the_same_bits_and_does_not_hang() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], timeout=60, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+FOREIGN_FORK = """
+import ctypes, os, sys
+import numpy as np
+import gradcore
+
+gradcore.set_num_threads(2)
+gomp = ctypes.CDLL(next(line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line))
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+gomp.GOMP_parallel(region, None, 2, 0)  # as another library of the process would
+
+layer = gradcore.LSTM(20, 96, rng=np.random.default_rng(0))
+child = os.fork()
+if child == 0:
+    layer(np.ones((20, 32, 20), np.float32))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="finds libgomp in /proc")
+@pytest.mark.skipif(not gradcore.info()["openmp"], reason="built without OpenMP")
+def test_a_forked_child_does_not_hang_where_another_library_has_used_openmp() -> None:
+    done = subprocess.run([sys.executable, "-c", FOREIGN_FORK], timeout=60, capture_output=True, text=True, check=False)
+    if "StopIteration" in done.stderr:
+        pytest.skip("built with another OpenMP than libgomp")
+    assert done.returncode == 0, done.stderr
+
+
+BUSY_POOL_FORK = """
+import os, sys, threading, warnings
+import numpy as np
+import gradcore
+
+warnings.simplefilter("ignore")  # of forking with threads
+layer = gradcore.LSTM(20, 96, rng=np.random.default_rng(0))
+x = np.ones((20, 32, 20), np.float32)
+layer(x)
+entered, forked = threading.Event(), threading.Event()
+
+class Slow(int):
+    def __le__(self, other):
+        entered.set()
+        forked.wait()
+        return int(self) <= other
+
+thread = threading.Thread(target=layer._pool.take, args=(Slow(100_000),))
+thread.start()
+entered.wait()  # that thread is in the middle of taking a buffer
+child = os.fork()
+if child == 0:
+    layer(x)
+    os._exit(0)
+forked.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_forked_while_a_thread_takes_a_buffer_does_not_hang() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY_POOL_FORK], timeout=60, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_copied_tape_and_views_of_a_tape_keep_what_they_show(mode: str) -> None:
+    layer, x = Case(mode, H=30, I=20, dtype=np.float32).layer(), np.ones((50, 16, 20), np.float32)
+    y, tape = layer.forward(x)
+    copied, gates = copy.copy(tape), tape.kept[0].gates
+    before = gates.copy()
+    layer.backward(tape, y)
+    expected = layer.flat_grads.copy()
+    del tape
+    others = [layer.forward(x * factor)[1] for factor in (2, 3, 4)]
+    np.testing.assert_array_equal(gates, before)
+    layer.zero_grad()
+    layer.backward(copied, y)
+    np.testing.assert_array_equal(layer.flat_grads, expected)
+    del copied, gates, others
+    tapes = [layer.forward(x * factor)[1] for factor in (2, 3, 4, 5)]
+    assert len({each.kept[0].gates.ctypes.data for each in tapes}) == 4
 
 
 # ---- what callers hand in --------------------------------------------------------------------------------------------
