@@ -10,20 +10,37 @@ from typing import Any
 from gradcore import _kernels
 from gradcore._check import size
 
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
 
 def _cgroup_quota() -> float:
-    """The processors that the container may use, `inf` without a limit."""
+    """The processors that the container or the service may use, `inf` without a limit.
+
+    Each of the nested groups that the process is in may have a limit. A container mostly sees its own as the outermost.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # version 2
-    except (OSError, ValueError):
-        try:
-            folder = Path("/sys/fs/cgroup/cpu")  # version 1
+        lines = [line.split(":", 2) for line in OWN_CGROUPS.read_text().splitlines() if line.count(":") > 1]
+    except OSError:
+        lines = []
+    quota = math.inf
+    for _, controllers, path in [*lines, ["", "", "/"], ["", "cpu", "/"]]:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = CGROUPS / "cpu" if controllers else CGROUPS  # version 1, version 2
+        own = top / path.strip("/")
+        quota = min(quota, *(_quota_of(folder) for folder in (own, *own.parents) if folder.is_relative_to(top)))
+    return quota
+
+
+def _quota_of(folder: Path) -> float:
+    """The limit that one group sets, in processors."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
             quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
-        except OSError:
-            return math.inf
-    try:
         return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except (ValueError, ZeroDivisionError):
+    except (OSError, ValueError, ZeroDivisionError):  # the quota "max" among them
         return math.inf
 
 
