@@ -32,7 +32,8 @@ def size(name: str, value: Any, *, least: int = 0) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if not least <= value < 2**40:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value}")
+        bound = f"at least {least}" if value < least else "less than 2**40"
+        raise ValueError(f"{name}: expected an integer of {bound}, got {value}")
     return int(value)
 
 
@@ -49,6 +50,23 @@ def number(name: str, value: Any, *, least: float = -np.inf, above: float = -np.
     return number
 
 
+def refuse_mask(name: str, value: Any) -> None:
+    """A TypeError for a masked array, whose mask would be ignored."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; fill the mask first, with .filled(0)")
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as NumPy sees it, of whatever dtype and shape."""
+    if type(value) is np.ndarray:
+        return value
+    refuse_mask(name, value)
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that NumPy cannot read
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
+
+
 def describe(shape: Sequence[int | str | None]) -> str:
     """A shape as users write it: (T, B, 16)."""
     inside = ", ".join(str(n) for n in shape)
@@ -60,9 +78,7 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str
 
     A string in `shape`, such as "T", stands for any size; the same string twice for the same size.
     """
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: masked arrays are not supported; fill the mask first, with {name}.filled(value)")
-    given = value if type(value) is np.ndarray else np.asarray(value)
+    given = as_array(name, value)
     if given.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}; convert it with {name}.astype(numpy.{dtype})")
     sizes: dict[str, int] = {}
@@ -79,7 +95,7 @@ def check_lengths(value: Any, T: int, B: int) -> Array | None:
     """`lengths` as indices, (B,), each from 0 to T; None stays None."""
     if value is None:
         return None
-    given = np.asarray(value)
+    given = as_array("lengths", value)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"lengths: expected integers, got {given.dtype}")
     if given.shape != (B,):
@@ -94,6 +110,7 @@ def target(name: str, value: Any) -> Array:
     """An array that is to be changed in place, or an error that says why it cannot be."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array to change in place, got {type(value).__name__}")
+    refuse_mask(name, value)
     if not value.flags.writeable:
         raise ValueError(f"{name}: is read-only and cannot be changed in place")
     return value

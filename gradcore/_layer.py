@@ -148,6 +148,8 @@ class Layer:
         TypeError, ValueError
             If a value has another dtype or shape.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
         missing, unknown = self.params.keys() - state_dict.keys(), state_dict.keys() - self.params.keys()
         if missing or unknown:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unknown {sorted(unknown)}")

@@ -20,6 +20,7 @@ Generator = np.random.Generator
 T = TypeVar("T", Array, Layer)
 
 _GAINS = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 0.75}
+_LINEAR_TOO = {f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3)}  # PyTorch's names
 # PyTorch defines none for these; what keeps the second moment of a standard normal input: 1 / sqrt(E[f(z)^2]).
 _GAINS |= {"elu": 1.2451983007007066, "gelu": 1.5335304411955235, "softplus": 1.0418668355353017}
 
@@ -71,9 +72,9 @@ def _fill_normal(a: Array, std: float, rng: Generator | None) -> Array:
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     r"""The factor on a weight's standard deviation that fits the activation.
 
-    PyTorch's values where it has one: linear (or identity) 1, sigmoid 1, tanh 5/3, relu :math:`\sqrt 2`, leaky_relu
-    :math:`\sqrt{2 / (1 + a^2)}`, selu 3/4; for elu, gelu and softplus :math:`1 / \sqrt{E[f(z)^2]}`, z standard normal,
-    the rule that gives relu its :math:`\sqrt 2`.
+    PyTorch's values where it has one: linear (or identity, or a convolution such as conv2d) 1, sigmoid 1, tanh 5/3,
+    relu :math:`\sqrt 2`, leaky_relu :math:`\sqrt{2 / (1 + a^2)}`, selu 3/4; for elu, gelu and softplus
+    :math:`1 / \sqrt{E[f(z)^2]}`, z standard normal, the rule that gives relu its :math:`\sqrt 2`.
 
     Parameters
     ----------
@@ -99,6 +100,8 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """
     if nonlinearity == "leaky_relu":
         return math.sqrt(2 / (1 + number("param", 0.01 if param is None else param) ** 2))
+    if nonlinearity in _LINEAR_TOO:
+        return _GAINS["linear"]
     if nonlinearity not in _GAINS:
         known = ", ".join(sorted([*_GAINS, "leaky_relu"]))
         raise ValueError(f"nonlinearity: expected one of {known}, got {nonlinearity!r}")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels, init
-from gradcore._check import Array, array, check_lengths, number, real_dtype, size
+from gradcore._check import Array, array, as_array, check_lengths, number, real_dtype, size
 from gradcore._layer import Layer, Pool, aligned_zeros
 from gradcore.init import generator
 from gradcore.norm import grad_norm
@@ -112,7 +112,7 @@ class Linear(Layer):
         TypeError, ValueError
             If x has another dtype or shape.
         """
-        shape = np.shape(x)
+        shape = as_array("x", x).shape
         if shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape (..., {self.in_features}), got {shape}")
         x = array("x", x, self.dtype, shape)
@@ -196,7 +196,7 @@ class Activation(Layer):
         TypeError
             If x has another dtype.
         """
-        x = array("x", x, self.dtype, np.shape(x))
+        x = array("x", x, self.dtype, as_array("x", x).shape)
         y = self._pool.empty(x.shape, self.dtype)
         _kernels.activation_forward(self._kind, *self._constants, x, y)
         return y, Tape(self, y if self._keeps_output else x, y.shape)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, array
+from gradcore._check import Array, array, as_array
 
 
 def _real(name: str, value: Any) -> Array:
-    given = np.asarray(value)
+    given = as_array(name, value)
     if given.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {given.dtype}")
     return array(name, value, given.dtype, given.shape)
@@ -93,7 +93,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     z = _real("logits", logits)
     if z.ndim == 0:
         raise ValueError("logits: expected shape (..., C), got ()")
-    dtype = np.asarray(labels).dtype
+    dtype = as_array("labels", labels).dtype
     if dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, got {dtype}")
     labels = array("labels", labels, dtype, z.shape[:-1])

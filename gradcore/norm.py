@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT32, FLOAT64, Array, number, target
+from gradcore._check import FLOAT32, FLOAT64, Array, number, refuse_mask, target
 
 Key = str | int
 
@@ -184,9 +184,14 @@ def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
             f"got {type(grads).__name__}"
         )
     given = list(grads)
-    if not given and isinstance(grads, Iterator):
-        warnings.warn("grads: an iterator that is exhausted, so there is nothing to work on", stacklevel=4)
+    warn_if_exhausted("grads", grads, given)
     return range(len(given)), given
+
+
+def warn_if_exhausted(name: str, given: Any, members: Sequence[Any]) -> None:
+    """For an iterator that gave nothing: most likely somebody has gone through it before."""
+    if not members and isinstance(given, Iterator):
+        warnings.warn(f"{name}: an iterator that is exhausted, so there is nothing to work on", stacklevel=5)
 
 
 def _exports(value: Any) -> bool:
@@ -212,8 +217,7 @@ def as_view(label: str, value: Any) -> Array | None:
         value = value.grad
     if value is None:
         return None
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{label}: masked arrays are not supported; fill the mask first, with .filled(0)")
+    refuse_mask(label, value)
     view: Array
     try:
         if isinstance(value, np.ndarray):
@@ -221,14 +225,49 @@ def as_view(label: str, value: Any) -> Array | None:
         elif tensor:
             view = value.detach().numpy()
         elif hasattr(value, "__dlpack__"):
-            view = np.from_dlpack(value)
+            view = _from_dlpack(value)
         else:
             view = np.asarray(memoryview(value))
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{label}: expected an array on the CPU, got {type(value).__name__}: {error}") from None
     if view.dtype not in (FLOAT32, FLOAT64):
         raise TypeError(f"{label}: expected float32 or float64, got {view.dtype}")
     return view
+
+
+class _Exporter:
+    """An exporter of DLPack, as NumPy reads it, that remembers in which form it exported."""
+
+    unversioned = False
+
+    def __init__(self, exporter: Any) -> None:
+        self._exporter = exporter
+        self.__dlpack_device__ = exporter.__dlpack_device__
+
+    def __dlpack__(self, **options: Any) -> Any:
+        capsule = self._exporter.__dlpack__(**options)
+        self.unversioned = '"dltensor"' in repr(capsule)
+        return capsule
+
+
+class _Writeable:
+    """The memory of a read-only array, for NumPy to look at as one that can be written."""
+
+    def __init__(self, view: Array) -> None:
+        self._view = view
+        interface = view.__array_interface__
+        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
+
+
+def _from_dlpack(value: Any) -> Array:
+    """A view of what exports DLPack.
+
+    Before version 1 that could not tell read-only memory, for which NumPy then takes all of it; but it was not allowed
+    to export any.
+    """
+    exporter = _Exporter(value)
+    view: Array = np.from_dlpack(exporter)
+    return np.asarray(_Writeable(view)) if exporter.unversioned else view
 
 
 def _memory(a: Array) -> tuple[Any, ...]:

@@ -11,7 +11,16 @@ import numpy as np
 from gradcore import _kernels
 from gradcore._check import FLOAT32, FLOAT64, Array, array, number, size, target
 from gradcore._layer import Layer
-from gradcore.norm import Gradients, GradNorm, as_view, check_policy, contiguous, copy_back, refuse_overlap
+from gradcore.norm import (
+    Gradients,
+    GradNorm,
+    as_view,
+    check_policy,
+    contiguous,
+    copy_back,
+    refuse_overlap,
+    warn_if_exhausted,
+)
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -153,6 +162,8 @@ class Optimizer:
         TypeError, ValueError
             If something has another dtype, shape or range, or the rule is another one.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
         _same_names("state_dict", state_dict, ("rule", "n_steps", "n_skipped", "hyperparameters", "moments"))
         if state_dict["rule"] != type(self).__name__:
             raise ValueError(f"state_dict: expected the state of {type(self).__name__}, got {state_dict['rule']!r}")
@@ -193,6 +204,8 @@ def _checked(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, (bool, np.bool_)):
             checked[name] = bool(value)
         elif name == "betas":
+            if not isinstance(value, Sequence) or len(value) != 2:
+                raise TypeError(f"betas: expected two numbers, got {value!r}")
             first, second = (number("betas", beta, least=0.0) for beta in value)
             if not (first < 1 and second < 1):
                 raise ValueError(f"betas: expected two numbers of at least 0 and below 1, got {value}")
@@ -212,9 +225,12 @@ def _pairs(given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
     elif isinstance(given, Iterable):
         pairs = list(given)
         keys = range(len(pairs))
+        warn_if_exhausted("params", given, pairs)
     else:
         expected = "a layer, a model, or a dict or iterable of (param, grad) pairs"
         raise TypeError(f"params: expected {expected}, got {type(given).__name__}")
+    if len({str(key) for key in keys}) < len(keys):
+        raise ValueError("params: two keys are the same as text, by which states and norms go")
     params: list[Array] = []
     grads: list[Array] = []
     labels = []

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradcore._check import Array, size
+from gradcore._check import Array, as_array, size
 
 Verdict = Literal["explodes", "vanishes", "stable"]
 Kind = Literal["necessary", "sufficient", "asymptotic"]
@@ -134,7 +134,7 @@ def henrici(W: Any) -> float:
 
 def _matrix(name: str, value: Any, *, square: bool = False) -> Array:
     """`value` as a float64 matrix of finite numbers."""
-    given = np.asarray(value)
+    given = as_array(name, value)
     if given.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
     if given.ndim != 2 or (square and given.shape[0] != given.shape[1]):

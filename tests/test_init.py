@@ -191,7 +191,20 @@ def test_refuses_arguments_out_of_range_before_it_changes_anything() -> None:
     assert (w == 7).all()
 
 
+@every_one
+def test_refuses_masked_arrays_whose_mask_it_would_lift(name: str) -> None:
+    masked = np.ma.masked_all((6, 5))
+    with pytest.raises(TypeError, match="tensor: masked arrays are not supported"):
+        ALL[name](masked, rng=None)
+    assert masked.mask.all()
+
+
 # ---- gains -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose3d"])
+def test_gains_of_pytorchs_other_linear_maps(name: str) -> None:
+    assert init.calculate_gain(name) == 1
 
 
 def test_gains() -> None:

@@ -677,3 +677,18 @@ def test_layers_run_in_several_python_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as threads:
         for _ in range(10):
             assert all(map(same_bits, threads.map(model, inputs), want))
+
+
+@pytest.mark.parametrize("layer", [gradcore.Linear(2, 3), gradcore.Tanh(), gradcore.LastStep(), gradcore.GRU(2, 3)])
+def test_what_is_no_array_is_refused_by_name(layer: Any) -> None:
+    for x in ([[1.0, 2.0], [3.0]], np.ma.zeros((2, 2), np.float32)):
+        with pytest.raises(TypeError, match=r"^x: "):
+            layer(x)
+    for state_dict in (None, [1]):
+        with pytest.raises(TypeError, match=r"^state_dict: expected a mapping"):
+            layer.load_state_dict(state_dict)
+
+
+def test_a_size_beyond_memory_is_refused_with_the_bound() -> None:
+    with pytest.raises(ValueError, match=r"in_features: expected an integer of less than 2\*\*40, got 1099511627776"):
+        gradcore.Linear(2**40, 1)

@@ -634,6 +634,25 @@ def test_torch_tensors_are_changed_in_place() -> None:
     assert parameter.tolist() == [1.0, 1.0]
 
 
+class OldExporter:
+    """Exports as DLPack did before its version 1, without options."""
+
+    def __init__(self, a: Any) -> None:
+        self._a = a
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self._a.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._a.__dlpack_device__()
+
+
+def test_old_dlpack_is_changed_in_place() -> None:
+    g = np.array([[3.0, 0.0], [0.0, 4.0], [9.0, 9.0]])[:2].T
+    clip_grad_norm_([OldExporter(g)], 1.0)
+    assert g.ravel() == pytest.approx([0.6, 0.0, 0.0, 0.8])
+
+
 @pytest.mark.peers
 def test_torch_tensors_that_numpy_cannot_use_are_refused() -> None:
     torch = pytest.importorskip("torch")

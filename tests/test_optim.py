@@ -430,6 +430,8 @@ SHARED = np.ones(8)
         ({"w": (np.ones(2, np.float16), np.ones(2, np.float16))}, TypeError, "expected float32 or float64"),
         ({"w": (np.ones(2, int), np.ones(2, int))}, TypeError, "expected float32 or float64"),
         ({"w": (LAYOUTS["read-only"](np.ones(2)), np.ones(2))}, ValueError, r"params\['w'\]: is read-only"),
+        ({"w": (np.ma.ones(2), np.ones(2))}, TypeError, r"params\['w'\]: masked arrays"),
+        ({1: (np.ones(2), np.ones(2)), "1": (np.ones(2), np.ones(2))}, ValueError, "params: two keys are the same"),
         ({"w": (SHARED, SHARED)}, ValueError, "overlap in memory"),
         (
             {"v": (SHARED, np.ones(8)), "w": (SHARED, np.ones(8))},
@@ -442,6 +444,25 @@ SHARED = np.ones(8)
 def test_what_cannot_be_updated_is_refused(params: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         optim.SGD(params)
+
+
+def test_an_exhausted_iterator_of_parameters_warns() -> None:
+    pairs = ((np.ones(2), np.ones(2)) for _ in range(1))
+    assert len(optim.SGD(pairs).grads) == 1
+    with pytest.warns(UserWarning, match="params: an iterator that is exhausted") as warned:
+        optim.SGD(pairs)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), None, ("a", "b")])
+def test_betas_are_two_numbers(betas: Any) -> None:
+    with pytest.raises(TypeError, match="betas: expected "):
+        optim.Adam([(np.ones(2), np.ones(2))], betas=betas)
+
+
+def test_a_state_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(TypeError, match="state_dict: expected a mapping, got NoneType"):
+        optim.SGD([(np.ones(2), np.ones(2))]).load_state_dict(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
