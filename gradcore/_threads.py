@@ -86,6 +86,9 @@ def get_num_threads() -> int:
     The default is the number of processors that affinity and the container's quota leave, unless
     ``GRADCORE_NUM_THREADS`` or ``OMP_NUM_THREADS`` says otherwise.
 
+    A child that was forked after gradcore had been imported works on one thread, whatever this says: OpenMP's threads
+    do not survive a fork.
+
     Returns
     -------
     int
