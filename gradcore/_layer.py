@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -70,6 +73,35 @@ class _Lent:
 
     def __del__(self) -> None:
         self._pool.give(self._buffer)
+
+
+class Turn:
+    """One Python thread at a time; a forked child finds it free, and so does a copy."""
+
+    _all: WeakSet[Turn] = WeakSet()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        Turn._all.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+    @classmethod
+    def free_all(cls) -> None:
+        """The threads that had a turn are not there any more."""
+        for turn in list(cls._all):
+            turn._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Turn.free_all)
 
 
 class Layer:

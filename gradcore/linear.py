@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from gradcore import _kernels, init
 from gradcore._check import Array, array, as_array, check_lengths, number, real_dtype, size
-from gradcore._layer import Layer, Pool, aligned_zeros
+from gradcore._layer import Layer, Pool, Turn, aligned_zeros
 from gradcore.init import generator
 from gradcore.norm import grad_norm
 
@@ -87,6 +87,7 @@ class Linear(Layer):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         self._allocate(shapes | ({"bias": (self.out_features,)} if bias else {}))
         self._pool = Pool()
+        self._adding = Turn()  # to the gradients
         bound = 1 / math.sqrt(max(self.in_features, 1))
         init.uniform_(self.flat_params, -bound, bound, rng=rng)
 
@@ -145,7 +146,9 @@ class Linear(Layer):
         dx = self._pool.empty(tape.kept.shape, self.dtype)
         weight, dw, db = self.params["weight"], self.grads["weight"], self.grads.get("bias")
         n = math.prod(tape.shape[:-1])
-        self._pool.give(_kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take))
+        with self._adding:
+            work = _kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take)
+        self._pool.give(work)
         return dx
 
     def _describe(self) -> Iterator[str]:

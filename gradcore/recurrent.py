@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from gradcore import _kernels
 from gradcore._check import Array, array, check_lengths, number, real_dtype, size
-from gradcore._layer import ALIGNMENT, Layer, Pool
+from gradcore._layer import ALIGNMENT, Layer, Pool, Turn
 from gradcore.init import generator
 
 State = Any  # h, or (h, c) for LSTM
@@ -246,6 +246,7 @@ class _Recurrent(Layer):
         self.dtype = real_dtype(dtype)
         self._rng = generator(rng)
         self._pool = Pool()
+        self._adding = Turn()  # to the gradients
 
         shapes: dict[str, tuple[int, ...]] = {}
         GH, H = self._n_gates * self.hidden_size, self.hidden_size
@@ -419,13 +420,14 @@ class _Recurrent(Layer):
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k]
-                work = _kernels.recurrent_backward(
-                    self._cell, direction == 1, batch.offsets, batch.B, self._weights(self.params, layer, direction),
-                    rows, gates, h_in, c_in, d_rows, direction * H,
-                    dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
-                    self._weights(self.grads, layer, direction), clip,
-                    dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
-                )  # fmt: skip
+                with self._adding:
+                    work = _kernels.recurrent_backward(
+                        self._cell, direction == 1, batch.offsets, batch.B, self._weights(self.params, layer, direction),
+                        rows, gates, h_in, c_in, d_rows, direction * H,
+                        dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
+                        self._weights(self.grads, layer, direction), clip,
+                        dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
+                    )  # fmt: skip
                 self._pool.give(work)
             if layer and tape.masks:
                 dx *= tape.masks[layer - 1]
