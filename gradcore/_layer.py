@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import numpy as np
@@ -78,7 +78,7 @@ class _Lent:
 class Turn:
     """One Python thread at a time; a forked child finds it free, and so does a copy."""
 
-    _all: WeakSet[Turn] = WeakSet()
+    _all: ClassVar[WeakSet[Turn]] = WeakSet()
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
