@@ -2,6 +2,14 @@
 
 __version__ = "0.1.0"
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("gradcore._kernels") is None:
+    raise ImportError(
+        f"gradcore: no compiled kernels in {__path__[0]}; if that is the source folder, leave it to use the installed "
+        'package, or build there with: pip install -e ".[test]"'
+    )
+
 from gradcore import init, losses, monitor, optim, spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.linear import (

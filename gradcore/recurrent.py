@@ -423,7 +423,8 @@ class _Recurrent(Layer):
                 weights = self._weights(self.params, layer, direction)
                 with self._adding:
                     work = _kernels.recurrent_backward(
-                        self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in, d_rows, direction * H,
+                        self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
+                        d_rows, direction * H,
                         dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
                         self._weights(self.grads, layer, direction), clip,
                         dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,

@@ -4,6 +4,7 @@ import ast
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_import_loads_no_optional_package() -> None:
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_source_folder_without_kernels_says_so(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "gradcore", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    code = "import sys; sys.path.insert(0, '.'); sys.meta_path[:] = sys.meta_path[-3:]; import gradcore"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.stderr.splitlines()[-1].startswith("ImportError: gradcore: no compiled kernels in")
 
 
 def test_the_stub_names_what_the_extension_has() -> None:
