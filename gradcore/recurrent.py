@@ -331,7 +331,8 @@ class _Recurrent(Layer):
         y : ndarray, (T, B, num_directions * hidden_size), or (B, T, ...) with `batch_first`
             h_t of the last layer, zero past each sequence's end.
         tape : Tape
-            `tape.state` is the final state: each sequence's own, at its last step.
+            `tape.state` is the final state: each sequence's own, at its last step. Where x is contiguous the tape reads
+            it in place, so leave x unchanged until `backward`.
 
         Raises
         ------
@@ -484,13 +485,34 @@ class RNN(_Recurrent):
     _n_gates = _n_kept = 1
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh", **options: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
     ) -> None:
         cells = {"tanh": _kernels.RNN_TANH, "relu": _kernels.RNN_RELU}
         if nonlinearity not in cells:
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
         self.nonlinearity, self._cell = nonlinearity, cells[nonlinearity]
-        super().__init__(input_size, hidden_size, num_layers, **options)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            dtype=dtype,
+            rng=rng,
+        )
 
     def _describe(self) -> Iterator[str]:
         yield from super()._describe()
