@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import note
 
 import gradcore
 from gradcore import reference
@@ -40,7 +41,7 @@ def test_linear(benchmark: Any, shape: tuple[int, int, int]) -> None:
     ):
         verified(got, want)
     benchmark(forward_and_backward)
-    benchmark.extra_info |= gradcore.info() | {"GFLOP/s": 6 * N * F * O / benchmark.stats["median"] / 1e9}
+    note(benchmark, "GFLOP/s", 6 * N * F * O)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -57,4 +58,4 @@ def test_activation(benchmark: Any, make: Any, direction: str) -> None:
     verified(y, reference.activation_forward(name, x.astype(np.float64), *constants))
     verified(layer.backward(tape, dy), reference.activation_backward(name, x.astype(np.float64), dy, *constants))
     benchmark(*((layer.forward, x) if direction == "forward" else (layer.backward, tape, dy)))
-    benchmark.extra_info |= gradcore.info() | {"elements/ns": x.size / benchmark.stats["median"] / 1e9}
+    note(benchmark, "elements/ns", x.size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import note
 
 import gradcore
 
@@ -69,9 +70,8 @@ each_list = pytest.mark.parametrize("which", LISTS)
 each_system = pytest.mark.parametrize("system", [OfGradcore, OfTorch])
 
 
-def note(benchmark: Any, arrays: list[Array], passes: int) -> None:
-    moved = passes * sum(a.nbytes for a in arrays)
-    benchmark.extra_info |= gradcore.info() | {"GB/s": moved / benchmark.stats["median"] / 1e9}
+def note_traffic(benchmark: Any, arrays: list[Array], passes: int) -> None:
+    note(benchmark, "GB/s", passes * sum(a.nbytes for a in arrays))
 
 
 @each_list
@@ -82,7 +82,7 @@ def test_norm(benchmark: Any, system: Any, which: str) -> None:
     run = system(arrays)
     assert run.norm() == pytest.approx(plain_norm(arrays), rel=system.accuracy)
     benchmark(run.norm)
-    note(benchmark, arrays, passes=1)
+    note_traffic(benchmark, arrays, passes=1)
 
 
 @each_list
@@ -92,7 +92,7 @@ def test_plain_sum(benchmark: Any, which: str) -> None:
     arrays = make(which)
     assert np.isfinite(sum(a.sum() for a in arrays))
     benchmark(lambda: [a.sum() for a in arrays])
-    note(benchmark, arrays, passes=1)
+    note_traffic(benchmark, arrays, passes=1)
 
 
 @each_list
@@ -105,7 +105,7 @@ def test_clip_that_does_not_fire(benchmark: Any, system: Any, which: str) -> Non
     run.clip(limit)
     assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True))
     benchmark(lambda: run.clip(limit))
-    note(benchmark, arrays, passes=1)
+    note_traffic(benchmark, arrays, passes=1)
 
 
 @each_list
@@ -124,4 +124,4 @@ def test_clip_that_fires(benchmark: Any, system: Any, which: str) -> None:
     assert plain_norm(arrays) == pytest.approx(limit, rel=max(system.accuracy, 1e-7))
     benchmark.pedantic(clip, rounds=30, warmup_rounds=2)
     assert plain_norm(arrays) == pytest.approx(limit, rel=max(system.accuracy, 1e-7))
-    note(benchmark, arrays, passes=3)
+    note_traffic(benchmark, arrays, passes=3)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import note
 
 import gradcore
 from gradcore import optim, reference
@@ -91,7 +92,7 @@ def test_step(benchmark: Any, system: Any, rule: str, which: str) -> None:
     verify(run, rule, pairs)
     benchmark.pedantic(run.step, args=(None,), rounds=20, warmup_rounds=2)
     moved = (passes + (system is OfGradcore)) * sum(p.nbytes for p, _ in pairs)
-    benchmark.extra_info |= gradcore.info() | {"GB/s": moved / benchmark.stats["median"] / 1e9}
+    note(benchmark, "GB/s", moved)
 
 
 @pytest.mark.parametrize("which", LISTS)
@@ -102,4 +103,4 @@ def test_clip_and_adam(benchmark: Any, system: Any, which: str) -> None:
     run = system(pairs, "Adam", {})
     verify(run, "Adam", pairs)
     benchmark.pedantic(run.step, args=(1.0,), rounds=20, warmup_rounds=2)
-    benchmark.extra_info |= gradcore.info()
+    note(benchmark, "parameters/ns", sum(p.size for p, _ in pairs))

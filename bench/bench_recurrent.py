@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import note
 
 import gradcore
 from gradcore import reference
@@ -60,10 +61,9 @@ def torch_twin(cell: str, layer: Any, x: Array) -> tuple[Any, Any, Any]:
     return torch, twin, x_there
 
 
-def note(benchmark: Any, cell: str, shape: tuple[int, int, int, int], passes: int) -> None:
+def flop(cell: str, shape: tuple[int, int, int, int], passes: int) -> int:
     T, B, I, H = shape
-    flop = passes * 2 * T * B * GATES[cell] * H * (I + H)
-    benchmark.extra_info |= gradcore.info() | {"shape": shape, "GFLOP/s": flop / benchmark.stats["median"] / 1e9}
+    return passes * 2 * T * B * GATES[cell] * H * (I + H)
 
 
 def training(cell: str, layer: Any, x: Array) -> Callable[[], None]:
@@ -93,7 +93,7 @@ def test_training(benchmark: Any, who: str, cell: str, shape: tuple[int, int, in
             twin(x_there)[0].backward(dy)
 
     benchmark.pedantic(run, rounds=7, warmup_rounds=2)
-    note(benchmark, cell, shape, passes=3)
+    note(benchmark, "GFLOP/s", flop(cell, shape, passes=3), shape=shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -109,4 +109,4 @@ def test_inference(benchmark: Any, who: str, cell: str, shape: tuple[int, int, i
         torch, twin, x_there = torch_twin(cell, layer, x)
         with torch.no_grad():
             benchmark.pedantic(lambda: twin(x_there), rounds=7, warmup_rounds=2)
-    note(benchmark, cell, shape, passes=1)
+    note(benchmark, "GFLOP/s", flop(cell, shape, passes=1), shape=shape)
