@@ -44,6 +44,15 @@ def get_num_threads():
     return gc_get_num_threads()
 
 
+def multiply_adds(dtype, Py_ssize_t n):
+    """Multiply-adds made in n rounds of nothing else on all threads."""
+    cdef int real = GC_F32 if dtype == "float32" else GC_F64
+    cdef double made
+    with nogil:
+        made = TABLE.real[real].multiply_adds(gc_get_num_threads(), n)
+    return made
+
+
 cdef int real_of(cnp.ndarray a) except -1:
     """GC_F32 or GC_F64, the row of the table for this array."""
     cdef int t = cnp.PyArray_TYPE(a)

@@ -64,6 +64,7 @@ cdef extern from "gradcore.h" nogil:
                                    void *y) noexcept nogil
         void (*activation_backward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *kept,
                                     const void *dy, void *dx) noexcept nogil
+        double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:
         GC_GRAD, GC_PARAM, GC_MEAN, GC_SQUARE, GC_EXTRA, GC_OPERANDS

@@ -146,6 +146,9 @@ typedef struct gc_kernels {
     void (*scale_block)(void *g, ptrdiff_t n, const double factor[2]);  /* g *= both; 0 where g is not finite */
     void (*clamp_block)(void *g, ptrdiff_t n, double limit);            /* to [-limit, limit]; NaN stays */
     void (*update_block)(const gc_update *, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n);
+
+    /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */
+    double (*multiply_adds)(int threads, ptrdiff_t n);
 } gc_kernels;
 
 typedef struct gc_table {

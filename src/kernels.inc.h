@@ -7,4 +7,5 @@
 #include "linear.inc.h"
 #include "norm.inc.h"
 #include "optim.inc.h"
+#include "peak.inc.h"
 #include "real_end.inc.h"

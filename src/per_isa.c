@@ -45,6 +45,7 @@ INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
         .norm_find = norm_find_##suffix,                                                                                       \
         .scale_block = scale_block_##suffix,                                                                                   \
         .clamp_block = clamp_block_##suffix,                                                                                   \
+        .multiply_adds = multiply_adds_##suffix,                                                                               \
         .update_block = update_block_##suffix,                                                                                 \
     }
 

@@ -1,0 +1,502 @@
+"""gradcore beside PyTorch, JAX and onnxruntime, in one process and in turns: `python bench/peers.py [section ...]`.
+
+Every run is verified before it is timed. Of each round the peers and gradcore take their turns one after the other, so
+that a ratio compares neighbours in time; printed are medians over the rounds. What is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gradcore
+from gradcore import _kernels
+
+try:
+    import torch
+except ImportError:
+    torch = None
+try:
+    import jax
+except ImportError:
+    jax = None
+try:
+    import onnx
+    import onnxruntime
+except ImportError:
+    onnxruntime = None
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, int, int, int]  # T, B, I, H
+Run = Callable[[], object]
+Row = dict[str, Any]
+
+SHAPES: list[Shape] = [
+    (100, 1, 64, 64),
+    (100, 32, 64, 128),
+    (100, 64, 256, 256),
+    (50, 64, 512, 512),
+    (784, 128, 1, 100),
+    (35, 20, 650, 650),
+    (200, 16, 128, 1024),
+]
+LARGE = [(100, 64, 256, 256), (50, 64, 512, 512), (35, 20, 650, 650), (200, 16, 128, 1024)]
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+SLICE = 0.03  # seconds that one turn takes at least, after one call to wake its threads
+PAUSE = 0.005  # seconds in which the threads of whoever came before stop spinning
+
+
+def flop(cell: str, rows: int, shape: Shape, passes: int) -> float:
+    """Multiplications and additions of the matrix products; forward + backward is 3 passes."""
+    return passes * 2.0 * rows * GATES[cell] * shape[3] * (shape[2] + shape[3])
+
+
+# ---- timing ----------------------------------------------------------------------------------------------------------
+
+
+def turn(run: Run) -> float:
+    """Seconds per call."""
+    time.sleep(PAUSE)
+    run()
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < SLICE or not calls:
+        run()
+        calls += 1
+    return elapsed / calls
+
+
+def interleave(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Seconds per call of each, round by round, the order turning from round to round."""
+    names, times = list(runs), {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(turn(runs[name]))
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+    """How many times as long `name` takes as `base`: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(math.log(v) for v in values))
+
+
+def peak(dtype: str) -> float:
+    """GFLOP/s of nothing but multiply-adds on all threads of gradcore."""
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        n = _kernels.multiply_adds(np.dtype(dtype), 2_000_000)
+        best = max(best, 2.0 * n / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+# ---- who computes ------------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """One cell and shape: the layer, its input, and what the peers make of the same weights."""
+
+    def __init__(self, cell: str, shape: Shape, dtype: str, lengths: Array | None = None) -> None:
+        T, B, I, H = shape
+        rng = np.random.default_rng(0)
+        self.cell, self.shape, self.lengths = cell, shape, lengths
+        self.layer = getattr(gradcore, cell)(I, H, dtype=dtype, rng=rng)
+        self.x = rng.standard_normal((T, B, I)).astype(dtype)
+        self.dy = rng.standard_normal((T, B, H)).astype(dtype)
+        self.tolerance = 1e-4 if dtype == "float32" else 1e-10
+
+    def check(self, who: str, what: str, got: Any, want: Array) -> None:
+        error = np.abs(np.asarray(got) - want).max() / np.abs(want).max()
+        if not error < self.tolerance:
+            raise SystemExit(f"{who}, {self.cell} {self.shape}: {what} is off by {error:.1e} of its largest value")
+
+    def gradcore(self, **options: Any) -> Run:
+        def run() -> tuple[Array, Array]:
+            y, tape = self.layer.forward(self.x, lengths=self.lengths)
+            return y, self.layer.backward(tape, self.dy, **options)
+
+        return run
+
+    def training(self) -> dict[str, Run]:
+        """forward + backward of everybody, verified: y, dL/dx and dL/dW_hh."""
+        run = self.gradcore()
+        self.layer.zero_grad()
+        y, dx = run()
+        want = y.copy(), dx.copy(), self.layer.grads["weight_hh_l0"].copy()
+        runs = {"gradcore": run}
+        for who, make in (("torch", self._torch), ("jax", self._jax)):
+            if (made := make()) is not None:
+                runs[who], results = made
+                for what, got, expected in zip(("y", "dx", "dw_hh"), results, want, strict=True):
+                    self.check(who, what, got, expected)
+        return runs
+
+    def _twin(self) -> Any:
+        twin = getattr(torch.nn, self.cell)(self.layer.input_size, self.layer.hidden_size)
+        twin = twin.to(torch.float32 if self.x.dtype == np.float32 else torch.float64)
+        twin.load_state_dict({name: torch.from_numpy(value) for name, value in self.layer.state_dict().items()})
+        return twin
+
+    def _torch(self) -> tuple[Run, tuple[Any, ...]] | None:
+        if torch is None:
+            return None
+        torch.set_num_threads(gradcore.get_num_threads())
+        twin, x = self._twin(), torch.from_numpy(self.x).requires_grad_()
+        dy = torch.from_numpy(self.dy)
+        if self.lengths is None:
+
+            def forward() -> Any:
+                return twin(x)[0]
+        else:
+            lengths = torch.from_numpy(self.lengths)
+            rnn = torch.nn.utils.rnn
+
+            def forward() -> Any:
+                packed = rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+                return rnn.pad_packed_sequence(twin(packed)[0], total_length=self.shape[0])[0]
+
+        def run() -> None:
+            forward().backward(dy)
+
+        run()
+        results = forward().detach().numpy(), x.grad.numpy().copy(), twin.weight_hh_l0.grad.numpy().copy()
+        return run, results
+
+    def _jax(self) -> tuple[Run, tuple[Any, ...]] | None:
+        if jax is None or self.lengths is not None or gradcore.get_num_threads() != 2:
+            return None
+        jax.config.update("jax_enable_x64", True)
+        step = {"RNN": _jax_rnn, "LSTM": _jax_lstm, "GRU": _jax_gru}[self.cell]
+        parameters = {name[:-3]: jax.numpy.asarray(value) for name, value in self.layer.params.items()}
+
+        def outputs(p: Any, x: Any) -> Any:
+            from_x = x @ p["weight_ih"].T + p["bias_ih"]  # hoisted out of the scan, as it is with PyTorch
+            zero = jax.numpy.zeros((x.shape[1], self.shape[3]), x.dtype)
+            return jax.lax.scan(lambda state, a: step(p, state, a), (zero, zero), from_x)[1]
+
+        @jax.jit
+        def both(p: Any, x: Any, dy: Any) -> Any:
+            y, back = jax.vjp(outputs, p, x)
+            return y, back(dy)
+
+        x, dy = jax.numpy.asarray(self.x), jax.numpy.asarray(self.dy)
+        y, (d_parameters, dx) = both(parameters, x, dy)
+        return lambda: jax.block_until_ready(both(parameters, x, dy)), (y, dx, d_parameters["weight_hh"])
+
+    def inference(self) -> dict[str, Run]:
+        """The outputs alone, of everybody, verified."""
+        want = self.layer(self.x)[0]
+        runs: dict[str, Run] = {"gradcore": lambda: self.layer(self.x)}
+        if torch is not None:
+            torch.set_num_threads(gradcore.get_num_threads())
+            twin, x = self._twin().eval(), torch.from_numpy(self.x)
+
+            def in_torch() -> Any:
+                with torch.inference_mode():
+                    return twin(x)[0]
+
+            self.check("torch", "y", in_torch().numpy(), want)
+            runs["torch"] = in_torch
+        if onnxruntime is not None:
+            session = _onnx_session(self.cell, self.layer, gradcore.get_num_threads())
+
+            def in_onnxruntime() -> Any:
+                return session.run(["y"], {"x": self.x})[0]
+
+            self.check("onnxruntime", "y", in_onnxruntime()[:, 0], want)
+            runs["onnxruntime"] = in_onnxruntime
+        return runs
+
+
+def _jax_rnn(p: Any, state: Any, a: Any) -> Any:
+    h = jax.numpy.tanh(a + state[0] @ p["weight_hh"].T + p["bias_hh"])
+    return (h, state[1]), h
+
+
+def _jax_lstm(p: Any, state: Any, a: Any) -> Any:
+    h, c = state
+    i, f, g, o = jax.numpy.split(a + h @ p["weight_hh"].T + p["bias_hh"], 4, axis=1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jax.numpy.tanh(g)
+    h = jax.nn.sigmoid(o) * jax.numpy.tanh(c)
+    return (h, c), h
+
+
+def _jax_gru(p: Any, state: Any, a: Any) -> Any:
+    h = state[0]
+    a_r, a_z, a_n = jax.numpy.split(a, 3, axis=1)
+    q_r, q_z, q_n = jax.numpy.split(h @ p["weight_hh"].T + p["bias_hh"], 3, axis=1)
+    z = jax.nn.sigmoid(a_z + q_z)
+    n = jax.numpy.tanh(a_n + jax.nn.sigmoid(a_r + q_r) * q_n)
+    h = (1 - z) * n + z * h
+    return (h, state[1]), h
+
+
+def _onnx_session(cell: str, layer: Any, threads: int) -> Any:
+    """One ONNX operator with the layer's weights, its gates in ONNX's order."""
+    H, order = layer.hidden_size, {"RNN": [0], "LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}[cell]
+
+    def gates(name: str) -> Array:
+        value = layer.params[name]
+        return np.concatenate([value[k * H : (k + 1) * H] for k in order])
+
+    weights = {
+        "w": gates("weight_ih_l0")[None],
+        "r": gates("weight_hh_l0")[None],
+        "b": np.concatenate([gates("bias_ih_l0"), gates("bias_hh_l0")])[None],
+    }
+    options = {"linear_before_reset": 1} if cell == "GRU" else {}
+    node = onnx.helper.make_node(cell, ["x", "w", "r", "b"], ["y"], hidden_size=H, **options)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "layer",
+        [value("x", onnx.TensorProto.FLOAT, ["T", "B", layer.input_size])],
+        [value("y", onnx.TensorProto.FLOAT, ["T", 1, "B", H])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+
+# ---- sections: each yields rows ----------------------------------------------------------------------------------------
+
+
+def compare(job: Job, runs: dict[str, Run], rounds: int, work: float, at_most: float) -> Row:
+    times = interleave(runs, rounds)
+    row: Row = {"cell": job.cell, "shape": job.shape, "dtype": str(job.x.dtype), "threads": gradcore.get_num_threads()}
+    for name in runs:
+        row[f"{name} ms"] = 1e3 * statistics.median(times[name])
+        row[f"{name} peak"] = work / statistics.median(times[name]) / 1e9 / at_most
+        if name != "gradcore":
+            row[f"over {name}"] = ratio(times, name, "gradcore")
+    return row
+
+
+def training(rounds: int, dtype: str = "float32", shapes: list[Shape] = SHAPES) -> Iterator[Row]:
+    for threads in (1, 2):
+        gradcore.set_num_threads(threads)
+        at_most = peak(dtype)
+        for shape in shapes:
+            for cell in GATES:
+                job = Job(cell, shape, dtype)
+                work = flop(cell, shape[0] * shape[1], shape, 3)
+                yield compare(job, job.training(), rounds, work, at_most)
+
+
+def double(rounds: int) -> Iterator[Row]:
+    return training(rounds, "float64")
+
+
+def inference(rounds: int) -> Iterator[Row]:
+    for threads in (1, 2):
+        gradcore.set_num_threads(threads)
+        at_most = peak("float32")
+        for shape in SHAPES:
+            for cell in GATES:
+                job = Job(cell, shape, "float32")
+                work = flop(cell, shape[0] * shape[1], shape, 1)
+                yield compare(job, job.inference(), rounds, work, at_most)
+
+
+def ragged(rounds: int) -> Iterator[Row]:
+    """Lengths uniform in 1..T: beside PyTorch's PackedSequence, and beside the padded batch."""
+    gradcore.set_num_threads(2)
+    for shape in SHAPES:
+        T, B = shape[:2]
+        lengths = np.random.default_rng(1).integers(1, T + 1, B)
+        for cell in GATES:
+            job, padded = Job(cell, shape, "float32", lengths), Job(cell, shape, "float32")
+            times = interleave(job.training() | {"padded": padded.gradcore()}, rounds)
+            share = float(lengths.sum()) / (T * B)
+            cost = ratio(times, "gradcore", "padded")
+            row: Row = {"cell": cell, "shape": shape, "threads": 2, "rows of padded": share, "cost of padded": cost}
+            row["cost per row"] = cost / share
+            if "torch" in times:
+                row["over torch"] = ratio(times, "torch", "gradcore")
+            yield row
+
+
+def threads(rounds: int) -> Iterator[Row]:
+    """Two threads beside one."""
+    for dtype in ("float32", "float64"):
+        for shape in SHAPES:
+            for cell in GATES:
+                run = Job(cell, shape, dtype).gradcore()
+
+                def on(n: int, run: Run = run) -> Run:
+                    def with_threads() -> None:
+                        gradcore.set_num_threads(n)
+                        run()
+
+                    return with_threads
+
+                times = interleave({"1": on(1), "2": on(2)}, rounds)
+                work = flop(cell, shape[0] * shape[1], shape, 3) / 1e9
+                yield {"cell": cell, "shape": shape, "dtype": dtype, "GFLOP": work, "speedup": ratio(times, "1", "2")}
+
+
+def telemetry(rounds: int) -> Iterator[Row]:
+    """What the norms of every step cost, and step clipping, over a run without either."""
+    kernel = _kernels.recurrent_backward
+    norms = 16, 17  # where dh_norm and dc_norm are among the kernel's arguments
+
+    def silent(*args: Any) -> Any:
+        return kernel(*(None if i in norms else value for i, value in enumerate(args)))
+
+    gradcore.set_num_threads(2)
+    for shape in SHAPES:
+        for cell in GATES:
+            job = Job(cell, shape, "float32")
+            plain, run = job.gradcore(), job.gradcore()
+            clip = job.gradcore(step_clip=float(np.median(_norms(job))))
+
+            def without(run: Run = plain) -> None:
+                _kernels.recurrent_backward = silent
+                try:
+                    run()
+                finally:
+                    _kernels.recurrent_backward = kernel
+
+            times = interleave({"without": without, "with": run, "clip": clip}, rounds)
+            yield {
+                "cell": cell, "shape": shape, "telemetry": ratio(times, "with", "without") - 1,
+                "step_clip": ratio(times, "clip", "with") - 1,
+            }  # fmt: skip
+
+
+def _norms(job: Job) -> Array:
+    _, tape = job.layer.forward(job.x)
+    job.layer.backward(tape, job.dy)
+    norms: Array = tape.telemetry.dh_norm_per_sample
+    return norms
+
+
+def behaviour(rounds: int) -> Iterator[Row]:
+    """A decaying sequence beside a normal one; a long one beside a short one; all beside the same work."""
+    gradcore.set_num_threads(2)
+    for cell in GATES:
+        for dtype in ("float32", "float64"):
+            normal, decaying = (Job(cell, (400, 16, 64, 64), dtype) for _ in range(2))
+            decaying.x[1:] = 0
+            decaying.dy[:-1] = 0
+            for name, value in decaying.layer.params.items():
+                value *= 0.05 if "weight_hh" in name else "weight_ih" in name
+            times = interleave({"normal": normal.gradcore(), "decaying": decaying.gradcore()}, rounds)
+            yield {"what": "decaying / normal", "cell": cell, "dtype": dtype, "ratio": ratio(times, "decaying", "normal")}
+        short, long = (Job(cell, (T, 1, 16, 32), "float32").gradcore() for T in (1_000, 100_000))
+        times = interleave({"short": short, "long": long}, rounds)
+        yield {"what": "T 100,000 / 1,000, per step", "cell": cell, "ratio": ratio(times, "long", "short") / 100}
+
+
+SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
+    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behaviour)
+}
+
+
+# ---- printing ----------------------------------------------------------------------------------------------------------
+
+
+def show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def summary(rows: list[Row]) -> Iterator[str]:
+    """Geometric mean and least of each ratio, for each number of threads."""
+    for threads_used in sorted({row["threads"] for row in rows if "threads" in row}):
+        of = [row for row in rows if row.get("threads") == threads_used]
+        for name in sorted({key for row in of for key in row if key.startswith("over ")}):
+            ratios = [row[name] for row in of if name in row]
+            yield (
+                f"{threads_used} thread{'s' * (threads_used > 1)}, {name}: geometric mean "
+                f"{geometric_mean(ratios):.2f}, least {min(ratios):.2f}"
+            )
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Fraction of the peak over shape, for each cell, with two threads."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
+    for axis, cell in zip(axes, GATES, strict=True):
+        of = [row for row in rows if row["cell"] == cell and row["threads"] == 2]
+        for name in ("gradcore", "torch", "jax"):
+            if all(f"{name} peak" in row for row in of):
+                axis.plot([100 * row[f"{name} peak"] for row in of], "o-", label=name)
+        axis.set_xticks(range(len(of)), [", ".join(map(str, row["shape"])) for row in of], rotation=60, ha="right")
+        axis.set(title=cell, ylim=(0, 100))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("forward + backward, % of the FMA peak")
+    axes[0].legend()
+    figure.supxlabel("T, B, I, H")
+    figure.savefig(path, dpi=110)
+
+
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def machine() -> Row:
+    versions = {m.__name__: m.__version__ for m in (np, torch, jax, onnxruntime) if m is not None}
+    gradcore.set_num_threads(1)
+    peaks = {dtype: peak(dtype) for dtype in ("float32", "float64")}
+    return gradcore.info() | {
+        "date": datetime.date.today().isoformat(), "processor": processor(), "versions": versions,
+        "GFLOP/s of one core": peaks,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", nargs="*", default=[], help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--figure", type=Path, help="draw the training section to this file")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.section) - SECTIONS.keys():
+        parser.error(f"unknown section {sorted(unknown)}; expected of {', '.join(SECTIONS)}")
+    result: Row = {"machine": machine(), "sections": {}}
+    print(json.dumps(result["machine"], indent=1))
+    for name in arguments.section or SECTIONS:
+        rows: list[Row] = []
+        for row in SECTIONS[name](arguments.rounds):
+            if not rows:
+                print(f"\n## {name}\n{' | '.join(row)}")
+            print(" | ".join(map(show, row.values())), flush=True)
+            rows.append(row)
+        print(*summary(rows), sep="\n")
+        result["sections"][name] = rows
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=1))
+    if arguments.figure and "training" in result["sections"]:
+        draw(result["sections"]["training"], arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
