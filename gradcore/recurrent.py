@@ -165,9 +165,9 @@ def _norm_over_batch(norms: Array) -> Array:
 class _Kept(NamedTuple):
     """The arrays of one layer and direction that the backward kernel reads."""
 
-    gates: Array  # (S, K*H)
-    h: Array  # (S, H) entering each step
-    c: Array | None = None  # (S, H) likewise
+    gates: Array  # (S, K*H and more): how is for the kernels to know, and for Tape.record
+    h: Array  # (S, H and more) entering each step
+    c: Array | None = None  # likewise
 
 
 class Tape:
@@ -188,8 +188,9 @@ class Tape:
     telemetry: Telemetry | None = None
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
-        kept, H, S = layer._n_kept, layer.hidden_size, batch.n_rows
-        parts = [kept * H, H, H] if layer._has_cell else [kept * H, H]
+        S = batch.n_rows
+        gates_row, state_row, self._lanes = _kernels.tape_layout(layer.dtype, len(layer._kept), layer.hidden_size)
+        parts = [gates_row, state_row, state_row] if layer._has_cell else [gates_row, state_row]
         sizes = [-(-S * width * layer.dtype.itemsize // ALIGNMENT) * ALIGNMENT for width in parts]
         K = layer.num_layers * layer.num_directions
         self._layer, self._batch = layer, batch
@@ -212,15 +213,18 @@ class Tape:
             raise IndexError(f"index: expected 0 <= index < {len(self.kept)}, got {index}")
         row = self._batch.row(t, b)
         gates, h, c = self.kept[index]
-        H = h.shape[1]
-        return Step(gates[row].reshape(-1, H).copy(), h[row].copy(), None if c is None else c[row].copy())
+        layer, H = self._layer, self._layer.hidden_size
+        K, padded = len(layer._kept), -(-H // self._lanes) * self._lanes
+        blocks = gates[row, : K * padded].reshape(-1, K, self._lanes)
+        by_gate = blocks.swapaxes(0, 1).reshape(K, padded)[list(layer._kept), :H]
+        return Step(by_gate, h[row, :H].copy(), None if c is None else c[row, :H].copy())
 
 
 class _Recurrent(Layer):
     """Everything but the cell: RNN, LSTM and GRU say which one it is."""
 
     _n_gates: ClassVar[int]
-    _n_kept: ClassVar[int]
+    _kept: ClassVar[tuple[int, ...]]  # where the tape has the blocks of Step.gates
     _has_cell: ClassVar[bool] = False
     _cell: int
 
@@ -482,7 +486,7 @@ class RNN(_Recurrent):
     Elman, "Finding structure in time", Cognitive Science 14 (1990).
     """
 
-    _n_gates = _n_kept = 1
+    _n_gates, _kept = 1, (0,)
 
     def __init__(
         self,
@@ -540,7 +544,7 @@ class LSTM(_Recurrent):
     "Learning to forget", Neural Computation 12 (2000).
     """
 
-    _n_gates = _n_kept = 4
+    _n_gates, _kept = 4, (0, 1, 2, 3)
     _has_cell = True
     _cell = _kernels.LSTM
 
@@ -565,7 +569,7 @@ class GRU(_Recurrent):
     Cho et al., "Learning phrase representations using RNN encoder-decoder", arXiv 1406.1078v1.
     """
 
-    _n_gates, _n_kept = 3, 4
+    _n_gates, _kept = 3, (1, 2, 0, 3)
     _cell = _kernels.GRU
 
 

@@ -52,7 +52,10 @@ cdef extern from "gradcore.h" nogil:
         void *db
         void *work
 
+    Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
+
     ctypedef struct gc_kernels:
+        Py_ssize_t lanes
         size_t (*recurrent_forward_work)(const gc_recurrent *) noexcept nogil
         size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
         void (*recurrent_forward)(const gc_recurrent *) noexcept nogil

@@ -1,160 +1,198 @@
-/* The matrix products of all kernels: B is packed once into panels, A is read where it lies.
+/* The matrix products of all kernels: C = start + A B, tile by tile.
  *
- * Every element of C is one sum over k in ascending order (within a block of KC in gemm_tn), whatever the tile it falls in:
- * so its bits depend neither on the thread that computes it nor on how the rows were split.
+ * Every element of C is one sum over k in ascending order (within a block of rows in gemm_tn), whatever the tile it falls
+ * in: so its bits depend neither on the thread that computes it nor on how the rows were split.
  */
 #ifndef REAL
 #error "gemm.inc.h needs real.inc.h and simd.inc.h"
 #endif
 
-#define MR GC_MICRO_ROWS /* rows of a tile */
-#define NR (2 * V)       /* columns of a panel */
+#define MR GC_MICRO_ROWS /* rows of a tile; with NV vectors each its sums fill the registers */
+#define NV 4             /* vectors of a row */
+#define NR (NV * V)      /* columns of a panel */
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    KC = 256,      /* rows that one block of gemm_tn sums, so that the packed block stays in L2 */
-    WIDE_ROWS = 3, /* tiles of so few rows take PANELS panels at once, or the latency of the sums would show */
-    PANELS = 4
+    KC = 384,             /* rows that one block of gemm_tn sums at most: a stripe of A stays in L1 */
+    NC_BYTES = 384 * 1024 /* of B in such a block: what all stripes read stays in L2 */
 };
 #endif
 
-INLINE ptrdiff_t FN(packed_columns)(ptrdiff_t N) { return (N + NR - 1) / NR * NR; }
+/* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j], C[i, j] = c[i * c_row + j] and
+ * start[i, j] = start[i * start_row + j]: a bias with start_row 0, C itself to add to it, NULL for zeros. */
+typedef struct {
+    ptrdiff_t K;
+    const REAL *a;
+    ptrdiff_t a_row, a_column;
+    const REAL *b;
+    ptrdiff_t b_row;
+    REAL *c;
+    ptrdiff_t c_row;
+    const REAL *start;
+    ptrdiff_t start_row;
+} FN(product);
 
-/* Elements of the packed form of a (K, N) matrix: panels of NR columns, [N/NR][K][NR], the last one filled with zeros. */
-INLINE ptrdiff_t FN(packed_size)(ptrdiff_t K, ptrdiff_t N) { return K * FN(packed_columns)(N); }
-
-/* Pack this thread's share of B[k, n] = src[k * row + n * column] into dst. */
-static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, ptrdiff_t column, REAL *dst, int thread,
-                     int n_threads)
+/* C[rows, n] for n columns that fill `vectors` vectors; with `partial` B has no more than n of them to read. The first
+ * three are constants where this is inlined: the sums live in registers. */
+INLINE void FN(tile)(const int rows, const int vectors, const int partial, ptrdiff_t n, const FN(product) *p)
 {
-    ptrdiff_t panels = FN(packed_columns)(N) / NR;
-    for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
-        ptrdiff_t n = gc_min(NR, N - p * NR);
-        const REAL *from = src + p * NR * column;
-        REAL *to = dst + p * NR * K;
-        if (n < NR) memset(to, 0, (size_t)(K * NR) * sizeof(REAL));
-        if (column == 1)
-            for (ptrdiff_t k = 0; k < K; k++) memcpy(to + k * NR, from + k * row, (size_t)n * sizeof(REAL));
-        else
-            for (ptrdiff_t j = 0; j < n; j++)
-                for (ptrdiff_t k = 0; k < K; k++) to[k * NR + j] = from[k * row + j * column];
-    }
-}
-
-/* C[rows, n] = A B (+ bias), or C += A B, for `panels` neighbouring panels of B, n of their columns being real. A[i, k] is
- * a[i * row + k * column]. `rows` and `panels` are constants where this is inlined: the sums live in registers. */
-INLINE void FN(tile)(const int rows, const int panels, ptrdiff_t K, const REAL *a, ptrdiff_t row, ptrdiff_t column,
-                     const REAL *b, REAL *c, ptrdiff_t ld_c, ptrdiff_t n, const REAL *bias, int accumulate)
-{
-    VEC sum[MR > WIDE_ROWS * PANELS ? MR : WIDE_ROWS * PANELS][2];
+    const ptrdiff_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row, last = n - (vectors - 1) * V;
+    const REAL *a = p->a, *b = p->b;
+    VEC sum[MR][NV];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows * panels; i++) sum[i][0] = sum[i][1] = FN(v_zero)();
-    for (ptrdiff_t k = 0; k < K; k++) {
+    for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int p = 0; p < panels; p++) {
-            VEC b0 = FN(v_load)(b + p * K * NR + k * NR), b1 = FN(v_load)(b + p * K * NR + k * NR + V);
-#pragma GCC unroll 16
-            for (int i = 0; i < rows; i++) {
-                VEC aik = FN(v_set1)(a[i * row + k * column]);
-                sum[i * panels + p][0] = FN(v_fma)(aik, b0, sum[i * panels + p][0]);
-                sum[i * panels + p][1] = FN(v_fma)(aik, b1, sum[i * panels + p][1]);
-            }
+        for (int v = 0; v < vectors; v++) {
+            sum[i][v] = FN(v_zero)();
+            if (p->start) PREFETCH(p->start + i * p->start_row + v * V);
         }
-    }
+    for (ptrdiff_t k = p->K; k > 0; k--) {
+        VEC bk[NV];
 #pragma GCC unroll 4
-    for (int p = 0; p < panels; p++)
+        for (int v = 0; v < vectors; v++)
+            bk[v] = partial && v == vectors - 1 ? FN(v_load_n)(b + v * V, last) : FN(v_load)(b + v * V);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                ptrdiff_t j = p * NR + half * V, live = n - j;
-                if (live <= 0) continue;
-                VEC value = sum[i * panels + p][half];
-                if (bias) value = FN(v_add)(value, FN(v_get)(bias + j, live));
-                if (accumulate) value = FN(v_add)(value, FN(v_get)(c + i * ld_c + j, live));
-                FN(v_put)(c + i * ld_c + j, value, live);
-            }
+        for (int i = 0; i < rows; i++) {
+            VEC aik = FN(v_set1)(a[i * a_row]);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sum[i][v] = FN(v_fma)(aik, bk[v], sum[i][v]);
+        }
+        a += a_column;
+        b += b_row;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            const ptrdiff_t live = v == vectors - 1 ? last : V;
+            VEC value = sum[i][v];
+            if (p->start) value = FN(v_add)(FN(v_get)(p->start + i * p->start_row + v * V, live), value);
+            FN(v_put)(p->c + i * p->c_row + v * V, value, live);
+        }
 }
 
-#define TILE(rows, panels)                                                                                                     \
+#define TILE(rows, vectors, partial)                                                                                           \
     case rows:                                                                                                                 \
-        FN(tile)(rows, panels, K, a, row, column, b, c, ld_c, n, bias, accumulate);                                            \
+        FN(tile)(rows, vectors, partial, n, p);                                                                                \
         break;
-
-static void FN(narrow_tile)(ptrdiff_t rows, ptrdiff_t K, const REAL *a, ptrdiff_t row, ptrdiff_t column, const REAL *b, REAL *c,
-                            ptrdiff_t ld_c, ptrdiff_t n, const REAL *bias, int accumulate)
-{
-    switch (rows) {
-        TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1)
-#if GC_MICRO_ROWS >= 6
-        TILE(5, 1) TILE(6, 1)
+#if GC_MICRO_ROWS == 7
+#define MORE_ROWS(...) TILE(4, __VA_ARGS__) TILE(5, __VA_ARGS__) TILE(6, __VA_ARGS__) TILE(7, __VA_ARGS__)
+#else
+#define MORE_ROWS(...)
 #endif
-#if GC_MICRO_ROWS >= 14
-        TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1) TILE(13, 1) TILE(14, 1)
-#endif
+#define TILES(name, ...)                                                                                                       \
+    static void FN(name)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)                                                    \
+    {                                                                                                                          \
+        switch (rows) {                                                                                                        \
+            TILE(1, __VA_ARGS__) TILE(2, __VA_ARGS__) TILE(3, __VA_ARGS__) MORE_ROWS(__VA_ARGS__)                              \
+        }                                                                                                                      \
     }
-}
-
-static void FN(wide_tile)(ptrdiff_t rows, ptrdiff_t K, const REAL *a, ptrdiff_t row, ptrdiff_t column, const REAL *b, REAL *c,
-                          ptrdiff_t ld_c, ptrdiff_t n, const REAL *bias, int accumulate)
-{
-    switch (rows) {
-        TILE(1, PANELS) TILE(2, PANELS) TILE(3, PANELS)
-    }
-}
+TILES(tile1, 1, 0) TILES(tile2, 2, 0) TILES(tile3, 3, 0) TILES(tile4, 4, 0)
+TILES(tile1_partial, 1, 1) TILES(tile2_partial, 2, 1) TILES(tile3_partial, 3, 1) TILES(tile4_partial, 4, 1)
+#undef TILES
+#undef MORE_ROWS
 #undef TILE
 
-/* C[M, N] = A B + bias, or C += A B, with A (M, K) in rows ld_a apart and B packed. bias is (N,) or NULL. */
-static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t ld_a, const REAL *packed, REAL *c,
-                     ptrdiff_t ld_c, const REAL *bias, int accumulate)
+typedef void (*FN(tile_kernel))(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p);
+
+/* The kernel for n <= NR columns; `packed` when B may be read to the end of its last vector. */
+INLINE FN(tile_kernel) FN(tile_for)(ptrdiff_t n, int packed)
+{
+    static const FN(tile_kernel) kernels[2][NV] = {{FN(tile1), FN(tile2), FN(tile3), FN(tile4)},
+                                                   {FN(tile1_partial), FN(tile2_partial), FN(tile3_partial), FN(tile4_partial)}};
+    return kernels[!packed && n % V][(n - 1) / V];
+}
+
+/* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. */
+INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, const FN(product) *whole, FN(tile_kernel) kernel)
+{
+    ptrdiff_t tiles = (M + MR - 1) / MR;
+    FN(product) p = *whole;
+    for (ptrdiff_t i = 0; i < tiles; i++) {
+        ptrdiff_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
+        p.a = whole->a + m * p.a_row;
+        p.c = whole->c + m * p.c_row;
+        p.start = whole->start ? whole->start + m * p.start_row : NULL;
+        kernel(rows, n, &p);
+    }
+}
+
+/* ---- B packed into panels ---------------------------------------------------------------------------------------------- */
+
+/* A (K, N) matrix is packed as panels [K][NR], the last one as narrow as whole vectors allow and filled up with zeros; the
+ * panel of column j, a multiple of NR, begins at element j * K. */
+INLINE ptrdiff_t FN(packed_size)(ptrdiff_t K, ptrdiff_t N) { return K * ((N + V - 1) / V * V); }
+
+/* Pack this thread's share of B[k, n] = src[(k + first_row) % K * row + n * column]. */
+static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, ptrdiff_t column, ptrdiff_t first_row,
+                     REAL *packed, int thread, int n_threads)
+{
+    ptrdiff_t panels = (N + NR - 1) / NR;
+    for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
+        ptrdiff_t n = gc_min(NR, N - p * NR), width = (n + V - 1) / V * V;
+        REAL *to = packed + p * NR * K;
+        for (ptrdiff_t k = 0; k < K; k++, to += width) {
+            const REAL *from = src + (k + first_row < K ? k + first_row : k + first_row - K) * row + p * NR * column;
+            for (ptrdiff_t j = 0; j < n; j++) to[j] = from[j * column];
+            for (ptrdiff_t j = n; j < width; j++) to[j] = 0;
+        }
+    }
+}
+
+/* C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed. */
+static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *packed, REAL *c,
+                     ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row)
 {
     const ptrdiff_t block = 16 * MR; /* rows of A that stay in L2 while all panels pass over them */
-    for (ptrdiff_t m0 = 0; m0 < M; m0 += block) {
-        ptrdiff_t m1 = gc_min(m0 + block, M), wide = M <= WIDE_ROWS ? PANELS * NR : NR;
-        for (ptrdiff_t j = 0; j < N; j += wide) {
-            if (j + wide > FN(packed_columns)(N)) wide = NR;
-            for (ptrdiff_t m = m0; m < m1; m += MR)
-                (wide == NR ? FN(narrow_tile) : FN(wide_tile))(gc_min(MR, m1 - m), K, a + m * ld_a, ld_a, 1, packed + j * K,
-                                                               c + m * ld_c + j, ld_c, gc_min(wide, N - j),
-                                                               bias ? bias + j : NULL, accumulate);
+    for (ptrdiff_t m = 0; m < M; m += block) {
+        for (ptrdiff_t j = 0; j < N; j += NR) {
+            ptrdiff_t n = gc_min(NR, N - j);
+            FN(product) p = {K, a + m * a_row, a_row, 1, packed + j * K, (n + V - 1) / V * V, c + m * c_row + j, c_row,
+                             start ? start + m * start_row + j : NULL, start_row};
+            FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n, 1));
         }
     }
 }
 
-/* Elements of scratch that one thread needs for gemm_tn. */
-INLINE ptrdiff_t FN(gemm_tn_work)(ptrdiff_t N) { return KC * (FN(packed_columns)(N) + 16); }
+/* ---- sums over many rows ------------------------------------------------------------------------------------------------ */
 
-/* Rows [m0, m1) of C[M, N] += A^T B, with A (K, M) in rows ld_a apart and B (K, N) contiguous; K is long, the sum is made in
- * blocks of KC. */
-static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t ld_a, const REAL *b,
-                        REAL *c, REAL *work)
+/* Columns [m0, m1) of C[M, N] += A^T B and, unless NULL, of sums[m] += the sum over k of A[k, m]; A is (K, M), B (K, N).
+ * Both sums are made in blocks of at most KC rows. */
+static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *b,
+                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row, REAL *sums)
 {
-    REAL *packed_a = work, *packed_b = work + KC * 16;
-    if (m0 >= m1) return;
-    for (ptrdiff_t k0 = 0; k0 < K; k0 += KC) {
-        ptrdiff_t kc = gc_min(KC, K - k0);
-        FN(pack)(kc, N, b + k0 * N, N, 1, packed_b, 0, 1);
-        for (ptrdiff_t m = m0; m < m1; m += MR) {
-            ptrdiff_t rows = gc_min(MR, m1 - m);
-            for (ptrdiff_t k = 0; k < kc; k++)
-                memcpy(packed_a + k * MR, a + (k0 + k) * ld_a + m, (size_t)rows * sizeof(REAL));
-            for (ptrdiff_t j = 0; j < N; j += NR)
-                FN(narrow_tile)(rows, kc, packed_a, 1, MR, packed_b + j * kc, c + m * N + j, N, gc_min(NR, N - j), NULL, 1);
-        }
-    }
-}
-
-/* Columns [m0, m1) of sum[m] += the sum over k of a[k, m], in blocks of KC rows. */
-static void FN(column_sums)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t K, const REAL *a, ptrdiff_t ld_a, REAL *sum)
-{
-    enum { WIDTH = 64 };
-    for (ptrdiff_t m = m0; m < m1; m += WIDTH) {
-        ptrdiff_t n = gc_min(WIDTH, m1 - m);
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += KC) {
-            REAL block[WIDTH] = {0};
-            for (ptrdiff_t k = k0; k < gc_min(k0 + KC, K); k++)
-                for (ptrdiff_t j = 0; j < n; j++) block[j] += a[k * ld_a + m + j];
-            for (ptrdiff_t j = 0; j < n; j++) sum[m + j] += block[j];
+    enum { WIDTH = (MR + V - 1) / V * V };
+    REAL stripe[KC * MR + WIDTH]; /* columns of A, as [k][MR] */
+    const ptrdiff_t blocks = (K + KC - 1) / KC, stripes = (m1 - m0 + MR - 1) / MR;
+    for (ptrdiff_t block = 0; block < blocks; block++) {
+        ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
+        const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / NR) * NR;
+        for (ptrdiff_t j0 = 0; j0 < N; j0 += NC) {
+            for (ptrdiff_t s = 0; s < stripes; s++) {
+                ptrdiff_t m = m0 + (m1 - m0) * s / stripes, rows = m0 + (m1 - m0) * (s + 1) / stripes - m;
+                const REAL *from = a + k0 * a_row + m;
+                VEC total[WIDTH / V];
+#pragma GCC unroll 4
+                for (int v = 0; v < WIDTH / V; v++) total[v] = FN(v_zero)();
+                for (ptrdiff_t k = 0; k < kc; k++) /* each row overwrites what the one before has written too much */
+#pragma GCC unroll 4
+                    for (int v = 0; v < WIDTH / V; v++) {
+                        VEC part = FN(v_get)(from + k * a_row + v * V, gc_max(rows - v * V, 0));
+                        total[v] = FN(v_add)(total[v], part);
+                        FN(v_store)(stripe + k * MR + v * V, part);
+                    }
+                if (sums && !j0) {
+                    REAL sum[WIDTH];
+                    for (int v = 0; v < WIDTH / V; v++) FN(v_store)(sum + v * V, total[v]);
+                    for (ptrdiff_t i = 0; i < rows; i++) sums[m + i] += sum[i];
+                }
+                for (ptrdiff_t j = j0; j < gc_min(j0 + NC, N); j += NR) {
+                    ptrdiff_t n = gc_min(NR, N - j);
+                    REAL *to = c + m * c_row + j;
+                    FN(product) p = {kc, stripe, 1, MR, b + k0 * b_row + j, b_row, to, c_row, to, c_row};
+                    FN(tile_for)(n, 0)(rows, n, &p);
+                }
+            }
         }
     }
 }

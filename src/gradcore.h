@@ -22,8 +22,16 @@ enum { GC_RNN_TANH = 0, GC_RNN_RELU = 1, GC_LSTM = 2, GC_GRU = 3 };
 
 /* Rows are packed: the sequences are sorted by length, longest first, and step t holds offsets[t+1] - offsets[t] rows, the
  * sequences still alive, as a prefix of the batch. S = offsets[T] rows in all. G is the cell's number of gates (RNN 1,
- * LSTM 4: i,f,g,o, GRU 3: r,z,n); `gates` keeps K blocks of H a row (RNN 1: h; LSTM 4: i,f,g,o; GRU 4: r,z,n and
- * q = W_hn h + b_hn), all after their activation but q. `reverse` walks the steps from T-1 to 0. */
+ * LSTM 4: i,f,g,o, GRU 3: r,z,n). H' is H rounded up to a multiple of `lanes`; for every `lanes` units `gates` keeps K
+ * blocks (RNN 1: h; LSTM 4: i,f,g,o; GRU 4: n,r,z and q = W_hn h + b_hn), all after their activation but q. `reverse` walks
+ * the steps from T-1 to 0. */
+/* Elements from one row to the next of the tape's arrays, whose rows have n elements that count: not a multiple of 2 KiB, or
+ * the rows that a product reads side by side would meet in a few sets of the cache. */
+static inline ptrdiff_t gc_row(ptrdiff_t n, size_t real_size)
+{
+    return (size_t)n * real_size % 2048 ? n : n + 64 / (ptrdiff_t)real_size;
+}
+
 typedef struct gc_recurrent {
     int cell, reverse, threads;     /* at most so many threads; fixed from recurrent_*_work to the call that it is for */
     ptrdiff_t T, B, F, H;             /* F features in x_t; not I, which <complex.h> defines */
@@ -36,8 +44,8 @@ typedef struct gc_recurrent {
     void *y;                        /* (S, H) with row stride ld_y: h_t */
     ptrdiff_t ld_y;
     void *h, *c;                    /* (B, H) in: initial state, out: final state; c is NULL but for LSTM */
-    void *gates;                    /* (S, K*H), NULL for inference, as the two below */
-    void *h_in, *c_in;              /* (S, H) state entering each step; c_in is NULL but for LSTM */
+    void *gates;                    /* (S, gc_row(K*H')), NULL for inference, as the two below */
+    void *h_in, *c_in;              /* (S, gc_row(H')) state entering each step; c_in is NULL but for LSTM */
 
     /* backward: reads x, gates, h_in, c_in of the forward pass */
     const void *dy;                 /* (S, H) with row stride ld_y */
@@ -47,7 +55,7 @@ typedef struct gc_recurrent {
     void *dw_ih, *dw_hh;            /* like w_ih, w_hh; adds */
     void *db_ih, *db_hh;            /* like b_ih, b_hh; adds */
     double step_clip;               /* largest norm of a sample's dL/dh_t as it is propagated; INFINITY for none */
-    double *dh_norm, *dc_norm;      /* (S,) each sample's norm of the total dL/dh_t before clipping, and dL/dc_t */
+    double *dh_norm, *dc_norm;      /* (S,) each sample's norm of the total dL/dh_t before clipping, and dL/dc_t; or NULL */
 
     void *work;                     /* scratch of recurrent_*_work() bytes, 64-byte aligned */
 } gc_recurrent;
@@ -127,6 +135,7 @@ static inline void gc_add(double *sum, double *rest, double x)
 /* ---- the table -------------------------------------------------------------------------------------------------------- */
 
 typedef struct gc_kernels {
+    ptrdiff_t lanes; /* elements of a vector */
     size_t (*recurrent_forward_work)(const gc_recurrent *);
     size_t (*recurrent_backward_work)(const gc_recurrent *);
     void (*recurrent_forward)(const gc_recurrent *);

@@ -20,18 +20,14 @@ INLINE int linear_threads(const gc_linear *s)
 
 typedef struct {
     const gc_linear *s;
-    REAL *packed;   /* W^T for the forward product, W for dL/dx */
-    REAL *products; /* scratch of gemm_tn, a part for each thread */
-    ptrdiff_t product_size;
+    REAL *packed; /* W^T for the forward product, W for dL/dx */
 } FN(linear_plan);
 
 static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
 {
     gc_arena arena = {s->work, 0};
     plan->s = s;
-    plan->product_size = s->dy ? FN(gemm_tn_work)(s->F) : 0;
     plan->packed = take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
-    plan->products = take(&arena, linear_threads(s) * plan->product_size, sizeof(REAL));
     return arena.used;
 }
 
@@ -48,10 +44,11 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     const FN(linear_plan) *plan = arg;
     const gc_linear *s = plan->s;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    FN(pack)(F, O, s->w, 1, F, plan->packed, thread, gc_team_size(team));
+    FN(pack)(F, O, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team));
     gc_barrier(team);
     share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, O, F, (const REAL *)s->x + first * F, F, plan->packed, (REAL *)s->y + first * O, O, s->b, 0); /* (l1) */
+    FN(gemm)(end - first, O, F, (const REAL *)s->x + first * F, F, plan->packed, (REAL *)s->y + first * O, O, s->b,
+             0); /* (l1) */
 }
 
 static void FN(linear_forward)(const gc_linear *s)
@@ -68,10 +65,9 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     const gc_linear *s = plan->s;
     const REAL *dy = s->dy;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    FN(pack)(O, F, s->w, F, 1, plan->packed, thread, gc_team_size(team));
+    FN(pack)(O, F, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team));
     share(O, team, thread, &first, &end);
-    FN(gemm_tn)(first, end, F, N, dy, O, s->x, s->dw, plan->products + thread * plan->product_size);
-    if (s->db) FN(column_sums)(first, end, N, dy, O, s->db);
+    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db);
     gc_barrier(team);
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, F, O, dy + first * O, O, plan->packed, (REAL *)s->dx + first * F, F, NULL, 0);

@@ -16,8 +16,10 @@
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
+#define PREFETCH(address) __builtin_prefetch(address)
 #else
 #define INLINE static __forceinline
+#define PREFETCH(address) ((void)(address))
 #endif
 
 INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
@@ -32,6 +34,7 @@ INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
 #define KERNELS(suffix)                                                                                                        \
     {                                                                                                                          \
+        .lanes = lanes_##suffix,                                                                                               \
         .recurrent_forward_work = recurrent_forward_work_##suffix,                                                             \
         .recurrent_backward_work = recurrent_backward_work_##suffix,                                                           \
         .recurrent_forward = recurrent_forward_##suffix,                                                                       \

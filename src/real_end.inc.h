@@ -11,3 +11,4 @@
 #undef GC_MICRO_ROWS
 #undef MR
 #undef NR
+#undef NV

@@ -1,8 +1,17 @@
 /* RNN, LSTM and GRU: a whole sequence forward, and back through time, in one parallel region each.
  *
- * The steps are walked in chunks. For each chunk the team first computes the input's part of all its gates, one product over
- * all rows of the chunk; then every thread takes its share of the sequences through the chunk's steps without waiting for
- * anybody. Backward, the weight gradients and dL/dx are products over all rows, after the last step.
+ * The team shares the work of a step by sequences: each thread takes its own through all steps and waits for nobody. Where
+ * there are too few sequences it shares the units instead, and waits for all of h_t once a step (twice backward).
+ *
+ * The steps are walked in chunks of about CHUNK_ROWS rows. Forward, the input's part of the gates is one product over a
+ * chunk, after which each step adds the recurrent part, panel by panel, and turns each panel into gates and state while it
+ * is in cache. Backward, a chunk's dL/d(pre-activation) goes into the weights' gradients and dL/dx before the next chunk
+ * overwrites it.
+ *
+ * What a row of the tape or of the scratch holds, H' being H rounded up to whole vectors:
+ *   gates  [H'/V][K][V]    K blocks for every V units; RNN: h; LSTM: i, f, g, o; GRU: n, r, z, q, in this order so that both
+ *                          the input's part (n, r, z) and the recurrent part (r, z, q) of a panel are neighbours
+ *   dg     [K][H]          dL/d(pre-activation), gate by gate in the same order
  */
 #ifndef REAL
 #error "recurrent.inc.h needs real.inc.h, simd.inc.h, vmath.inc.h and gemm.inc.h"
@@ -11,7 +20,9 @@
 #ifndef GC_RECURRENT_SIZES
 #define GC_RECURRENT_SIZES
 enum {
-    CHUNK_BYTES = 256 * 1024 /* gates of a chunk for each thread: a part of L2, beside the packed weights */
+    CHUNK_ROWS = 256,  /* rows that one block of the weights' gradients sums: the more, the fewer passes over these */
+    FEW_ROWS = 4,      /* sequences for each thread below which it costs less to share the units, if ... */
+    UNIT_WORK = 200000 /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
 };
 
 INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return s->cell == GC_LSTM ? 4 : s->cell == GC_GRU ? 3 : 1; }
@@ -21,18 +32,58 @@ INLINE ptrdiff_t n_alive(const gc_recurrent *s, ptrdiff_t t) { return s->offsets
 /* The step that is walked as number i. */
 INLINE ptrdiff_t step_at(const gc_recurrent *s, ptrdiff_t i) { return s->reverse ? s->T - 1 - i : i; }
 
-/* Sequences share nothing until the weights' gradients, so more threads than sequences would idle. */
+/* One thread's part of a chunk of steps, [i0, i1) in the order of the walk. */
+typedef struct {
+    ptrdiff_t i0, i1;
+    ptrdiff_t alive, first, end; /* sequences that live in the chunk; the thread's own */
+    ptrdiff_t u0, u1;            /* the thread's own units */
+    ptrdiff_t row0;              /* the chunk's first row */
+    int by_units;
+} gc_chunk;
+
+/* The chunk that begins (forward) or ends (backward) with step `at`, shared by units in multiples of `panel`. Where it ends
+ * does not depend on the team, because the weights' gradients are summed chunk by chunk. */
+INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t panel, gc_team *team, int thread)
+{
+    gc_chunk chunk = {at, at, 0, 0, 0, 0, s->H, 0, 0};
+    const int size = gc_team_size(team);
+    ptrdiff_t rows = 0;
+    while (rows < CHUNK_ROWS && (backward ? chunk.i0 > 0 : chunk.i1 < s->T))
+        rows += n_alive(s, step_at(s, backward ? --chunk.i0 : chunk.i1++));
+    ptrdiff_t t = s->reverse ? step_at(s, chunk.i1 - 1) : chunk.i0; /* the earliest step, where most are alive */
+    chunk.alive = n_alive(s, t);
+    chunk.row0 = s->offsets[t];
+    chunk.by_units = size > 1 && chunk.alive < (ptrdiff_t)size * FEW_ROWS && (s->H + panel - 1) / panel >= size &&
+                     (double)chunk.alive * (double)(n_gates(s) * s->H) * (double)s->H > (double)UNIT_WORK * size;
+    if (chunk.by_units) {
+        share_tiles(s->H, panel, team, thread, &chunk.u0, &chunk.u1);
+        chunk.end = chunk.alive;
+    } else {
+        share(chunk.alive, team, thread, &chunk.first, &chunk.end);
+    }
+    return chunk;
+}
+
+/* How many of the thread's sequences live at step t. */
+INLINE ptrdiff_t own_rows(const gc_recurrent *s, const gc_chunk *chunk, ptrdiff_t t)
+{
+    return gc_max(0, gc_min(chunk->end, n_alive(s, t)) - chunk->first);
+}
+
 INLINE int recurrent_threads(const gc_recurrent *s)
 {
     double work = (double)s->offsets[s->T] * (double)(n_gates(s) * s->H) * (double)(s->F + s->H);
-    return work < SERIAL_WORK ? 1 : (int)gc_min(s->threads, gc_max(s->B, 1));
+    return work < SERIAL_WORK ? 1 : s->threads;
 }
 
-/* Steps of a chunk, so that its gates take about CHUNK_BYTES for each thread. */
-INLINE ptrdiff_t chunk_steps(const gc_recurrent *s, size_t real_size)
+/* Rows of scratch that hold any chunk. */
+INLINE ptrdiff_t chunk_rows(const gc_recurrent *s) { return gc_min(CHUNK_ROWS - 1 + s->B, s->offsets[s->T]); }
+
+/* Which of the weights' gates stand in gates and dg, in their order. */
+INLINE const int *gate_order(const gc_recurrent *s, int of_input)
 {
-    ptrdiff_t step_bytes = gc_max(s->B, 1) * n_kept(s) * s->H * (ptrdiff_t)real_size;
-    return gc_min(gc_max(1, CHUNK_BYTES * (ptrdiff_t)s->threads / gc_max(step_bytes, 1)), gc_max(s->T, 1));
+    static const int same[] = {0, 1, 2, 3}, n_first[] = {2, 0, 1};
+    return s->cell == GC_GRU && of_input ? n_first : same;
 }
 #endif
 
@@ -40,23 +91,27 @@ INLINE ptrdiff_t chunk_steps(const gc_recurrent *s, size_t real_size)
 
 typedef struct {
     const gc_recurrent *s;
-    REAL *w_ih, *w_hh, *w_hn; /* packed; w_hn is the GRU's new gate, apart because its product is not added to the input's */
-    REAL *bias;               /* (K*H,) what the products start from; GRU: b_ih + b_hh of r and z, then b_in, then b_hn */
-    REAL *chunk_gates;        /* (rows of a chunk, K*H) without a tape */
-    ptrdiff_t steps;          /* of a chunk */
+    ptrdiff_t G, K, panel;    /* units of a panel: V, or NR for the RNN, so that a panel has at most NR columns */
+    ptrdiff_t gates_row, h_row;
+    REAL *w_ih, *w_hh;        /* packed: for each panel [F or H][gate][unit] */
+    REAL *bias;               /* like a row of gates: what the pre-activations start from */
+    REAL *chunk_gates, *h_in; /* without a tape: a chunk's gates; (2, B, h_row) states entering even and odd steps */
 } FN(forward_plan);
 
 static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
 {
     gc_arena arena = {s->work, 0};
-    ptrdiff_t G = n_gates(s), H = s->H, recurrent_gates = s->cell == GC_GRU ? 2 : G;
+    ptrdiff_t padded = (s->H + V - 1) / V * V;
     plan->s = s;
-    plan->steps = chunk_steps(s, sizeof(REAL));
-    plan->w_ih = take(&arena, FN(packed_size)(s->F, G * H), sizeof(REAL));
-    plan->w_hh = take(&arena, FN(packed_size)(H, recurrent_gates * H), sizeof(REAL));
-    plan->w_hn = s->cell == GC_GRU ? take(&arena, FN(packed_size)(H, H), sizeof(REAL)) : NULL;
-    plan->bias = take(&arena, n_kept(s) * H, sizeof(REAL));
-    plan->chunk_gates = s->gates ? NULL : take(&arena, plan->steps * s->B * n_kept(s) * H, sizeof(REAL));
+    plan->G = n_gates(s), plan->K = n_kept(s);
+    plan->panel = plan->K == 1 ? NR : V;
+    plan->gates_row = gc_row(plan->K * padded, sizeof(REAL));
+    plan->h_row = gc_row(padded, sizeof(REAL));
+    plan->w_ih = take(&arena, s->F * plan->G * padded, sizeof(REAL));
+    plan->w_hh = take(&arena, s->H * plan->G * padded, sizeof(REAL));
+    plan->bias = take(&arena, plan->K * padded, sizeof(REAL));
+    plan->chunk_gates = s->gates ? NULL : take(&arena, chunk_rows(s) * plan->gates_row, sizeof(REAL));
+    plan->h_in = s->gates ? NULL : take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
     return arena.used;
 }
 
@@ -68,37 +123,68 @@ static size_t FN(recurrent_forward_work)(const gc_recurrent *s)
     return FN(plan_forward)(&plan, &measured);
 }
 
-static void FN(pack_forward)(const FN(forward_plan) *plan, int thread, int n_threads)
+/* Pack this thread's share of a (G*H, K) matrix: for V units at a time, their rows of all gates. */
+static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL *w, const int *order, REAL *packed, int thread,
+                           int n_threads)
 {
-    const gc_recurrent *s = plan->s;
-    const REAL *b_ih = s->b_ih, *b_hh = s->b_hh, *w_hh = s->w_hh;
-    ptrdiff_t G = n_gates(s), H = s->H;
-    FN(pack)(s->F, G * H, s->w_ih, 1, s->F, plan->w_ih, thread, n_threads);
-    if (s->cell == GC_GRU) {
-        FN(pack)(H, 2 * H, w_hh, 1, H, plan->w_hh, thread, n_threads);
-        FN(pack)(H, H, w_hh + 2 * H * H, 1, H, plan->w_hn, thread, n_threads);
-    } else {
-        FN(pack)(H, G * H, w_hh, 1, H, plan->w_hh, thread, n_threads);
-    }
-    if (thread) return;
-    for (ptrdiff_t j = 0; j < n_kept(s) * H; j++) {
-        if (!b_ih)
-            plan->bias[j] = 0;
-        else if (s->cell == GC_GRU && j >= 2 * H)
-            plan->bias[j] = j < 3 * H ? b_ih[j] : b_hh[j - H];
-        else
-            plan->bias[j] = b_ih[j] + b_hh[j];
+    const ptrdiff_t H = plan->s->H, panels = (H + plan->panel - 1) / plan->panel;
+    for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
+        ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), padded = (units + V - 1) / V * V;
+        REAL *to = packed + u0 * plan->G * K;
+        for (ptrdiff_t k = 0; k < K; k++)
+            for (ptrdiff_t g = 0; g < plan->G; g++, to += padded) {
+                const REAL *from = w + (order[g] * H + u0) * K + k;
+                for (ptrdiff_t j = 0; j < units; j++) to[j] = from[j * K];
+                for (ptrdiff_t j = units; j < padded; j++) to[j] = 0;
+            }
     }
 }
 
-/* (f1) h = act(g) */
-static void FN(rnn_step)(int relu, ptrdiff_t H, REAL *g, REAL *h)
+static void FN(pack_forward)(const FN(forward_plan) *plan, int thread, int n_threads)
 {
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        VEC a = FN(v_get)(g + j, H - j);
-        VEC value = relu ? FN(v_max)(FN(v_zero)(), a) : FN(v_tanh)(a);
-        FN(v_put)(g + j, value, H - j);
-        FN(v_put)(h + j, value, H - j);
+    const gc_recurrent *s = plan->s;
+    const REAL *b_ih = s->b_ih, *b_hh = s->b_hh;
+    const ptrdiff_t H = s->H, K = plan->K;
+    FN(pack_gates)(plan, s->F, s->w_ih, gate_order(s, 1), plan->w_ih, thread, n_threads);
+    FN(pack_gates)(plan, H, s->w_hh, gate_order(s, 0), plan->w_hh, thread, n_threads);
+    if (thread) return;
+    memset(plan->bias, 0, (size_t)(K * ((H + V - 1) / V * V)) * sizeof(REAL));
+    if (!b_ih) return;
+    for (ptrdiff_t u = 0; u < H; u++) {
+        REAL *bias = plan->bias + u / V * K * V + u % V;
+        if (s->cell == GC_GRU) {
+            bias[0] = b_ih[2 * H + u];
+            bias[V] = b_ih[u] + b_hh[u];
+            bias[2 * V] = b_ih[H + u] + b_hh[H + u];
+            bias[3 * V] = b_hh[2 * H + u];
+        } else {
+            for (ptrdiff_t g = 0; g < K; g++) bias[g * V] = b_ih[g * H + u] + b_hh[g * H + u];
+        }
+    }
+}
+
+/* One panel of one step: `rows` rows of the arrays, whose pointers stand at the panel's first unit; `units` are real. */
+typedef struct {
+    ptrdiff_t rows, units;
+    REAL *gates;
+    ptrdiff_t gates_row;
+    REAL *h, *c; /* H apart: state before the step, and after it */
+    ptrdiff_t H;
+    REAL *y;
+    ptrdiff_t y_row;
+} FN(panel_step);
+
+/* (f1) h = act(g) */
+static void FN(rnn_step)(const FN(panel_step) *p, int relu)
+{
+    for (ptrdiff_t b = 0; b < p->rows; b++) {
+        REAL *g = p->gates + b * p->gates_row;
+        for (ptrdiff_t j = 0; j < p->units; j += V) {
+            VEC a = FN(v_load)(g + j), h = relu ? FN(v_max)(FN(v_zero)(), a) : FN(v_tanh)(a);
+            FN(v_store)(g + j, h);
+            FN(v_put)(p->h + b * p->H + j, h, p->units - j);
+            FN(v_put)(p->y + b * p->y_row + j, h, p->units - j);
+        }
     }
 }
 
@@ -106,83 +192,108 @@ static void FN(rnn_step)(int relu, ptrdiff_t H, REAL *g, REAL *h)
 INLINE VEC FN(lstm_cell)(VEC i, VEC f, VEC g, VEC c) { return FN(v_fma)(f, c, FN(v_mul)(i, g)); }
 
 /* (f2) c = f c + i g;  h = o tanh(c) */
-static void FN(lstm_step)(ptrdiff_t H, REAL *gates, REAL *h, REAL *c)
+static void FN(lstm_step)(const FN(panel_step) *p)
 {
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        ptrdiff_t n = H - j;
-        VEC i = FN(v_sigmoid)(FN(v_get)(gates + j, n)), f = FN(v_sigmoid)(FN(v_get)(gates + H + j, n));
-        VEC g = FN(v_tanh)(FN(v_get)(gates + 2 * H + j, n)), o = FN(v_sigmoid)(FN(v_get)(gates + 3 * H + j, n));
-        VEC cell = FN(lstm_cell)(i, f, g, FN(v_get)(c + j, n));
-        FN(v_put)(gates + j, i, n);
-        FN(v_put)(gates + H + j, f, n);
-        FN(v_put)(gates + 2 * H + j, g, n);
-        FN(v_put)(gates + 3 * H + j, o, n);
-        FN(v_put)(c + j, cell, n);
-        FN(v_put)(h + j, FN(v_mul)(o, FN(v_tanh)(cell)), n);
+    const ptrdiff_t n = p->units;
+    for (ptrdiff_t b = 0; b < p->rows; b++) {
+        REAL *gates = p->gates + b * p->gates_row, *c_b = p->c + b * p->H;
+        VEC i = FN(v_sigmoid)(FN(v_load)(gates)), f = FN(v_sigmoid)(FN(v_load)(gates + V));
+        VEC g = FN(v_tanh)(FN(v_load)(gates + 2 * V)), o = FN(v_sigmoid)(FN(v_load)(gates + 3 * V));
+        VEC c = FN(lstm_cell)(i, f, g, FN(v_get)(c_b, n)), h = FN(v_mul)(o, FN(v_tanh)(c));
+        FN(v_store)(gates, i);
+        FN(v_store)(gates + V, f);
+        FN(v_store)(gates + 2 * V, g);
+        FN(v_store)(gates + 3 * V, o);
+        FN(v_put)(c_b, c, n);
+        FN(v_put)(p->h + b * p->H, h, n);
+        FN(v_put)(p->y + b * p->y_row, h, n);
     }
 }
 
 /* (f3) n = tanh(W x + b_in + r q);  h = n + z (h - n) */
-static void FN(gru_step)(ptrdiff_t H, REAL *gates, REAL *h)
+static void FN(gru_step)(const FN(panel_step) *p)
 {
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        ptrdiff_t live = H - j;
-        VEC r = FN(v_sigmoid)(FN(v_get)(gates + j, live)), z = FN(v_sigmoid)(FN(v_get)(gates + H + j, live));
-        VEC q = FN(v_get)(gates + 3 * H + j, live), old = FN(v_get)(h + j, live);
-        VEC n = FN(v_tanh)(FN(v_fma)(r, q, FN(v_get)(gates + 2 * H + j, live)));
-        FN(v_put)(gates + j, r, live);
-        FN(v_put)(gates + H + j, z, live);
-        FN(v_put)(gates + 2 * H + j, n, live);
-        FN(v_put)(h + j, FN(v_fma)(z, FN(v_sub)(old, n), n), live);
+    for (ptrdiff_t b = 0; b < p->rows; b++) {
+        REAL *gates = p->gates + b * p->gates_row, *h_b = p->h + b * p->H;
+        VEC r = FN(v_sigmoid)(FN(v_load)(gates + V)), z = FN(v_sigmoid)(FN(v_load)(gates + 2 * V));
+        VEC n = FN(v_tanh)(FN(v_fma)(r, FN(v_load)(gates + 3 * V), FN(v_load)(gates)));
+        VEC h = FN(v_fma)(z, FN(v_sub)(FN(v_get)(h_b, p->units), n), n);
+        FN(v_store)(gates, n);
+        FN(v_store)(gates + V, r);
+        FN(v_store)(gates + 2 * V, z);
+        FN(v_put)(h_b, h, p->units);
+        FN(v_put)(p->y + b * p->y_row, h, p->units);
     }
+}
+
+/* The gates' pre-activations of `rows` rows and the panel of unit u: the input's part, from the bias. */
+static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *x, REAL *gates)
+{
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
+    const REAL *bias = plan->bias + u * plan->K;
+    FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, gates + u * plan->K, plan->gates_row, bias, 0};
+    FN(panel)(rows, width, &p, FN(tile_for)(width, 1));
+    if (s->cell == GC_GRU)
+        for (ptrdiff_t b = 0; b < rows; b++)
+            FN(v_store)(gates + b * plan->gates_row + u * plan->K + 3 * V, FN(v_load)(bias + 3 * V));
+}
+
+/* They get the recurrent part. */
+static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *h_in, REAL *gates)
+{
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
+    REAL *to = gates + u * plan->K + (s->cell == GC_GRU ? V : 0);
+    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, plan->gates_row, to,
+                     plan->gates_row};
+    FN(panel)(rows, width, &p, FN(tile_for)(width, 1));
 }
 
 static void FN(forward_body)(void *arg, gc_team *team, int thread)
 {
     const FN(forward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
-    const ptrdiff_t F = s->F, H = s->H, GH = n_gates(s) * H, KH = n_kept(s) * H;
+    const ptrdiff_t H = s->H, h_row = plan->h_row, gates_row = plan->gates_row;
     const REAL *x = s->x;
-    REAL *h = s->h, *c = s->c, *y = s->y, *h_in = s->h_in, *c_in = s->c_in;
-    const size_t row_bytes = (size_t)H * sizeof(REAL);
+    REAL *h = s->h, *c = s->c, *y = s->y, *c_in = s->c_in;
     unsigned long long mode = gc_ftz_enter();
 
     FN(pack_forward)(plan, thread, gc_team_size(team));
-    gc_barrier(team);
-    for (ptrdiff_t i0 = 0; i0 < s->T; i0 += plan->steps) {
-        ptrdiff_t i1 = gc_min(i0 + plan->steps, s->T);
-        ptrdiff_t t_low = gc_min(step_at(s, i0), step_at(s, i1 - 1)), row0 = s->offsets[t_low];
-        REAL *gates = s->gates ? (REAL *)s->gates + row0 * KH : plan->chunk_gates; /* of row0 */
-        ptrdiff_t first, end;
+    for (ptrdiff_t i0 = 0, alive = -1; i0 < s->T;) {
+        gc_chunk chunk = chunk_of(s, 0, i0, plan->panel, team, thread);
+        if (chunk.alive != alive) gc_barrier(team); /* all is packed, or the sequences are shared anew */
+        alive = chunk.alive;
+        REAL *gates = s->gates ? (REAL *)s->gates : plan->chunk_gates - chunk.row0 * gates_row;
 
-        share_tiles(s->offsets[t_low + i1 - i0] - row0, MR, team, thread, &first, &end);
-        FN(gemm)(end - first, GH, F, x + (row0 + first) * F, F, plan->w_ih, gates + first * KH, KH, plan->bias, 0);
-        gc_barrier(team);
-
-        share(n_alive(s, t_low), team, thread, &first, &end);
-        for (ptrdiff_t i = i0; i < i1; i++) {
-            ptrdiff_t t = step_at(s, i), rows = gc_min(end, n_alive(s, t)) - first, row = s->offsets[t] + first;
-            if (rows <= 0) continue;
-            REAL *g = gates + (row - row0) * KH;
-            if (h_in) memcpy(h_in + row * H, h + first * H, (size_t)rows * row_bytes);
-            if (c_in) memcpy(c_in + row * H, c + first * H, (size_t)rows * row_bytes);
-            if (s->cell == GC_GRU) {
-                FN(gemm)(rows, 2 * H, H, h + first * H, H, plan->w_hh, g, KH, NULL, 1);
-                FN(gemm)(rows, H, H, h + first * H, H, plan->w_hn, g + 3 * H, KH, plan->bias + 3 * H, 0);
-            } else {
-                FN(gemm)(rows, GH, H, h + first * H, H, plan->w_hh, g, KH, NULL, 1);
+        for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += plan->panel)
+            for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
+                ptrdiff_t t = step_at(s, i), row = s->offsets[t] + chunk.first;
+                FN(input_part)(plan, own_rows(s, &chunk, t), u, x + row * s->F, gates + row * gates_row);
             }
-            for (ptrdiff_t b = first; b < first + rows; b++, g += KH) {
+        for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
+            ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
+            REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
+            const size_t own = (size_t)(chunk.u1 - chunk.u0) * sizeof(REAL);
+            for (ptrdiff_t b = 0; b < rows; b++) {
+                memcpy(h_in + b * h_row + chunk.u0, h + (chunk.first + b) * H + chunk.u0, own);
+                if (c_in) memcpy(c_in + (row + b) * h_row + chunk.u0, c + (chunk.first + b) * H + chunk.u0, own);
+            }
+            if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
+            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += plan->panel) {
+                FN(recurrent_part)(plan, rows, u, h_in, gates + row * gates_row);
+                FN(panel_step) p = {rows, gc_min(plan->panel, H - u), gates + row * gates_row + u * plan->K, gates_row,
+                                    h + chunk.first * H + u, c ? c + chunk.first * H + u : NULL, H,
+                                    y + row * s->ld_y + u, s->ld_y};
                 if (s->cell == GC_LSTM)
-                    FN(lstm_step)(H, g, h + b * H, c + b * H);
+                    FN(lstm_step)(&p);
                 else if (s->cell == GC_GRU)
-                    FN(gru_step)(H, g, h + b * H);
+                    FN(gru_step)(&p);
                 else
-                    FN(rnn_step)(s->cell == GC_RNN_RELU, H, g, h + b * H);
-                memcpy(y + (s->offsets[t] + b) * s->ld_y, h + b * H, row_bytes);
+                    FN(rnn_step)(&p, s->cell == GC_RNN_RELU);
             }
         }
-        gc_barrier(team);
+        i0 = chunk.i1;
     }
     gc_ftz_leave(mode);
 }
@@ -198,24 +309,27 @@ static void FN(recurrent_forward)(const gc_recurrent *s)
 
 typedef struct {
     const gc_recurrent *s;
-    REAL *w_ih, *w_hh; /* packed the other way round: (G*H, F), (G*H, H) */
-    REAL *dg_x, *dg_h; /* (S, G*H) dL/d(pre-activation), as the input's and the recurrent product see it: one but for GRU */
-    REAL *products;    /* scratch of gemm_tn, a part for each thread */
-    ptrdiff_t product_size, steps;
+    ptrdiff_t G, K;
+    ptrdiff_t gates_row, h_row, dg_row;
+    REAL *w_ih, *w_hh; /* packed the other way round, their rows in dg's order: (G*H, F), (G*H, H) */
+    REAL *dg;          /* a chunk's dL/d(pre-activation); what the input's product sees is the first G*H of a row, what the
+                          recurrent one sees the last G*H */
+    REAL *carry;       /* (B, H) LSTM: the total dL/dc_t; GRU: the part of dL/dh_{t-1} that does not pass W_hh */
 } FN(backward_plan);
 
 static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
 {
     gc_arena arena = {s->work, 0};
-    ptrdiff_t GH = n_gates(s) * s->H, S = s->offsets[s->T];
+    ptrdiff_t padded = (s->H + V - 1) / V * V;
     plan->s = s;
-    plan->steps = chunk_steps(s, sizeof(REAL));
-    plan->product_size = FN(gemm_tn_work)(gc_max(s->F, s->H));
-    plan->w_ih = s->dx ? take(&arena, FN(packed_size)(GH, s->F), sizeof(REAL)) : NULL;
-    plan->w_hh = take(&arena, FN(packed_size)(GH, s->H), sizeof(REAL));
-    plan->dg_x = take(&arena, S * GH, sizeof(REAL));
-    plan->dg_h = s->cell == GC_GRU ? take(&arena, S * GH, sizeof(REAL)) : plan->dg_x;
-    plan->products = take(&arena, recurrent_threads(s) * plan->product_size, sizeof(REAL));
+    plan->G = n_gates(s), plan->K = n_kept(s);
+    plan->gates_row = gc_row(plan->K * padded, sizeof(REAL));
+    plan->h_row = gc_row(padded, sizeof(REAL));
+    plan->dg_row = gc_row((plan->K * s->H + V - 1) / V * V, sizeof(REAL));
+    plan->w_ih = s->dx ? take(&arena, FN(packed_size)(plan->G * s->H, s->F), sizeof(REAL)) : NULL;
+    plan->w_hh = take(&arena, FN(packed_size)(plan->G * s->H, s->H), sizeof(REAL));
+    plan->dg = take(&arena, chunk_rows(s) * plan->dg_row, sizeof(REAL));
+    plan->carry = plan->K > 1 ? take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
     return arena.used;
 }
 
@@ -234,128 +348,147 @@ INLINE VEC FN(d_tanh)(VEC d, VEC a)
 }
 INLINE VEC FN(d_sigmoid)(VEC d, VEC a) { return FN(v_mul)(d, FN(v_mul)(a, FN(v_sub)(FN(v_set1)(R(1.0)), a))); }
 
-/* inverts (f1); dh is left for the product with W_hh to overwrite */
-static void FN(rnn_step_back)(int relu, ptrdiff_t H, const REAL *h, const REAL *dh, REAL *dg)
+/* One row of one step, units [u0, u1) of it; `scale` is what step clipping makes of dh. */
+typedef struct {
+    ptrdiff_t u0, u1, H;
+    const REAL *gates, *h_in, *c_in, *dh;
+    REAL scale;
+    REAL *dg, *dc, *carry;
+} FN(row_step);
+
+/* inverts (f1) */
+static void FN(rnn_step_back)(const FN(row_step) *p, int relu)
 {
     /* h > 0, written so that a NaN in h does not hide the gradient; smaller numbers have been flushed to zero */
-    VEC least = FN(v_set1)(GC_BITS == 32 ? (REAL)FLT_MIN : (REAL)DBL_MIN);
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        VEC value = FN(v_get)(h + j, H - j), d = FN(v_get)(dh + j, H - j);
-        d = relu ? FN(v_select_gt)(least, value, FN(v_zero)(), d) : FN(d_tanh)(d, value);
-        FN(v_put)(dg + j, d, H - j);
+    VEC least = FN(v_set1)(GC_BITS == 32 ? (REAL)FLT_MIN : (REAL)DBL_MIN), scale = FN(v_set1)(p->scale);
+    for (ptrdiff_t j = p->u0; j < p->u1; j += V) {
+        ptrdiff_t live = p->u1 - j;
+        VEC h = FN(v_load)(p->gates + j), d = FN(v_mul)(FN(v_get)(p->dh + j, live), scale);
+        FN(v_put)(p->dg + j, relu ? FN(v_select_gt)(least, h, FN(v_zero)(), d) : FN(d_tanh)(d, h), live);
     }
 }
 
-/* inverts (f2), first part: dc becomes the total dL/dc_t, and dg's last block dL/d(o's pre-activation) */
-static void FN(lstm_step_back_cell)(ptrdiff_t H, const REAL *gates, const REAL *c_in, const REAL *dh, REAL *dc, REAL *dg)
+/* inverts (f2); the carry becomes the total dL/dc_t, dc becomes dL/dc_{t-1} */
+static void FN(lstm_step_back)(const FN(row_step) *p)
 {
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        ptrdiff_t n = H - j;
-        VEC o = FN(v_get)(gates + 3 * H + j, n), d = FN(v_get)(dh + j, n);
-        VEC cell = FN(lstm_cell)(FN(v_get)(gates + j, n), FN(v_get)(gates + H + j, n), FN(v_get)(gates + 2 * H + j, n),
-                                 FN(v_get)(c_in + j, n));
-        VEC tanh_c = FN(v_tanh)(cell);
-        FN(v_put)(dc + j, FN(v_add)(FN(v_get)(dc + j, n), FN(d_tanh)(FN(v_mul)(d, o), tanh_c)), n);
-        FN(v_put)(dg + 3 * H + j, FN(d_sigmoid)(FN(v_mul)(d, tanh_c), o), n);
+    VEC scale = FN(v_set1)(p->scale);
+    for (ptrdiff_t j = p->u0; j < p->u1; j += V) {
+        ptrdiff_t live = p->u1 - j;
+        const REAL *gates = p->gates + 4 * j;
+        VEC i = FN(v_load)(gates), f = FN(v_load)(gates + V), g = FN(v_load)(gates + 2 * V), o = FN(v_load)(gates + 3 * V);
+        VEC c_in = FN(v_get)(p->c_in + j, live), d = FN(v_mul)(FN(v_get)(p->dh + j, live), scale);
+        VEC tanh_c = FN(v_tanh)(FN(lstm_cell)(i, f, g, c_in));
+        VEC dc = FN(v_add)(FN(v_get)(p->dc + j, live), FN(d_tanh)(FN(v_mul)(d, o), tanh_c));
+        FN(v_put)(p->carry + j, dc, live);
+        FN(v_put)(p->dc + j, FN(v_mul)(dc, f), live);
+        FN(v_put)(p->dg + j, FN(d_sigmoid)(FN(v_mul)(dc, g), i), live);
+        FN(v_put)(p->dg + p->H + j, FN(d_sigmoid)(FN(v_mul)(dc, c_in), f), live);
+        FN(v_put)(p->dg + 2 * p->H + j, FN(d_tanh)(FN(v_mul)(dc, i), g), live);
+        FN(v_put)(p->dg + 3 * p->H + j, FN(d_sigmoid)(FN(v_mul)(d, tanh_c), o), live);
     }
 }
 
-/* inverts (f2), second part: dc becomes dL/dc_{t-1} */
-static void FN(lstm_step_back_gates)(ptrdiff_t H, const REAL *gates, const REAL *c_in, REAL *dc, REAL *dg)
+/* inverts (f3) */
+static void FN(gru_step_back)(const FN(row_step) *p)
 {
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        ptrdiff_t n = H - j;
-        VEC i = FN(v_get)(gates + j, n), f = FN(v_get)(gates + H + j, n), g = FN(v_get)(gates + 2 * H + j, n);
-        VEC d = FN(v_get)(dc + j, n);
-        FN(v_put)(dg + j, FN(d_sigmoid)(FN(v_mul)(d, g), i), n);
-        FN(v_put)(dg + H + j, FN(d_sigmoid)(FN(v_mul)(d, FN(v_get)(c_in + j, n)), f), n);
-        FN(v_put)(dg + 2 * H + j, FN(d_tanh)(FN(v_mul)(d, i), g), n);
-        FN(v_put)(dc + j, FN(v_mul)(d, f), n);
+    VEC scale = FN(v_set1)(p->scale), one = FN(v_set1)(R(1.0));
+    for (ptrdiff_t j = p->u0; j < p->u1; j += V) {
+        ptrdiff_t live = p->u1 - j;
+        const REAL *gates = p->gates + 4 * j;
+        VEC n = FN(v_load)(gates), r = FN(v_load)(gates + V), z = FN(v_load)(gates + 2 * V), q = FN(v_load)(gates + 3 * V);
+        VEC d = FN(v_mul)(FN(v_get)(p->dh + j, live), scale);
+        VEC dn = FN(d_tanh)(FN(v_mul)(d, FN(v_sub)(one, z)), n);
+        FN(v_put)(p->dg + j, dn, live);
+        FN(v_put)(p->dg + p->H + j, FN(d_sigmoid)(FN(v_mul)(dn, q), r), live);
+        FN(v_put)(p->dg + 2 * p->H + j, FN(d_sigmoid)(FN(v_mul)(d, FN(v_sub)(FN(v_get)(p->h_in + j, live), n)), z), live);
+        FN(v_put)(p->dg + 3 * p->H + j, FN(v_mul)(dn, r), live);
+        FN(v_put)(p->carry + j, FN(v_mul)(d, z), live);
     }
 }
 
-/* inverts (f3); dh becomes the part of dL/dh_{t-1} that does not pass W_hh */
-static void FN(gru_step_back)(ptrdiff_t H, const REAL *gates, const REAL *h_in, REAL *dh, REAL *dg_x, REAL *dg_h)
+/* One step of a thread's rows and units: from dL/dh_t to dg and dL/dh_{t-1}. */
+static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t t, gc_team *team, int thread)
 {
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        ptrdiff_t live = H - j;
-        VEC r = FN(v_get)(gates + j, live), z = FN(v_get)(gates + H + j, live), n = FN(v_get)(gates + 2 * H + j, live);
-        VEC q = FN(v_get)(gates + 3 * H + j, live), d = FN(v_get)(dh + j, live);
-        VEC dn = FN(d_tanh)(FN(v_mul)(d, FN(v_sub)(FN(v_set1)(R(1.0)), z)), n);
-        VEC dz = FN(d_sigmoid)(FN(v_mul)(d, FN(v_sub)(FN(v_get)(h_in + j, live), n)), z);
-        VEC dr = FN(d_sigmoid)(FN(v_mul)(dn, q), r);
-        FN(v_put)(dg_x + j, dr, live);
-        FN(v_put)(dg_h + j, dr, live);
-        FN(v_put)(dg_x + H + j, dz, live);
-        FN(v_put)(dg_h + H + j, dz, live);
-        FN(v_put)(dg_x + 2 * H + j, dn, live);
-        FN(v_put)(dg_h + 2 * H + j, FN(v_mul)(dn, r), live);
-        FN(v_put)(dh + j, FN(v_mul)(d, z), live);
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t H = s->H, GH = plan->G * H, first = chunk->first, rows = own_rows(s, chunk, t);
+    const ptrdiff_t row0 = s->offsets[t] + first, units = chunk->u1 - chunk->u0;
+    const REAL *gates = s->gates, *h_in = s->h_in, *c_in = s->c_in, *dy = (const REAL *)s->dy + row0 * s->ld_y;
+    REAL *dh = (REAL *)s->dh + first * H, *dc = s->dc ? (REAL *)s->dc + first * H : NULL;
+    REAL *dg = plan->dg + (row0 - chunk->row0) * plan->dg_row, *carry = plan->carry ? plan->carry + first * H : NULL;
+    const int measures = s->dh_norm || s->step_clip < INFINITY;
+
+    for (ptrdiff_t b = 0; b < rows; b++)
+        for (ptrdiff_t j = chunk->u0; j < chunk->u1; j++) dh[b * H + j] += dy[b * s->ld_y + j];
+    if (chunk->by_units) gc_barrier(team); /* dL/dh_t is complete */
+    for (ptrdiff_t b = 0; b < rows; b++) {
+        const ptrdiff_t row = row0 + b;
+        double norm = measures ? FN(l2_norm)(dh + b * H, H) : 0;
+        if (s->dh_norm && !chunk->u0) s->dh_norm[row] = norm;
+        FN(row_step) p = {chunk->u0, chunk->u1, H, gates + row * plan->gates_row, h_in + row * plan->h_row,
+                          c_in ? c_in + row * plan->h_row : NULL, dh + b * H,
+                          norm > s->step_clip && !isinf(norm) ? (REAL)(s->step_clip / norm) : 1,
+                          dg + b * plan->dg_row, dc ? dc + b * H : NULL, carry ? carry + b * H : NULL};
+        if (s->cell == GC_LSTM)
+            FN(lstm_step_back)(&p);
+        else if (s->cell == GC_GRU)
+            FN(gru_step_back)(&p);
+        else
+            FN(rnn_step_back)(&p, s->cell == GC_RNN_RELU);
     }
+    if (chunk->by_units) gc_barrier(team); /* dg and the carry are complete */
+    if (s->dc_norm && s->cell == GC_LSTM) {
+        ptrdiff_t from = 0, to = rows;
+        if (chunk->by_units) share(rows, team, thread, &from, &to);
+        for (ptrdiff_t b = from; b < to; b++) s->dc_norm[row0 + b] = FN(l2_norm)(carry + b * H, H);
+    }
+    if (s->cell != GC_GRU) carry = NULL;
+    FN(gemm)(rows, units, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh + chunk->u0 * GH, dh + chunk->u0, H,
+             carry ? carry + chunk->u0 : NULL, H);
 }
 
-/* dL/dh_t of one row is complete: its norm, and its rescaling to at most `limit` */
-static double FN(norm_and_clip)(ptrdiff_t H, REAL *dh, double limit)
+/* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
+ * gates of dg stand for the rows of dw from `first_row` on, and round. */
+static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdiff_t rows, const REAL *dg, ptrdiff_t dg_row,
+                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, gc_team *team, int thread)
 {
-    double norm = FN(l2_norm)(dh, H);
-    if (norm > limit && !isinf(norm)) {
-        double scale = limit / norm;
-        for (ptrdiff_t j = 0; j < H; j++) dh[j] = (REAL)(dh[j] * scale);
+    for (ptrdiff_t wrapped = 0; wrapped < 2; wrapped++) {
+        ptrdiff_t n = wrapped ? first_row : M - first_row, to = wrapped ? 0 : first_row, m0, m1;
+        share_tiles(n, MR, team, thread, &m0, &m1);
+        FN(gemm_tn)(m0, m1, N, rows, dg + (wrapped ? M - first_row : 0), dg_row, b, b_row, dw + to * N, N, db ? db + to : NULL);
     }
-    return norm;
 }
 
 static void FN(backward_body)(void *arg, gc_team *team, int thread)
 {
     const FN(backward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
-    const ptrdiff_t F = s->F, H = s->H, GH = n_gates(s) * H, KH = n_kept(s) * H, S = s->offsets[s->T];
-    const REAL *gates = s->gates, *h_in = s->h_in, *c_in = s->c_in, *dy = s->dy;
-    REAL *dh = s->dh, *dc = s->dc, *dg_x = plan->dg_x, *dg_h = plan->dg_h;
+    const ptrdiff_t F = s->F, H = s->H, GH = plan->G * H, n_first = gate_order(s, 1)[0] * H;
     const int n_threads = gc_team_size(team);
-    ptrdiff_t first, end;
     unsigned long long mode = gc_ftz_enter();
 
-    FN(pack)(GH, H, s->w_hh, H, 1, plan->w_hh, thread, n_threads);
-    if (s->dx) FN(pack)(GH, F, s->w_ih, F, 1, plan->w_ih, thread, n_threads);
+    FN(pack)(GH, H, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads);
+    if (s->dx) FN(pack)(GH, F, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads);
     gc_barrier(team);
 
-    for (ptrdiff_t i1 = s->T; i1 > 0; i1 = gc_max(i1 - plan->steps, 0)) {
-        ptrdiff_t i0 = gc_max(i1 - plan->steps, 0);
-        share(n_alive(s, gc_min(step_at(s, i0), step_at(s, i1 - 1))), team, thread, &first, &end);
-        for (ptrdiff_t i = i1 - 1; i >= i0; i--) {
-            ptrdiff_t t = step_at(s, i), rows = gc_min(end, n_alive(s, t)) - first, row0 = s->offsets[t] + first;
-            if (rows <= 0) continue;
-            for (ptrdiff_t k = 0; k < rows; k++) {
-                ptrdiff_t row = row0 + k;
-                REAL *dh_b = dh + (first + k) * H;
-                for (ptrdiff_t j = 0; j < H; j++) dh_b[j] += dy[row * s->ld_y + j];
-                s->dh_norm[row] = FN(norm_and_clip)(H, dh_b, s->step_clip);
-                if (s->cell == GC_LSTM) {
-                    REAL *dc_b = dc + (first + k) * H;
-                    FN(lstm_step_back_cell)(H, gates + row * KH, c_in + row * H, dh_b, dc_b, dg_x + row * GH);
-                    s->dc_norm[row] = FN(l2_norm)(dc_b, H);
-                    FN(lstm_step_back_gates)(H, gates + row * KH, c_in + row * H, dc_b, dg_x + row * GH);
-                } else if (s->cell == GC_GRU) {
-                    FN(gru_step_back)(H, gates + row * KH, h_in + row * H, dh_b, dg_x + row * GH, dg_h + row * GH);
-                } else {
-                    FN(rnn_step_back)(s->cell == GC_RNN_RELU, H, gates + row * KH, dh_b, dg_x + row * GH);
-                }
-            }
-            FN(gemm)(rows, H, GH, dg_h + row0 * GH, GH, plan->w_hh, dh + first * H, H, NULL, s->cell == GC_GRU);
+    for (ptrdiff_t i1 = s->T; i1 > 0;) {
+        gc_chunk chunk = chunk_of(s, 1, i1, NR, team, thread);
+        i1 = chunk.i0;
+        for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, step_at(s, i), team, thread);
+        gc_barrier(team);
+
+        ptrdiff_t last = s->reverse ? step_at(s, chunk.i0) : step_at(s, chunk.i1 - 1);
+        ptrdiff_t rows = s->offsets[last + 1] - chunk.row0, first, end;
+        FN(weight_part)(GH, n_first, F, rows, plan->dg, plan->dg_row, (const REAL *)s->x + chunk.row0 * F, F, s->dw_ih,
+                        s->db_ih, team, thread);
+        FN(weight_part)(GH, 0, H, rows, plan->dg + (plan->K - plan->G) * H, plan->dg_row,
+                        (const REAL *)s->h_in + chunk.row0 * plan->h_row, plan->h_row, s->dw_hh, s->db_hh, team, thread);
+        if (s->dx) {
+            share_tiles(rows, MR, team, thread, &first, &end);
+            REAL *dx = (REAL *)s->dx + (chunk.row0 + first) * F;
+            FN(gemm)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
+                     s->dx_adds ? dx : NULL, F);
         }
         gc_barrier(team);
-    }
-
-    share_tiles(GH, MR, team, thread, &first, &end);
-    REAL *work = plan->products + thread * plan->product_size;
-    FN(gemm_tn)(first, end, F, S, dg_x, GH, s->x, s->dw_ih, work);
-    FN(gemm_tn)(first, end, H, S, dg_h, GH, h_in, s->dw_hh, work);
-    if (s->db_ih) FN(column_sums)(first, end, S, dg_x, GH, s->db_ih);
-    if (s->db_hh) FN(column_sums)(first, end, S, dg_h, GH, s->db_hh);
-    if (s->dx) {
-        share_tiles(S, MR, team, thread, &first, &end);
-        FN(gemm)(end - first, F, GH, dg_x + first * GH, GH, plan->w_ih, (REAL *)s->dx + first * F, F, NULL, s->dx_adds);
     }
     gc_ftz_leave(mode);
 }

@@ -22,10 +22,26 @@ cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray off
     s.b_ih = pointer(weights[2], real, G * H, False)
     s.b_hh = pointer(weights[3], real, G * H, False)
     s.x = pointer(x, real, S * F, False)
-    s.gates = pointer(gates, real, S * kept * H, gates is not None)
-    s.h_in = pointer(h_in, real, S * H, h_in is not None)
-    s.c_in = pointer(c_in, real, S * H, c_in is not None)
+    cdef Py_ssize_t state_row, gates_row = tape_rows(kept, H, real, &state_row)
+    s.gates = pointer(gates, real, S * gates_row, gates is not None)
+    s.h_in = pointer(h_in, real, S * state_row, h_in is not None)
+    s.c_in = pointer(c_in, real, S * state_row, c_in is not None)
     return real
+
+
+cdef Py_ssize_t tape_rows(Py_ssize_t kept, Py_ssize_t H, int real, Py_ssize_t *state_row):
+    """Elements of a row of `gates`, which is returned, and of h_in and c_in."""
+    cdef Py_ssize_t lanes = TABLE.real[real].lanes, size = 4 if real == GC_F32 else 8
+    cdef Py_ssize_t padded = (H + lanes - 1) // lanes * lanes
+    state_row[0] = gc_row(padded, size)
+    return gc_row(kept * padded, size)
+
+
+def tape_layout(dtype, Py_ssize_t kept, Py_ssize_t H):
+    """Elements of a row of `gates` and of h_in and c_in, and how many units stand together in `gates`."""
+    cdef int real = GC_F32 if dtype == "float32" else GC_F64
+    cdef Py_ssize_t state_row, gates_row = tape_rows(kept, H, real, &state_row)
+    return gates_row, state_row, TABLE.real[real].lanes
 
 
 def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, Py_ssize_t column,
@@ -73,7 +89,7 @@ def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weigh
     s.db_ih = pointer(d_weights[2], real, 0 if s.b_ih == NULL else cnp.PyArray_SIZE(weights[2]), s.b_ih != NULL)
     s.db_hh = pointer(d_weights[3], real, 0 if s.b_hh == NULL else cnp.PyArray_SIZE(weights[3]), s.b_hh != NULL)
     s.step_clip = step_clip
-    s.dh_norm = <double *> pointer(dh_norm, GC_F64, S, True)
+    s.dh_norm = <double *> pointer(dh_norm, GC_F64, S, dh_norm is not None)
     s.dc_norm = <double *> pointer(dc_norm, GC_F64, S, dc_norm is not None)
     s.work = NULL
     cdef size_t n = TABLE.real[real].recurrent_backward_work(&s)

@@ -20,7 +20,7 @@
 /* ---- AVX-512 ---------------------------------------------------------------------------------------------------------- */
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
-#define GC_MICRO_ROWS 14
+#define GC_MICRO_ROWS 7
 #if GC_BITS == 32
 #define V 16
 #define VEC __m512
@@ -59,7 +59,7 @@ INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
 /* ---- AVX2 + FMA ------------------------------------------------------------------------------------------------------- */
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
-#define GC_MICRO_ROWS 6
+#define GC_MICRO_ROWS 3
 #if GC_BITS == 32
 #define V 8
 #define VEC __m256
@@ -95,7 +95,7 @@ INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return MM(blendv)(y, x,
 
 /* ---- 16-byte vectors of the GNU C dialect ------------------------------------------------------------------------------- */
 #elif defined(__GNUC__) && !defined(GC_SCALAR)
-#define GC_MICRO_ROWS 6
+#define GC_MICRO_ROWS 3
 #if GC_BITS == 32
 #define V 4
 typedef float gc_vec_f32 __attribute__((vector_size(16)));
@@ -145,7 +145,7 @@ INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { memcpy(p, &v, (size_t)n
 
 /* ---- one element at a time; GC_SCALAR asks for it, to test it ------------------------------------------------------------ */
 #else
-#define GC_MICRO_ROWS 4
+#define GC_MICRO_ROWS 3
 #define V 1
 #define VEC REAL
 INLINE VEC FN(v_load)(const REAL *p) { return *p; }
@@ -193,6 +193,8 @@ INLINE VEC FN(v_pow2)(VEC n)
 #undef MM_BACK
 #undef MASK
 #endif
+
+enum { FN(lanes) = V };
 
 /* ---- made of the above ------------------------------------------------------------------------------------------------ */
 
