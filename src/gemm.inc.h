@@ -75,8 +75,8 @@ INLINE void FN(tile)(const int rows, const int vectors, const int partial, ptrdi
     case rows:                                                                                                                 \
         FN(tile)(rows, vectors, partial, n, p);                                                                                \
         break;
-#if GC_MICRO_ROWS == 7
-#define MORE_ROWS(...) TILE(4, __VA_ARGS__) TILE(5, __VA_ARGS__) TILE(6, __VA_ARGS__) TILE(7, __VA_ARGS__)
+#if GC_MICRO_ROWS == 6
+#define MORE_ROWS(...) TILE(4, __VA_ARGS__) TILE(5, __VA_ARGS__) TILE(6, __VA_ARGS__)
 #else
 #define MORE_ROWS(...)
 #endif

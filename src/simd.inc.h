@@ -20,7 +20,7 @@
 /* ---- AVX-512 ---------------------------------------------------------------------------------------------------------- */
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
-#define GC_MICRO_ROWS 7
+#define GC_MICRO_ROWS 6
 #if GC_BITS == 32
 #define V 16
 #define VEC __m512
