@@ -13,7 +13,7 @@
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    KC = 384,             /* rows that one block of gemm_tn sums at most: a stripe of A stays in L1 */
+    KC = 384,             /* rows that one block of gemm_tn sums at most: they are read one by one, from L2 */
     NC_BYTES = 384 * 1024 /* of B in such a block: what all stripes read stays in L2 */
 };
 #endif
@@ -156,43 +156,35 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdi
 
 /* ---- sums over many rows ------------------------------------------------------------------------------------------------ */
 
-/* Columns [m0, m1) of C[M, N] += A^T B and, unless NULL, of sums[m] += the sum over k of A[k, m]; A is (K, M), B (K, N).
- * Both sums are made in blocks of at most KC rows. */
+/* Columns [m0, m1) of C[M, N] += A^T B, with A (K, M) and B (K, N). The sum is made in blocks of at most KC rows. */
 static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *b,
-                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row, REAL *sums)
+                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row)
 {
-    enum { WIDTH = (MR + V - 1) / V * V };
-    REAL stripe[KC * MR + WIDTH]; /* columns of A, as [k][MR] */
     const ptrdiff_t blocks = (K + KC - 1) / KC, stripes = (m1 - m0 + MR - 1) / MR;
     for (ptrdiff_t block = 0; block < blocks; block++) {
         ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / NR) * NR;
-        for (ptrdiff_t j0 = 0; j0 < N; j0 += NC) {
+        for (ptrdiff_t j0 = 0; j0 < N; j0 += NC)
             for (ptrdiff_t s = 0; s < stripes; s++) {
                 ptrdiff_t m = m0 + (m1 - m0) * s / stripes, rows = m0 + (m1 - m0) * (s + 1) / stripes - m;
-                const REAL *from = a + k0 * a_row + m;
-                VEC total[WIDTH / V];
-#pragma GCC unroll 4
-                for (int v = 0; v < WIDTH / V; v++) total[v] = FN(v_zero)();
-                for (ptrdiff_t k = 0; k < kc; k++) /* each row overwrites what the one before has written too much */
-#pragma GCC unroll 4
-                    for (int v = 0; v < WIDTH / V; v++) {
-                        VEC part = FN(v_get)(from + k * a_row + v * V, gc_max(rows - v * V, 0));
-                        total[v] = FN(v_add)(total[v], part);
-                        FN(v_store)(stripe + k * MR + v * V, part);
-                    }
-                if (sums && !j0) {
-                    REAL sum[WIDTH];
-                    for (int v = 0; v < WIDTH / V; v++) FN(v_store)(sum + v * V, total[v]);
-                    for (ptrdiff_t i = 0; i < rows; i++) sums[m + i] += sum[i];
-                }
                 for (ptrdiff_t j = j0; j < gc_min(j0 + NC, N); j += NR) {
                     ptrdiff_t n = gc_min(NR, N - j);
                     REAL *to = c + m * c_row + j;
-                    FN(product) p = {kc, stripe, 1, MR, b + k0 * b_row + j, b_row, to, c_row, to, c_row};
+                    FN(product) p = {kc, a + k0 * a_row + m, 1, a_row, b + k0 * b_row + j, b_row, to, c_row, to, c_row};
                     FN(tile_for)(n, 0)(rows, n, &p);
                 }
             }
-        }
     }
+}
+
+/* Columns [m0, m1) of sum[m] += the sum over k of a[k, m], in blocks of at most KC rows. */
+static void FN(column_sums)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, REAL *sum)
+{
+    for (ptrdiff_t m = m0; m < m1; m += NR)
+        for (ptrdiff_t k0 = 0; k0 < K; k0 += KC) {
+            REAL block[NR] = {0};
+            for (ptrdiff_t k = k0; k < gc_min(k0 + KC, K); k++)
+                for (ptrdiff_t j = 0; j < gc_min(NR, m1 - m); j++) block[j] += a[k * a_row + m + j];
+            for (ptrdiff_t j = 0; j < gc_min(NR, m1 - m); j++) sum[m + j] += block[j];
+        }
 }

@@ -67,7 +67,8 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
     FN(pack)(O, F, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team));
     share(O, team, thread, &first, &end);
-    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db);
+    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F);
+    if (s->db) FN(column_sums)(first, end, N, dy, O, s->db);
     gc_barrier(team);
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, F, O, dy + first * O, O, plan->packed, (REAL *)s->dx + first * F, F, NULL, 0);

@@ -454,7 +454,8 @@ static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdi
     for (ptrdiff_t wrapped = 0; wrapped < 2; wrapped++) {
         ptrdiff_t n = wrapped ? first_row : M - first_row, to = wrapped ? 0 : first_row, m0, m1;
         share_tiles(n, MR, team, thread, &m0, &m1);
-        FN(gemm_tn)(m0, m1, N, rows, dg + (wrapped ? M - first_row : 0), dg_row, b, b_row, dw + to * N, N, db ? db + to : NULL);
+        FN(gemm_tn)(m0, m1, N, rows, dg + (wrapped ? M - first_row : 0), dg_row, b, b_row, dw + to * N, N);
+        if (db) FN(column_sums)(m0, m1, rows, dg + (wrapped ? M - first_row : 0), dg_row, db + to);
     }
 }
 
