@@ -12,3 +12,4 @@
 #undef MR
 #undef NR
 #undef NV
+#undef STREAM_FENCE

@@ -3,7 +3,7 @@
  * The team shares the work of a step by sequences: each thread takes its own through all steps and waits for nobody. Where
  * there are too few sequences it shares the units instead, and waits for all of h_t once a step (twice backward).
  *
- * The steps are walked in chunks of about CHUNK_ROWS rows. Forward, the input's part of the gates is one product over a
+ * The steps are walked in chunks. Forward, the input's part of the gates is one product over a
  * chunk, after which each step adds the recurrent part, panel by panel, and turns each panel into gates and state while it
  * is in cache. Backward, a chunk's dL/d(pre-activation) goes into the weights' gradients and dL/dx before the next chunk
  * overwrites it.
@@ -20,7 +20,10 @@
 #ifndef GC_RECURRENT_SIZES
 #define GC_RECURRENT_SIZES
 enum {
-    CHUNK_ROWS = 256,  /* rows that one block of the weights' gradients sums: the more, the fewer passes over these */
+    FORWARD_ROWS = 128,          /* rows of a chunk forward: as often each panel of W_ih is used before the next */
+    BACKWARD_ROWS = 256,         /* backward: the more, the fewer passes over the weights' gradients */
+    TOGETHER_BYTES = 256 * 1024, /* size of W_ih up to which each step reads it again beside W_hh */
+    STREAM_BYTES = 16 << 20,     /* size of the gates beyond which they are not worth keeping in the caches */
     FEW_ROWS = 4,      /* sequences for each thread below which it costs less to share the units, if ... */
     UNIT_WORK = 200000 /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
 };
@@ -43,12 +46,12 @@ typedef struct {
 
 /* The chunk that begins (forward) or ends (backward) with step `at`, shared by units in multiples of `panel`. Where it ends
  * does not depend on the team, because the weights' gradients are summed chunk by chunk. */
-INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t panel, gc_team *team, int thread)
+INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t most, ptrdiff_t panel, gc_team *team, int thread)
 {
     gc_chunk chunk = {at, at, 0, 0, 0, 0, s->H, 0, 0};
     const int size = gc_team_size(team);
     ptrdiff_t rows = 0;
-    while (rows < CHUNK_ROWS && (backward ? chunk.i0 > 0 : chunk.i1 < s->T))
+    while (rows < most && (backward ? chunk.i0 > 0 : chunk.i1 < s->T))
         rows += n_alive(s, step_at(s, backward ? --chunk.i0 : chunk.i1++));
     ptrdiff_t t = s->reverse ? step_at(s, chunk.i1 - 1) : chunk.i0; /* the earliest step, where most are alive */
     chunk.alive = n_alive(s, t);
@@ -77,7 +80,7 @@ INLINE int recurrent_threads(const gc_recurrent *s)
 }
 
 /* Rows of scratch that hold any chunk. */
-INLINE ptrdiff_t chunk_rows(const gc_recurrent *s) { return gc_min(CHUNK_ROWS - 1 + s->B, s->offsets[s->T]); }
+INLINE ptrdiff_t chunk_rows(const gc_recurrent *s, ptrdiff_t most) { return gc_min(most - 1 + s->B, s->offsets[s->T]); }
 
 /* Which of the weights' gates stand in gates and dg, in their order. */
 INLINE const int *gate_order(const gc_recurrent *s, int of_input)
@@ -91,26 +94,31 @@ INLINE const int *gate_order(const gc_recurrent *s, int of_input)
 
 typedef struct {
     const gc_recurrent *s;
-    ptrdiff_t G, K, panel;    /* units of a panel: V, or NR for the RNN, so that a panel has at most NR columns */
+    ptrdiff_t G, K, panel; /* units of a panel: V, or NR for the RNN, so that a panel has at most NR columns */
     ptrdiff_t gates_row, h_row;
-    REAL *w_ih, *w_hh;        /* packed: for each panel [F or H][gate][unit] */
-    REAL *bias;               /* like a row of gates: what the pre-activations start from */
-    REAL *chunk_gates, *h_in; /* without a tape: a chunk's gates; (2, B, h_row) states entering even and odd steps */
+    REAL *w_ih, *w_hh;     /* packed: for each panel [F or H][gate][unit] */
+    REAL *bias;            /* [H'/V][K][V]: what the pre-activations start from */
+    REAL *pre;             /* pre-activations, rows of NR for one panel: of a chunk for each panel, or of a step for each thread */
+    REAL *h_in;            /* without a tape (2, B, h_row): the states that enter even and odd steps */
+    int whole_chunk, stream;
 } FN(forward_plan);
 
 static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
 {
     gc_arena arena = {s->work, 0};
-    ptrdiff_t padded = (s->H + V - 1) / V * V;
+    const ptrdiff_t padded = (s->H + V - 1) / V * V;
     plan->s = s;
     plan->G = n_gates(s), plan->K = n_kept(s);
     plan->panel = plan->K == 1 ? NR : V;
     plan->gates_row = gc_row(plan->K * padded, sizeof(REAL));
     plan->h_row = gc_row(padded, sizeof(REAL));
+    plan->whole_chunk = s->F * plan->G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
+    plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES;
     plan->w_ih = take(&arena, s->F * plan->G * padded, sizeof(REAL));
     plan->w_hh = take(&arena, s->H * plan->G * padded, sizeof(REAL));
     plan->bias = take(&arena, plan->K * padded, sizeof(REAL));
-    plan->chunk_gates = s->gates ? NULL : take(&arena, chunk_rows(s) * plan->gates_row, sizeof(REAL));
+    plan->pre = take(&arena, (plan->whole_chunk ? (s->H + plan->panel - 1) / plan->panel * chunk_rows(s, FORWARD_ROWS)
+                                                : recurrent_threads(s) * s->B) * NR, sizeof(REAL));
     plan->h_in = s->gates ? NULL : take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
     return arena.used;
 }
@@ -166,26 +174,33 @@ static void FN(pack_forward)(const FN(forward_plan) *plan, int thread, int n_thr
 /* One panel of one step: `rows` rows of the arrays, whose pointers stand at the panel's first unit; `units` are real. */
 typedef struct {
     ptrdiff_t rows, units;
-    REAL *gates;
-    ptrdiff_t gates_row;
-    REAL *h, *c; /* H apart: state before the step, and after it */
+    const REAL *pre;         /* NR apart */
+    REAL *h, *c;             /* H apart: state before the step, and after it */
     ptrdiff_t H;
-    REAL *y;
-    ptrdiff_t y_row;
+    REAL *y, *gates, *c_in;  /* gates and c_in are NULL without a tape */
+    ptrdiff_t y_row, gates_row, c_row;
+    int stream;
 } FN(panel_step);
+
+/* To the tape: past the caches when it is too long for them. */
+INLINE void FN(keep)(const FN(panel_step) *p, REAL *to, VEC value)
+{
+    if (p->stream)
+        FN(v_stream)(to, value);
+    else
+        FN(v_store)(to, value);
+}
 
 /* (f1) h = act(g) */
 static void FN(rnn_step)(const FN(panel_step) *p, int relu)
 {
-    for (ptrdiff_t b = 0; b < p->rows; b++) {
-        REAL *g = p->gates + b * p->gates_row;
+    for (ptrdiff_t b = 0; b < p->rows; b++)
         for (ptrdiff_t j = 0; j < p->units; j += V) {
-            VEC a = FN(v_load)(g + j), h = relu ? FN(v_max)(FN(v_zero)(), a) : FN(v_tanh)(a);
-            FN(v_store)(g + j, h);
+            VEC a = FN(v_load)(p->pre + b * NR + j), h = relu ? FN(v_max)(FN(v_zero)(), a) : FN(v_tanh)(a);
+            if (p->gates) FN(keep)(p, p->gates + b * p->gates_row + j, h);
             FN(v_put)(p->h + b * p->H + j, h, p->units - j);
             FN(v_put)(p->y + b * p->y_row + j, h, p->units - j);
         }
-    }
 }
 
 /* c_t from the gates and c_{t-1}; the backward pass recomputes it to the same bits */
@@ -196,15 +211,19 @@ static void FN(lstm_step)(const FN(panel_step) *p)
 {
     const ptrdiff_t n = p->units;
     for (ptrdiff_t b = 0; b < p->rows; b++) {
-        REAL *gates = p->gates + b * p->gates_row, *c_b = p->c + b * p->H;
-        VEC i = FN(v_sigmoid)(FN(v_load)(gates)), f = FN(v_sigmoid)(FN(v_load)(gates + V));
-        VEC g = FN(v_tanh)(FN(v_load)(gates + 2 * V)), o = FN(v_sigmoid)(FN(v_load)(gates + 3 * V));
-        VEC c = FN(lstm_cell)(i, f, g, FN(v_get)(c_b, n)), h = FN(v_mul)(o, FN(v_tanh)(c));
-        FN(v_store)(gates, i);
-        FN(v_store)(gates + V, f);
-        FN(v_store)(gates + 2 * V, g);
-        FN(v_store)(gates + 3 * V, o);
-        FN(v_put)(c_b, c, n);
+        const REAL *pre = p->pre + b * NR;
+        VEC i = FN(v_sigmoid)(FN(v_load)(pre)), f = FN(v_sigmoid)(FN(v_load)(pre + V));
+        VEC g = FN(v_tanh)(FN(v_load)(pre + 2 * V)), o = FN(v_sigmoid)(FN(v_load)(pre + 3 * V));
+        VEC before = FN(v_get)(p->c + b * p->H, n), c = FN(lstm_cell)(i, f, g, before), h = FN(v_mul)(o, FN(v_tanh)(c));
+        if (p->gates) {
+            REAL *gates = p->gates + b * p->gates_row;
+            FN(keep)(p, gates, i);
+            FN(keep)(p, gates + V, f);
+            FN(keep)(p, gates + 2 * V, g);
+            FN(keep)(p, gates + 3 * V, o);
+            FN(keep)(p, p->c_in + b * p->c_row, before);
+        }
+        FN(v_put)(p->c + b * p->H, c, n);
         FN(v_put)(p->h + b * p->H, h, n);
         FN(v_put)(p->y + b * p->y_row, h, n);
     }
@@ -214,39 +233,41 @@ static void FN(lstm_step)(const FN(panel_step) *p)
 static void FN(gru_step)(const FN(panel_step) *p)
 {
     for (ptrdiff_t b = 0; b < p->rows; b++) {
-        REAL *gates = p->gates + b * p->gates_row, *h_b = p->h + b * p->H;
-        VEC r = FN(v_sigmoid)(FN(v_load)(gates + V)), z = FN(v_sigmoid)(FN(v_load)(gates + 2 * V));
-        VEC n = FN(v_tanh)(FN(v_fma)(r, FN(v_load)(gates + 3 * V), FN(v_load)(gates)));
-        VEC h = FN(v_fma)(z, FN(v_sub)(FN(v_get)(h_b, p->units), n), n);
-        FN(v_store)(gates, n);
-        FN(v_store)(gates + V, r);
-        FN(v_store)(gates + 2 * V, z);
-        FN(v_put)(h_b, h, p->units);
+        const REAL *pre = p->pre + b * NR;
+        VEC r = FN(v_sigmoid)(FN(v_load)(pre + V)), z = FN(v_sigmoid)(FN(v_load)(pre + 2 * V)), q = FN(v_load)(pre + 3 * V);
+        VEC n = FN(v_tanh)(FN(v_fma)(r, q, FN(v_load)(pre)));
+        VEC h = FN(v_fma)(z, FN(v_sub)(FN(v_get)(p->h + b * p->H, p->units), n), n);
+        if (p->gates) {
+            REAL *gates = p->gates + b * p->gates_row;
+            FN(keep)(p, gates, n);
+            FN(keep)(p, gates + V, r);
+            FN(keep)(p, gates + 2 * V, z);
+            FN(keep)(p, gates + 3 * V, q);
+        }
+        FN(v_put)(p->h + b * p->H, h, p->units);
         FN(v_put)(p->y + b * p->y_row, h, p->units);
     }
 }
 
-/* The gates' pre-activations of `rows` rows and the panel of unit u: the input's part, from the bias. */
-static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *x, REAL *gates)
+/* The pre-activations of `rows` rows and the panel of unit u: the input's part, from the bias. */
+static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *x, REAL *pre)
 {
     const gc_recurrent *s = plan->s;
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     const REAL *bias = plan->bias + u * plan->K;
-    FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, gates + u * plan->K, plan->gates_row, bias, 0};
+    FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, pre, NR, bias, 0};
     FN(panel)(rows, width, &p, FN(tile_for)(width, 1));
     if (s->cell == GC_GRU)
-        for (ptrdiff_t b = 0; b < rows; b++)
-            FN(v_store)(gates + b * plan->gates_row + u * plan->K + 3 * V, FN(v_load)(bias + 3 * V));
+        for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * NR + 3 * V, FN(v_load)(bias + 3 * V));
 }
 
 /* They get the recurrent part. */
-static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *h_in, REAL *gates)
+static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *h_in, REAL *pre)
 {
     const gc_recurrent *s = plan->s;
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
-    REAL *to = gates + u * plan->K + (s->cell == GC_GRU ? V : 0);
-    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, plan->gates_row, to,
-                     plan->gates_row};
+    REAL *to = pre + (s->cell == GC_GRU ? V : 0);
+    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR};
     FN(panel)(rows, width, &p, FN(tile_for)(width, 1));
 }
 
@@ -254,37 +275,43 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
 {
     const FN(forward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
-    const ptrdiff_t H = s->H, h_row = plan->h_row, gates_row = plan->gates_row;
+    const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
+    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * NR; /* from one panel's pre-activations to the next one's */
     const REAL *x = s->x;
-    REAL *h = s->h, *c = s->c, *y = s->y, *c_in = s->c_in;
+    REAL *h = s->h, *c = s->c, *y = s->y, *gates = s->gates, *c_in = s->c_in;
     unsigned long long mode = gc_ftz_enter();
 
     FN(pack_forward)(plan, thread, gc_team_size(team));
     for (ptrdiff_t i0 = 0, alive = -1; i0 < s->T;) {
-        gc_chunk chunk = chunk_of(s, 0, i0, plan->panel, team, thread);
+        gc_chunk chunk = chunk_of(s, 0, i0, FORWARD_ROWS, panel, team, thread);
         if (chunk.alive != alive) gc_barrier(team); /* all is packed, or the sequences are shared anew */
         alive = chunk.alive;
-        REAL *gates = s->gates ? (REAL *)s->gates : plan->chunk_gates - chunk.row0 * gates_row;
 
-        for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += plan->panel)
-            for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
-                ptrdiff_t t = step_at(s, i), row = s->offsets[t] + chunk.first;
-                FN(input_part)(plan, own_rows(s, &chunk, t), u, x + row * s->F, gates + row * gates_row);
-            }
+        if (plan->whole_chunk)
+            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel)
+                for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
+                    ptrdiff_t t = step_at(s, i), row = s->offsets[t] + chunk.first;
+                    FN(input_part)(plan, own_rows(s, &chunk, t), u, x + row * s->F,
+                                   plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR);
+                }
         for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
-            REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
-            const size_t own = (size_t)(chunk.u1 - chunk.u0) * sizeof(REAL);
-            for (ptrdiff_t b = 0; b < rows; b++) {
-                memcpy(h_in + b * h_row + chunk.u0, h + (chunk.first + b) * H + chunk.u0, own);
-                if (c_in) memcpy(c_in + (row + b) * h_row + chunk.u0, c + (chunk.first + b) * H + chunk.u0, own);
-            }
+            REAL *h_in = gates ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
+            for (ptrdiff_t b = 0; b < rows; b++)
+                memcpy(h_in + b * h_row + chunk.u0, h + (chunk.first + b) * H + chunk.u0,
+                       (size_t)(chunk.u1 - chunk.u0) * sizeof(REAL));
             if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
-            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += plan->panel) {
-                FN(recurrent_part)(plan, rows, u, h_in, gates + row * gates_row);
-                FN(panel_step) p = {rows, gc_min(plan->panel, H - u), gates + row * gates_row + u * plan->K, gates_row,
-                                    h + chunk.first * H + u, c ? c + chunk.first * H + u : NULL, H,
-                                    y + row * s->ld_y + u, s->ld_y};
+            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
+                REAL *pre = plan->pre + thread * s->B * NR;
+                if (plan->whole_chunk)
+                    pre = plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR;
+                else
+                    FN(input_part)(plan, rows, u, x + row * s->F, pre);
+                FN(recurrent_part)(plan, rows, u, h_in, pre);
+                FN(panel_step) p = {rows, gc_min(panel, H - u), pre, h + chunk.first * H + u,
+                                    c ? c + chunk.first * H + u : NULL, H, y + row * s->ld_y + u,
+                                    gates ? gates + row * plan->gates_row + u * plan->K : NULL,
+                                    c_in ? c_in + row * h_row + u : NULL, s->ld_y, plan->gates_row, h_row, plan->stream};
                 if (s->cell == GC_LSTM)
                     FN(lstm_step)(&p);
                 else if (s->cell == GC_GRU)
@@ -295,6 +322,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         }
         i0 = chunk.i1;
     }
+    STREAM_FENCE();
     gc_ftz_leave(mode);
 }
 
@@ -328,7 +356,7 @@ static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
     plan->dg_row = gc_row((plan->K * s->H + V - 1) / V * V, sizeof(REAL));
     plan->w_ih = s->dx ? take(&arena, FN(packed_size)(plan->G * s->H, s->F), sizeof(REAL)) : NULL;
     plan->w_hh = take(&arena, FN(packed_size)(plan->G * s->H, s->H), sizeof(REAL));
-    plan->dg = take(&arena, chunk_rows(s) * plan->dg_row, sizeof(REAL));
+    plan->dg = take(&arena, chunk_rows(s, BACKWARD_ROWS) * plan->dg_row, sizeof(REAL));
     plan->carry = plan->K > 1 ? take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
     return arena.used;
 }
@@ -472,7 +500,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     gc_barrier(team);
 
     for (ptrdiff_t i1 = s->T; i1 > 0;) {
-        gc_chunk chunk = chunk_of(s, 1, i1, NR, team, thread);
+        gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, NR, team, thread);
         i1 = chunk.i0;
         for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, step_at(s, i), team, thread);
         gc_barrier(team);

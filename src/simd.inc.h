@@ -111,6 +111,7 @@ typedef uint64_t gc_bits_f64 __attribute__((vector_size(16)));
 #define BITS FN(gc_bits)
 INLINE VEC FN(v_load)(const REAL *p) { return *(const FN(gc_vec_unaligned) *)p; }
 INLINE void FN(v_store)(REAL *p, VEC v) { *(FN(gc_vec_unaligned) *)p = v; }
+INLINE void FN(v_stream)(REAL *p, VEC v) { FN(v_store)(p, v); }
 INLINE VEC FN(v_set1)(REAL a) { return a - (VEC){0}; }
 INLINE VEC FN(v_zero)(void) { return (VEC){0}; }
 INLINE VEC FN(v_add)(VEC a, VEC b) { return a + b; }
@@ -150,6 +151,7 @@ INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { memcpy(p, &v, (size_t)n
 #define VEC REAL
 INLINE VEC FN(v_load)(const REAL *p) { return *p; }
 INLINE void FN(v_store)(REAL *p, VEC v) { *p = v; }
+INLINE void FN(v_stream)(REAL *p, VEC v) { *p = v; }
 INLINE VEC FN(v_set1)(REAL a) { return a; }
 INLINE VEC FN(v_zero)(void) { return 0; }
 INLINE VEC FN(v_add)(VEC a, VEC b) { return a + b; }
@@ -171,6 +173,8 @@ INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { if (n) *p = v; }
 #ifdef GC_X86_OPS
 INLINE VEC FN(v_load)(const REAL *p) { return MM(loadu)(p); }
 INLINE void FN(v_store)(REAL *p, VEC v) { MM(storeu)(p, v); }
+/* past the caches, to an aligned place; STREAM_FENCE() before another thread may read it */
+INLINE void FN(v_stream)(REAL *p, VEC v) { MM(stream)(p, v); }
 INLINE VEC FN(v_set1)(REAL a) { return MM(set1)(a); }
 INLINE VEC FN(v_zero)(void) { return MM(setzero)(); }
 INLINE VEC FN(v_add)(VEC a, VEC b) { return MM(add)(a, b); }
@@ -186,12 +190,17 @@ INLINE VEC FN(v_pow2)(VEC n)
 {
     return MM_BACK(MM_INT(slli)(MM_CAST(FN(v_add)(n, FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS))), MANTISSA_BITS));
 }
+#define STREAM_FENCE() _mm_sfence()
 #undef GC_X86_OPS
 #undef MM
 #undef MM_INT
 #undef MM_CAST
 #undef MM_BACK
 #undef MASK
+#endif
+
+#ifndef STREAM_FENCE
+#define STREAM_FENCE() ((void)0)
 #endif
 
 enum { FN(lanes) = V };
