@@ -112,7 +112,7 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
     plan->panel = plan->K == 1 ? NR : V;
     plan->gates_row = gc_row(plan->K * padded, sizeof(REAL));
     plan->h_row = gc_row(padded, sizeof(REAL));
-    plan->whole_chunk = s->F * plan->G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
+    plan->whole_chunk = s->B <= MR || s->F * plan->G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
     plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES;
     plan->w_ih = take(&arena, s->F * plan->G * padded, sizeof(REAL));
     plan->w_hh = take(&arena, s->H * plan->G * padded, sizeof(REAL));
@@ -301,24 +301,28 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
                 memcpy(h_in + b * h_row + chunk.u0, h + (chunk.first + b) * H + chunk.u0,
                        (size_t)(chunk.u1 - chunk.u0) * sizeof(REAL));
             if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
-            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
-                REAL *pre = plan->pre + thread * s->B * NR;
-                if (plan->whole_chunk)
-                    pre = plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR;
-                else
-                    FN(input_part)(plan, rows, u, x + row * s->F, pre);
-                FN(recurrent_part)(plan, rows, u, h_in, pre);
-                FN(panel_step) p = {rows, gc_min(panel, H - u), pre, h + chunk.first * H + u,
-                                    c ? c + chunk.first * H + u : NULL, H, y + row * s->ld_y + u,
-                                    gates ? gates + row * plan->gates_row + u * plan->K : NULL,
-                                    c_in ? c_in + row * h_row + u : NULL, s->ld_y, plan->gates_row, h_row, plan->stream};
-                if (s->cell == GC_LSTM)
-                    FN(lstm_step)(&p);
-                else if (s->cell == GC_GRU)
-                    FN(gru_step)(&p);
-                else
-                    FN(rnn_step)(&p, s->cell == GC_RNN_RELU);
-            }
+            /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
+            const int at_once = rows > MR || !plan->whole_chunk;
+            for (ptrdiff_t pass = at_once; pass < 2; pass++)
+                for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
+                    REAL *pre = plan->whole_chunk ? plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR
+                                                  : plan->pre + thread * s->B * NR;
+                    if (at_once || !pass) {
+                        if (!plan->whole_chunk) FN(input_part)(plan, rows, u, x + row * s->F, pre);
+                        FN(recurrent_part)(plan, rows, u, h_in, pre);
+                    }
+                    if (!pass) continue;
+                    FN(panel_step) p = {rows, gc_min(panel, H - u), pre, h + chunk.first * H + u,
+                                        c ? c + chunk.first * H + u : NULL, H, y + row * s->ld_y + u,
+                                        gates ? gates + row * plan->gates_row + u * plan->K : NULL,
+                                        c_in ? c_in + row * h_row + u : NULL, s->ld_y, plan->gates_row, h_row, plan->stream};
+                    if (s->cell == GC_LSTM)
+                        FN(lstm_step)(&p);
+                    else if (s->cell == GC_GRU)
+                        FN(gru_step)(&p);
+                    else
+                        FN(rnn_step)(&p, s->cell == GC_RNN_RELU);
+                }
         }
         i0 = chunk.i1;
     }
