@@ -288,11 +288,14 @@ def compare(job: Job, runs: dict[str, Run], rounds: int, work: float, at_most: f
     return row
 
 
-def training(rounds: int, dtype: str = "float32", shapes: list[Shape] = SHAPES) -> Iterator[Row]:
-    for threads in (1, 2):
+THREADS = [1, 2]
+
+
+def training(rounds: int, dtype: str = "float32") -> Iterator[Row]:
+    for threads in THREADS:
         gradcore.set_num_threads(threads)
         at_most = peak(dtype)
-        for shape in shapes:
+        for shape in SHAPES:
             for cell in GATES:
                 job = Job(cell, shape, dtype)
                 work = flop(cell, shape[0] * shape[1], shape, 3)
@@ -304,7 +307,7 @@ def double(rounds: int) -> Iterator[Row]:
 
 
 def inference(rounds: int) -> Iterator[Row]:
-    for threads in (1, 2):
+    for threads in THREADS:
         gradcore.set_num_threads(threads)
         at_most = peak("float32")
         for shape in SHAPES:
@@ -476,11 +479,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", nargs="*", default=[], help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="*", default=THREADS, help="for the sections beside the peers")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--figure", type=Path, help="draw the training section to this file")
     arguments = parser.parse_args()
     if unknown := set(arguments.section) - SECTIONS.keys():
         parser.error(f"unknown section {sorted(unknown)}; expected of {', '.join(SECTIONS)}")
+    THREADS[:] = arguments.threads
     result: Row = {"machine": machine(), "sections": {}}
     print(json.dumps(result["machine"], indent=1))
     for name in arguments.section or SECTIONS:

@@ -88,7 +88,8 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str
     )
     if not fits:
         raise ValueError(f"{name}: expected shape {describe(shape)}, got {given.shape}")
-    return np.require(given, requirements=["C", "A"])
+    flags = given.flags
+    return given if flags.c_contiguous and flags.aligned else np.require(given, requirements=["C", "A"])
 
 
 def check_lengths(value: Any, T: int, B: int) -> Array | None:

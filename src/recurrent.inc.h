@@ -44,8 +44,16 @@ typedef struct {
     int by_units;
 } gc_chunk;
 
-/* The chunk that begins (forward) or ends (backward) with step `at`, shared by units in multiples of `panel`. Where it ends
- * does not depend on the team, because the weights' gradients are summed chunk by chunk. */
+/* The thread works for all sequences, on its share of the units, in multiples of `panel`. */
+INLINE void share_units(const gc_recurrent *s, gc_chunk *chunk, ptrdiff_t panel, gc_team *team, int thread)
+{
+    share_tiles(s->H, panel, team, thread, &chunk->u0, &chunk->u1);
+    chunk->first = 0;
+    chunk->end = chunk->alive;
+}
+
+/* The chunk that begins (forward) or ends (backward) with step `at`, shared by sequences or by units. Where it ends does
+ * not depend on the team, because the weights' gradients are summed chunk by chunk. */
 INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t most, ptrdiff_t panel, gc_team *team, int thread)
 {
     gc_chunk chunk = {at, at, 0, 0, 0, 0, s->H, 0, 0};
@@ -58,12 +66,10 @@ INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrd
     chunk.row0 = s->offsets[t];
     chunk.by_units = size > 1 && chunk.alive < (ptrdiff_t)size * FEW_ROWS && (s->H + panel - 1) / panel >= size &&
                      (double)chunk.alive * (double)(n_gates(s) * s->H) * (double)s->H > (double)UNIT_WORK * size;
-    if (chunk.by_units) {
-        share_tiles(s->H, panel, team, thread, &chunk.u0, &chunk.u1);
-        chunk.end = chunk.alive;
-    } else {
+    if (chunk.by_units)
+        share_units(s, &chunk, panel, team, thread);
+    else
         share(chunk.alive, team, thread, &chunk.first, &chunk.end);
-    }
     return chunk;
 }
 
@@ -284,16 +290,20 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     FN(pack_forward)(plan, thread, gc_team_size(team));
     for (ptrdiff_t i0 = 0, alive = -1; i0 < s->T;) {
         gc_chunk chunk = chunk_of(s, 0, i0, FORWARD_ROWS, panel, team, thread);
-        if (chunk.alive != alive) gc_barrier(team); /* all is packed, or the sequences are shared anew */
+        gc_chunk input = chunk;
+        const int all_help = plan->whole_chunk && chunk.alive < gc_team_size(team); /* also those without a sequence */
+        if (all_help) share_units(s, &input, panel, team, thread);
+        if (chunk.alive != alive || all_help) gc_barrier(team); /* all is packed; nobody is at the last chunk any more */
         alive = chunk.alive;
 
         if (plan->whole_chunk)
-            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel)
+            for (ptrdiff_t u = input.u0; u < input.u1; u += panel)
                 for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
-                    ptrdiff_t t = step_at(s, i), row = s->offsets[t] + chunk.first;
-                    FN(input_part)(plan, own_rows(s, &chunk, t), u, x + row * s->F,
+                    ptrdiff_t t = step_at(s, i), row = s->offsets[t] + input.first;
+                    FN(input_part)(plan, own_rows(s, &input, t), u, x + row * s->F,
                                    plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR);
                 }
+        if (all_help) gc_barrier(team);
         for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
             REAL *h_in = gates ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
