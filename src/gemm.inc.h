@@ -13,8 +13,8 @@
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    KC = 384,             /* rows that one block of gemm_tn sums at most: they are read one by one, from L2 */
-    NC_BYTES = 384 * 1024 /* of B in such a block: what all stripes read stays in L2 */
+    KC = 384,              /* rows that one block of gemm_tn sums at most */
+    NC_BYTES = 384 * 1024 /* of B in such a block, packed: it stays in L2 beside a panel of A */
 };
 #endif
 
@@ -32,9 +32,9 @@ typedef struct {
     ptrdiff_t start_row;
 } FN(product);
 
-/* C[rows, n] for n columns that fill `vectors` vectors; with `partial` B has no more than n of them to read. The first
- * three are constants where this is inlined: the sums live in registers. */
-INLINE void FN(tile)(const int rows, const int vectors, const int partial, ptrdiff_t n, const FN(product) *p)
+/* C[rows, n] for n columns that fill `vectors` vectors. The first two are constants where this is inlined: the sums live in
+ * registers. */
+INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(product) *p)
 {
     const ptrdiff_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row, last = n - (vectors - 1) * V;
     const REAL *a = p->a, *b = p->b;
@@ -49,8 +49,7 @@ INLINE void FN(tile)(const int rows, const int vectors, const int partial, ptrdi
     for (ptrdiff_t k = p->K; k > 0; k--) {
         VEC bk[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++)
-            bk[v] = partial && v == vectors - 1 ? FN(v_load_n)(b + v * V, last) : FN(v_load)(b + v * V);
+        for (int v = 0; v < vectors; v++) bk[v] = FN(v_load)(b + v * V);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             VEC aik = FN(v_set1)(a[i * a_row]);
@@ -71,36 +70,34 @@ INLINE void FN(tile)(const int rows, const int vectors, const int partial, ptrdi
         }
 }
 
-#define TILE(rows, vectors, partial)                                                                                           \
+#define TILE(rows, vectors)                                                                                                    \
     case rows:                                                                                                                 \
-        FN(tile)(rows, vectors, partial, n, p);                                                                                \
+        FN(tile)(rows, vectors, n, p);                                                                                         \
         break;
 #if GC_MICRO_ROWS == 6
-#define MORE_ROWS(...) TILE(4, __VA_ARGS__) TILE(5, __VA_ARGS__) TILE(6, __VA_ARGS__)
+#define MORE_ROWS(vectors) TILE(4, vectors) TILE(5, vectors) TILE(6, vectors)
 #else
-#define MORE_ROWS(...)
+#define MORE_ROWS(vectors)
 #endif
-#define TILES(name, ...)                                                                                                       \
-    static void FN(name)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)                                                    \
+#define TILES(vectors)                                                                                                         \
+    static void FN(tile_##vectors)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)                                          \
     {                                                                                                                          \
         switch (rows) {                                                                                                        \
-            TILE(1, __VA_ARGS__) TILE(2, __VA_ARGS__) TILE(3, __VA_ARGS__) MORE_ROWS(__VA_ARGS__)                              \
+            TILE(1, vectors) TILE(2, vectors) TILE(3, vectors) MORE_ROWS(vectors)                                              \
         }                                                                                                                      \
     }
-TILES(tile1, 1, 0) TILES(tile2, 2, 0) TILES(tile3, 3, 0) TILES(tile4, 4, 0)
-TILES(tile1_partial, 1, 1) TILES(tile2_partial, 2, 1) TILES(tile3_partial, 3, 1) TILES(tile4_partial, 4, 1)
+TILES(1) TILES(2) TILES(3) TILES(4)
 #undef TILES
 #undef MORE_ROWS
 #undef TILE
 
 typedef void (*FN(tile_kernel))(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p);
 
-/* The kernel for n <= NR columns; `packed` when B may be read to the end of its last vector. */
-INLINE FN(tile_kernel) FN(tile_for)(ptrdiff_t n, int packed)
+/* The kernel for n <= NR columns. */
+INLINE FN(tile_kernel) FN(tile_for)(ptrdiff_t n)
 {
-    static const FN(tile_kernel) kernels[2][NV] = {{FN(tile1), FN(tile2), FN(tile3), FN(tile4)},
-                                                   {FN(tile1_partial), FN(tile2_partial), FN(tile3_partial), FN(tile4_partial)}};
-    return kernels[!packed && n % V][(n - 1) / V];
+    static const FN(tile_kernel) kernels[NV] = {FN(tile_1), FN(tile_2), FN(tile_3), FN(tile_4)};
+    return kernels[(n - 1) / V];
 }
 
 /* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. */
@@ -133,7 +130,10 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, p
         REAL *to = packed + p * NR * K;
         for (ptrdiff_t k = 0; k < K; k++, to += width) {
             const REAL *from = src + (k + first_row < K ? k + first_row : k + first_row - K) * row + p * NR * column;
-            for (ptrdiff_t j = 0; j < n; j++) to[j] = from[j * column];
+            if (column == 1)
+                memcpy(to, from, (size_t)n * sizeof(REAL));
+            else
+                for (ptrdiff_t j = 0; j < n; j++) to[j] = from[j * column];
             for (ptrdiff_t j = n; j < width; j++) to[j] = 0;
         }
     }
@@ -149,42 +149,46 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdi
             ptrdiff_t n = gc_min(NR, N - j);
             FN(product) p = {K, a + m * a_row, a_row, 1, packed + j * K, (n + V - 1) / V * V, c + m * c_row + j, c_row,
                              start ? start + m * start_row + j : NULL, start_row};
-            FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n, 1));
+            FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n));
         }
     }
 }
 
 /* ---- sums over many rows ------------------------------------------------------------------------------------------------ */
 
-/* Columns [m0, m1) of C[M, N] += A^T B, with A (K, M) and B (K, N). The sum is made in blocks of at most KC rows. */
+/* Elements of scratch that each thread needs for gemm_tn. */
+INLINE ptrdiff_t FN(gemm_tn_work)(void) { return NC_BYTES / (ptrdiff_t)sizeof(REAL) + KC * NR; }
+
+/* Columns [m0, m1) of C[M, N] += A^T B and, unless NULL, of sums[m] += the sum over k of A[k, m], with A (K, M) and
+ * B (K, N). The sums are made in blocks of at most KC rows. */
 static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *b,
-                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row)
+                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row, REAL *sums, REAL *work)
 {
-    const ptrdiff_t blocks = (K + KC - 1) / KC, stripes = (m1 - m0 + MR - 1) / MR;
+    const ptrdiff_t blocks = (K + KC - 1) / KC;
+    REAL *packed_a = work + NC_BYTES / (ptrdiff_t)sizeof(REAL);
+    if (m0 == m1) return;
     for (ptrdiff_t block = 0; block < blocks; block++) {
-        ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
+        const ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / NR) * NR;
-        for (ptrdiff_t j0 = 0; j0 < N; j0 += NC)
-            for (ptrdiff_t s = 0; s < stripes; s++) {
-                ptrdiff_t m = m0 + (m1 - m0) * s / stripes, rows = m0 + (m1 - m0) * (s + 1) / stripes - m;
-                for (ptrdiff_t j = j0; j < gc_min(j0 + NC, N); j += NR) {
-                    ptrdiff_t n = gc_min(NR, N - j);
-                    REAL *to = c + m * c_row + j;
-                    FN(product) p = {kc, a + k0 * a_row + m, 1, a_row, b + k0 * b_row + j, b_row, to, c_row, to, c_row};
-                    FN(tile_for)(n, 0)(rows, n, &p);
+        for (ptrdiff_t j0 = 0; j0 < N; j0 += NC) {
+            const ptrdiff_t columns = gc_min(NC, N - j0);
+            FN(pack)(kc, columns, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
+            for (ptrdiff_t m = m0; m < m1; m += NR) {
+                const ptrdiff_t rows = gc_min(NR, m1 - m), a_width = (rows + V - 1) / V * V;
+                FN(pack)(kc, rows, a + k0 * a_row + m, a_row, 1, 0, packed_a, 0, 1);
+                if (sums && !j0) {
+                    REAL sum[NR] = {0};
+                    for (ptrdiff_t k = 0; k < kc; k++)
+                        for (ptrdiff_t i = 0; i < a_width; i++) sum[i] += packed_a[k * a_width + i];
+                    for (ptrdiff_t i = 0; i < rows; i++) sums[m + i] += sum[i];
+                }
+                for (ptrdiff_t j = 0; j < columns; j += NR) {
+                    const ptrdiff_t n = gc_min(NR, columns - j);
+                    REAL *to = c + m * c_row + j0 + j;
+                    FN(product) p = {kc, packed_a, 1, a_width, work + j * kc, (n + V - 1) / V * V, to, c_row, to, c_row};
+                    FN(panel)(rows, n, &p, FN(tile_for)(n));
                 }
             }
-    }
-}
-
-/* Columns [m0, m1) of sum[m] += the sum over k of a[k, m], in blocks of at most KC rows. */
-static void FN(column_sums)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, REAL *sum)
-{
-    for (ptrdiff_t m = m0; m < m1; m += NR)
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += KC) {
-            REAL block[NR] = {0};
-            for (ptrdiff_t k = k0; k < gc_min(k0 + KC, K); k++)
-                for (ptrdiff_t j = 0; j < gc_min(NR, m1 - m); j++) block[j] += a[k * a_row + m + j];
-            for (ptrdiff_t j = 0; j < gc_min(NR, m1 - m); j++) sum[m + j] += block[j];
         }
+    }
 }

@@ -20,7 +20,8 @@ INLINE int linear_threads(const gc_linear *s)
 
 typedef struct {
     const gc_linear *s;
-    REAL *packed; /* W^T for the forward product, W for dL/dx */
+    REAL *packed;   /* W^T for the forward product, W for dL/dx */
+    REAL *products; /* scratch of gemm_tn, a part for each thread */
 } FN(linear_plan);
 
 static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
@@ -28,6 +29,7 @@ static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
     gc_arena arena = {s->work, 0};
     plan->s = s;
     plan->packed = take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
+    plan->products = s->dy ? take(&arena, linear_threads(s) * FN(gemm_tn_work)(), sizeof(REAL)) : NULL;
     return arena.used;
 }
 
@@ -67,8 +69,8 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
     FN(pack)(O, F, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team));
     share(O, team, thread, &first, &end);
-    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F);
-    if (s->db) FN(column_sums)(first, end, N, dy, O, s->db);
+    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db,
+                plan->products + thread * FN(gemm_tn_work)());
     gc_barrier(team);
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, F, O, dy + first * O, O, plan->packed, (REAL *)s->dx + first * F, F, NULL, 0);

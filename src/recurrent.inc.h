@@ -262,7 +262,7 @@ static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     const REAL *bias = plan->bias + u * plan->K;
     FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, pre, NR, bias, 0};
-    FN(panel)(rows, width, &p, FN(tile_for)(width, 1));
+    FN(panel)(rows, width, &p, FN(tile_for)(width));
     if (s->cell == GC_GRU)
         for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * NR + 3 * V, FN(v_load)(bias + 3 * V));
 }
@@ -274,7 +274,7 @@ static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptr
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     REAL *to = pre + (s->cell == GC_GRU ? V : 0);
     FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR};
-    FN(panel)(rows, width, &p, FN(tile_for)(width, 1));
+    FN(panel)(rows, width, &p, FN(tile_for)(width));
 }
 
 static void FN(forward_body)(void *arg, gc_team *team, int thread)
@@ -357,6 +357,7 @@ typedef struct {
     REAL *dg;          /* a chunk's dL/d(pre-activation); what the input's product sees is the first G*H of a row, what the
                           recurrent one sees the last G*H */
     REAL *carry;       /* (B, H) LSTM: the total dL/dc_t; GRU: the part of dL/dh_{t-1} that does not pass W_hh */
+    REAL *products;    /* scratch of gemm_tn, a part for each thread */
 } FN(backward_plan);
 
 static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
@@ -372,6 +373,7 @@ static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
     plan->w_hh = take(&arena, FN(packed_size)(plan->G * s->H, s->H), sizeof(REAL));
     plan->dg = take(&arena, chunk_rows(s, BACKWARD_ROWS) * plan->dg_row, sizeof(REAL));
     plan->carry = plan->K > 1 ? take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
+    plan->products = take(&arena, recurrent_threads(s) * FN(gemm_tn_work)(), sizeof(REAL));
     return arena.used;
 }
 
@@ -491,13 +493,14 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
  * gates of dg stand for the rows of dw from `first_row` on, and round. */
 static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdiff_t rows, const REAL *dg, ptrdiff_t dg_row,
-                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, gc_team *team, int thread)
+                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, REAL *work,
+                            gc_team *team, int thread)
 {
     for (ptrdiff_t wrapped = 0; wrapped < 2; wrapped++) {
         ptrdiff_t n = wrapped ? first_row : M - first_row, to = wrapped ? 0 : first_row, m0, m1;
-        share_tiles(n, MR, team, thread, &m0, &m1);
-        FN(gemm_tn)(m0, m1, N, rows, dg + (wrapped ? M - first_row : 0), dg_row, b, b_row, dw + to * N, N);
-        if (db) FN(column_sums)(m0, m1, rows, dg + (wrapped ? M - first_row : 0), dg_row, db + to);
+        share_tiles(n, V, team, thread, &m0, &m1);
+        FN(gemm_tn)(m0, m1, N, rows, dg + (wrapped ? M - first_row : 0), dg_row, b, b_row, dw + to * N, N,
+                    db ? db + to : NULL, work);
     }
 }
 
@@ -506,6 +509,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     const FN(backward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
     const ptrdiff_t F = s->F, H = s->H, GH = plan->G * H, n_first = gate_order(s, 1)[0] * H;
+    REAL *work = plan->products + thread * FN(gemm_tn_work)();
     const int n_threads = gc_team_size(team);
     unsigned long long mode = gc_ftz_enter();
 
@@ -522,9 +526,9 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
         ptrdiff_t last = s->reverse ? step_at(s, chunk.i0) : step_at(s, chunk.i1 - 1);
         ptrdiff_t rows = s->offsets[last + 1] - chunk.row0, first, end;
         FN(weight_part)(GH, n_first, F, rows, plan->dg, plan->dg_row, (const REAL *)s->x + chunk.row0 * F, F, s->dw_ih,
-                        s->db_ih, team, thread);
+                        s->db_ih, work, team, thread);
         FN(weight_part)(GH, 0, H, rows, plan->dg + (plan->K - plan->G) * H, plan->dg_row,
-                        (const REAL *)s->h_in + chunk.row0 * plan->h_row, plan->h_row, s->dw_hh, s->db_hh, team, thread);
+                        (const REAL *)s->h_in + chunk.row0 * plan->h_row, plan->h_row, s->dw_hh, s->db_hh, work, team, thread);
         if (s->dx) {
             share_tiles(rows, MR, team, thread, &first, &end);
             REAL *dx = (REAL *)s->dx + (chunk.row0 + first) * F;
