@@ -170,7 +170,7 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
     for (ptrdiff_t block = 0; block < blocks; block++) {
         const ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / NR) * NR;
-        for (ptrdiff_t j0 = 0; j0 < N; j0 += NC) {
+        for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns too, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);
             FN(pack)(kc, columns, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
             for (ptrdiff_t m = m0; m < m1; m += NR) {

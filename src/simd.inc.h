@@ -131,10 +131,7 @@ INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
 {
     return (VEC)((BITS)FN(v_abs)(magnitude) | ((BITS)sign & (BITS)FN(v_set1)(R(-0.0))));
 }
-INLINE VEC FN(v_pow2)(VEC n)
-{
-    return (VEC)((BITS)(n + FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS)) << MANTISSA_BITS);
-}
+INLINE VEC FN(v_shift)(VEC a, int count) { return (VEC)((BITS)a << count); }
 INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n)
 {
     VEC v = {0};
@@ -164,7 +161,18 @@ INLINE VEC FN(v_min)(VEC a, VEC b) { return b > a ? a : b; }
 INLINE VEC FN(v_max)(VEC a, VEC b) { return a > b ? a : b; }
 INLINE VEC FN(v_abs)(VEC a) { return (REAL)fabs(a); }
 INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign) { return (REAL)copysign(magnitude, sign); }
-INLINE VEC FN(v_pow2)(VEC n) { return (REAL)ldexp(1, (int)n); }
+INLINE VEC FN(v_shift)(VEC a, int count)
+{
+#if GC_BITS == 32
+    uint32_t bits;
+#else
+    uint64_t bits;
+#endif
+    memcpy(&bits, &a, sizeof a);
+    bits <<= count;
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
 INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return n ? *p : 0; }
 INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { if (n) *p = v; }
 #endif
@@ -185,11 +193,8 @@ INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return MM(fmadd)(a, b, c); }
 /* min and max return their second operand when either is a NaN, in every set */
 INLINE VEC FN(v_min)(VEC a, VEC b) { return MM(min)(a, b); }
 INLINE VEC FN(v_max)(VEC a, VEC b) { return MM(max)(a, b); }
-/* 2^n for an integer-valued n whose power is a normal number */
-INLINE VEC FN(v_pow2)(VEC n)
-{
-    return MM_BACK(MM_INT(slli)(MM_CAST(FN(v_add)(n, FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS))), MANTISSA_BITS));
-}
+/* the bits of each element, moved to the left */
+INLINE VEC FN(v_shift)(VEC a, int count) { return MM_BACK(MM_INT(slli)(MM_CAST(a), count)); }
 #define STREAM_FENCE() _mm_sfence()
 #undef GC_X86_OPS
 #undef MM
@@ -211,6 +216,22 @@ enum { FN(lanes) = V };
 INLINE VEC FN(v_round)(VEC a)
 {
     return FN(v_sub)(FN(v_add)(a, FN(v_set1)(ROUND_MAGIC)), FN(v_set1)(ROUND_MAGIC));
+}
+
+/* 2^n for an integer-valued n whose power is a normal number */
+INLINE VEC FN(v_pow2)(VEC n)
+{
+    return FN(v_shift)(FN(v_add)(n, FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS)), MANTISSA_BITS);
+}
+
+/* The multiple n of `step`, 1 or 2, next to x k; *power is 2^(n - less), or 0 where that is one below the normal numbers.
+ * Both come from one sum: its last place is worth `step`, and n - less with the exponent's bias stands in its low bits. */
+INLINE VEC FN(v_nearest)(VEC x, REAL k, int step, int less, VEC *power)
+{
+    VEC magic = FN(v_set1)((REAL)step * ROUND_MAGIC + (REAL)(EXPONENT_BIAS - less));
+    VEC sum = FN(v_fma)(x, FN(v_set1)(k), magic);
+    *power = FN(v_shift)(sum, MANTISSA_BITS + step - 1);
+    return FN(v_sub)(sum, magic);
 }
 
 /* The first n of V elements; the others are 0 when loaded and left alone when stored. */
