@@ -19,7 +19,8 @@ enum {
 #endif
 
 /* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j], C[i, j] = c[i * c_row + j] and
- * start[i, j] = start[i * start_row + j]: a bias with start_row 0, C itself to add to it, NULL for zeros. */
+ * start[i, j] = start[i * start_row + j]: a bias with start_row 0, C itself to add to it, NULL for zeros. Meanwhile what is
+ * needed later is fetched from memory, a cache line at `ahead` for every k; ahead is 0 where there is nothing to fetch. */
 typedef struct {
     ptrdiff_t K;
     const REAL *a;
@@ -30,6 +31,8 @@ typedef struct {
     ptrdiff_t c_row;
     const REAL *start;
     ptrdiff_t start_row;
+    uintptr_t ahead;
+    ptrdiff_t ahead_k, ahead_tile; /* bytes from one line to the next; from one tile's first line to the next one's */
 } FN(product);
 
 /* C[rows, n] for n columns that fill `vectors` vectors. The first two are constants where this is inlined: the sums live in
@@ -37,7 +40,9 @@ typedef struct {
 INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(product) *p)
 {
     const ptrdiff_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row, last = n - (vectors - 1) * V;
+    const ptrdiff_t ahead_k = p->ahead ? p->ahead_k : 0;
     const REAL *a = p->a, *b = p->b;
+    uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)a;
     VEC sum[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
@@ -56,6 +61,8 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) sum[i][v] = FN(v_fma)(aik, bk[v], sum[i][v]);
         }
+        PREFETCH((const void *)ahead);
+        ahead += (uintptr_t)ahead_k;
         a += a_column;
         b += b_row;
     }
@@ -101,7 +108,7 @@ INLINE FN(tile_kernel) FN(tile_for)(ptrdiff_t n)
 }
 
 /* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. */
-INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, const FN(product) *whole, FN(tile_kernel) kernel)
+INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole, FN(tile_kernel) kernel)
 {
     ptrdiff_t tiles = (M + MR - 1) / MR;
     FN(product) p = *whole;
@@ -111,7 +118,9 @@ INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, const FN(product) *whole, FN(til
         p.c = whole->c + m * p.c_row;
         p.start = whole->start ? whole->start + m * p.start_row : NULL;
         kernel(rows, n, &p);
+        if (p.ahead) p.ahead += (uintptr_t)p.ahead_tile;
     }
+    whole->ahead = p.ahead;
 }
 
 /* ---- B packed into panels ---------------------------------------------------------------------------------------------- */
@@ -139,17 +148,19 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, p
     }
 }
 
-/* C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed. */
+/* C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed. Meanwhile memory from `ahead` on is fetched. */
 static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *packed, REAL *c,
-                     ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row)
+                     ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead)
 {
+    uintptr_t line = (uintptr_t)ahead;
     const ptrdiff_t block = 16 * MR; /* rows of A that stay in L2 while all panels pass over them */
     for (ptrdiff_t m = 0; m < M; m += block) {
         for (ptrdiff_t j = 0; j < N; j += NR) {
             ptrdiff_t n = gc_min(NR, N - j);
             FN(product) p = {K, a + m * a_row, a_row, 1, packed + j * K, (n + V - 1) / V * V, c + m * c_row + j, c_row,
-                             start ? start + m * start_row + j : NULL, start_row};
+                             start ? start + m * start_row + j : NULL, start_row, line, 64, K * 64};
             FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n));
+            line = p.ahead;
         }
     }
 }
@@ -185,7 +196,10 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
                 for (ptrdiff_t j = 0; j < columns; j += NR) {
                     const ptrdiff_t n = gc_min(NR, columns - j);
                     REAL *to = c + m * c_row + j0 + j;
-                    FN(product) p = {kc, packed_a, 1, a_width, work + j * kc, (n + V - 1) / V * V, to, c_row, to, c_row};
+                    /* a line of the next columns of A for each tile of the first panel */
+                    const uintptr_t ahead = j ? 0 : (uintptr_t)(a + k0 * a_row + m + NR);
+                    FN(product) p = {kc, packed_a, 1, a_width, work + j * kc, (n + V - 1) / V * V, to, c_row, to, c_row,
+                                     ahead, a_row * (ptrdiff_t)sizeof(REAL), 64};
                     FN(panel)(rows, n, &p, FN(tile_for)(n));
                 }
             }

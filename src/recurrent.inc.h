@@ -23,6 +23,7 @@ enum {
     FORWARD_ROWS = 128,          /* rows of a chunk forward: as often each panel of W_ih is used before the next */
     BACKWARD_ROWS = 256,         /* backward: the more, the fewer passes over the weights' gradients */
     TOGETHER_BYTES = 256 * 1024, /* size of W_ih up to which each step reads it again beside W_hh */
+    NARROW = 4,                  /* input features up to which a vector of them would be mostly empty */
     STREAM_BYTES = 16 << 20,     /* size of the gates beyond which they are not worth keeping in the caches */
     FEW_ROWS = 4,      /* sequences for each thread below which it costs less to share the units, if ... */
     UNIT_WORK = 200000 /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
@@ -261,7 +262,8 @@ static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff
     const gc_recurrent *s = plan->s;
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     const REAL *bias = plan->bias + u * plan->K;
-    FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, pre, NR, bias, 0};
+    FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, pre, NR, bias, 0,
+                     0, 0, 0};
     FN(panel)(rows, width, &p, FN(tile_for)(width));
     if (s->cell == GC_GRU)
         for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * NR + 3 * V, FN(v_load)(bias + 3 * V));
@@ -273,7 +275,7 @@ static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptr
     const gc_recurrent *s = plan->s;
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     REAL *to = pre + (s->cell == GC_GRU ? V : 0);
-    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR};
+    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR, 0, 0, 0};
     FN(panel)(rows, width, &p, FN(tile_for)(width));
 }
 
@@ -358,6 +360,8 @@ typedef struct {
                           recurrent one sees the last G*H */
     REAL *carry;       /* (B, H) LSTM: the total dL/dc_t; GRU: the part of dL/dh_{t-1} that does not pass W_hh */
     REAL *products;    /* scratch of gemm_tn, a part for each thread */
+    REAL *narrow;      /* with a narrow input, for each thread: (F+1, G*H) gradients; a chunk of (x, 1) */
+    ptrdiff_t narrow_size;
 } FN(backward_plan);
 
 static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
@@ -373,6 +377,8 @@ static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
     plan->w_hh = take(&arena, FN(packed_size)(plan->G * s->H, s->H), sizeof(REAL));
     plan->dg = take(&arena, chunk_rows(s, BACKWARD_ROWS) * plan->dg_row, sizeof(REAL));
     plan->carry = plan->K > 1 ? take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
+    plan->narrow_size = s->F <= NARROW ? (s->F + 1) * (plan->G * s->H + chunk_rows(s, BACKWARD_ROWS)) : 0;
+    plan->narrow = take(&arena, recurrent_threads(s) * plan->narrow_size, sizeof(REAL));
     plan->products = take(&arena, recurrent_threads(s) * FN(gemm_tn_work)(), sizeof(REAL));
     return arena.used;
 }
@@ -451,14 +457,16 @@ static void FN(gru_step_back)(const FN(row_step) *p)
 }
 
 /* One step of a thread's rows and units: from dL/dh_t to dg and dL/dh_{t-1}. */
-static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t t, gc_team *team, int thread)
+static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t i, gc_team *team, int thread)
 {
     const gc_recurrent *s = plan->s;
-    const ptrdiff_t H = s->H, GH = plan->G * H, first = chunk->first, rows = own_rows(s, chunk, t);
+    const ptrdiff_t H = s->H, GH = plan->G * H, t = step_at(s, i), first = chunk->first, rows = own_rows(s, chunk, t);
     const ptrdiff_t row0 = s->offsets[t] + first, units = chunk->u1 - chunk->u0;
     const REAL *gates = s->gates, *h_in = s->h_in, *c_in = s->c_in, *dy = (const REAL *)s->dy + row0 * s->ld_y;
     REAL *dh = (REAL *)s->dh + first * H, *dc = s->dc ? (REAL *)s->dc + first * H : NULL;
     REAL *dg = plan->dg + (row0 - chunk->row0) * plan->dg_row, *carry = plan->carry ? plan->carry + first * H : NULL;
+    /* what the step that is next reads of the tape is fetched meanwhile */
+    const REAL *before = i > 0 ? gates + (s->offsets[step_at(s, i - 1)] + first) * plan->gates_row : NULL;
     const int measures = s->dh_norm || s->step_clip < INFINITY;
 
     for (ptrdiff_t b = 0; b < rows; b++)
@@ -487,7 +495,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
     }
     if (s->cell != GC_GRU) carry = NULL;
     FN(gemm)(rows, units, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh + chunk->u0 * GH, dh + chunk->u0, H,
-             carry ? carry + chunk->u0 : NULL, H);
+             carry ? carry + chunk->u0 : NULL, H, before);
 }
 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
@@ -504,6 +512,49 @@ static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdi
     }
 }
 
+/* The same for dw_ih (G*H, F) and db_ih with a narrow input: dg takes the place of b, and a one beside x sums it. */
+static void FN(narrow_weight_part)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t rows, ptrdiff_t first_row,
+                                   REAL *work, gc_team *team, int thread)
+{
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t F = s->F, GH = plan->G * s->H;
+    REAL *sums = plan->narrow + thread * plan->narrow_size, *x_1 = sums + (F + 1) * GH, *dw = s->dw_ih, *db = s->db_ih;
+    const REAL *x = (const REAL *)s->x + chunk->row0 * F;
+    ptrdiff_t m0, m1;
+    share_tiles(GH, V, team, thread, &m0, &m1);
+    for (ptrdiff_t k = 0; k < rows; k++) {
+        for (ptrdiff_t f = 0; f < F; f++) x_1[k * (F + 1) + f] = x[k * F + f];
+        x_1[k * (F + 1) + F] = 1;
+    }
+    memset(sums, 0, (size_t)((F + 1) * GH) * sizeof(REAL));
+    FN(gemm_tn)(0, F + 1, m1 - m0, rows, x_1, F + 1, plan->dg + m0, plan->dg_row, sums + m0, GH, NULL, work);
+    for (ptrdiff_t m = m0; m < m1; m++) {
+        ptrdiff_t to = m + first_row < GH ? m + first_row : m + first_row - GH;
+        for (ptrdiff_t f = 0; f < F; f++) dw[to * F + f] += sums[f * GH + m];
+        if (db) db[to] += sums[F * GH + m];
+    }
+}
+
+/* dx (rows, F) (+)= dg w for a narrow input; w is W_ih transposed, (F, G*H), its gates in the order of dg. */
+static void FN(narrow_dx)(ptrdiff_t rows, ptrdiff_t F, ptrdiff_t GH, const REAL *dg, ptrdiff_t dg_row, const REAL *w, REAL *dx,
+                          int adds)
+{
+    for (ptrdiff_t b = 0; b < rows; b++)
+        for (ptrdiff_t f = 0; f < F; f++) {
+            const REAL *from = dg + b * dg_row, *w_f = w + f * GH;
+            VEC sum[2] = {FN(v_zero)(), FN(v_zero)()};
+            REAL lanes[V], total = 0;
+            for (ptrdiff_t m = 0; m < GH; m += 2 * V)
+                for (int i = 0; i < 2; i++) {
+                    ptrdiff_t live = gc_max(GH - m - i * V, 0);
+                    sum[i] = FN(v_fma)(FN(v_get)(from + m + i * V, live), FN(v_get)(w_f + m + i * V, live), sum[i]);
+                }
+            FN(v_store)(lanes, FN(v_add)(sum[0], sum[1]));
+            for (int i = 0; i < V; i++) total += lanes[i];
+            dx[b * F + f] = adds ? dx[b * F + f] + total : total;
+        }
+}
+
 static void FN(backward_body)(void *arg, gc_team *team, int thread)
 {
     const FN(backward_plan) *plan = arg;
@@ -514,26 +565,39 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     unsigned long long mode = gc_ftz_enter();
 
     FN(pack)(GH, H, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads);
-    if (s->dx) FN(pack)(GH, F, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads);
+    const int narrow = plan->narrow_size > 0;
+    if (s->dx && narrow) {
+        for (ptrdiff_t m = GH * thread / n_threads; m < GH * (thread + 1) / n_threads; m++) /* (F, G*H) */
+            for (ptrdiff_t f = 0; f < F; f++)
+                plan->w_ih[f * GH + m] = ((const REAL *)s->w_ih)[(m + n_first < GH ? m + n_first : m + n_first - GH) * F + f];
+    } else if (s->dx) {
+        FN(pack)(GH, F, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads);
+    }
     gc_barrier(team);
 
     for (ptrdiff_t i1 = s->T; i1 > 0;) {
         gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, NR, team, thread);
         i1 = chunk.i0;
-        for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, step_at(s, i), team, thread);
+        for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, i, team, thread);
         gc_barrier(team);
 
         ptrdiff_t last = s->reverse ? step_at(s, chunk.i0) : step_at(s, chunk.i1 - 1);
         ptrdiff_t rows = s->offsets[last + 1] - chunk.row0, first, end;
-        FN(weight_part)(GH, n_first, F, rows, plan->dg, plan->dg_row, (const REAL *)s->x + chunk.row0 * F, F, s->dw_ih,
+        if (narrow)
+            FN(narrow_weight_part)(plan, &chunk, rows, n_first, work, team, thread);
+        else
+            FN(weight_part)(GH, n_first, F, rows, plan->dg, plan->dg_row, (const REAL *)s->x + chunk.row0 * F, F, s->dw_ih,
                         s->db_ih, work, team, thread);
         FN(weight_part)(GH, 0, H, rows, plan->dg + (plan->K - plan->G) * H, plan->dg_row,
                         (const REAL *)s->h_in + chunk.row0 * plan->h_row, plan->h_row, s->dw_hh, s->db_hh, work, team, thread);
         if (s->dx) {
             share_tiles(rows, MR, team, thread, &first, &end);
             REAL *dx = (REAL *)s->dx + (chunk.row0 + first) * F;
-            FN(gemm)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
-                     s->dx_adds ? dx : NULL, F);
+            if (narrow)
+                FN(narrow_dx)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, s->dx_adds);
+            else
+                FN(gemm)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
+                     s->dx_adds ? dx : NULL, F, NULL);
         }
         gc_barrier(team);
     }
