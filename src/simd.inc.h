@@ -41,10 +41,6 @@
 INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return MM(maskz_loadu)(MASK(n), p); }
 INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { MM(mask_storeu)(p, MASK(n), v); }
 INLINE VEC FN(v_abs)(VEC a) { return MM(abs)(a); }
-INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
-{
-    return MM(or)(FN(v_abs)(magnitude), MM(and)(sign, MM(set1)(R(-0.0))));
-}
 /* a > b ? x : y; the comparison with a NaN is false */
 INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
 {
@@ -86,10 +82,6 @@ INLINE __m256i FN(mask)(ptrdiff_t n)
 INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return MM(maskload)(p, FN(mask)(n)); }
 INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { MM(maskstore)(p, FN(mask)(n), v); }
 INLINE VEC FN(v_abs)(VEC a) { return MM(andnot)(MM(set1)(R(-0.0)), a); }
-INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
-{
-    return MM(or)(FN(v_abs)(magnitude), MM(and)(sign, MM(set1)(R(-0.0))));
-}
 INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return MM(blendv)(y, x, MM(cmp)(a, b, _CMP_GT_OQ)); }
 #define GC_X86_OPS
 
@@ -119,6 +111,7 @@ INLINE VEC FN(v_sub)(VEC a, VEC b) { return a - b; }
 INLINE VEC FN(v_mul)(VEC a, VEC b) { return a * b; }
 INLINE VEC FN(v_div)(VEC a, VEC b) { return a / b; }
 INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return a * b + c; }
+INLINE VEC FN(v_fnma)(VEC a, VEC b, VEC c) { return c - a * b; }
 INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
 {
     BITS mask = (BITS)(a > b);
@@ -127,10 +120,7 @@ INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
 INLINE VEC FN(v_min)(VEC a, VEC b) { return FN(v_select_gt)(b, a, a, b); }
 INLINE VEC FN(v_max)(VEC a, VEC b) { return FN(v_select_gt)(a, b, a, b); }
 INLINE VEC FN(v_abs)(VEC a) { return (VEC)((BITS)a & ~(BITS)FN(v_set1)(R(-0.0))); }
-INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign)
-{
-    return (VEC)((BITS)FN(v_abs)(magnitude) | ((BITS)sign & (BITS)FN(v_set1)(R(-0.0))));
-}
+INLINE VEC FN(v_flip)(VEC a, VEC sign) { return (VEC)((BITS)a ^ ((BITS)sign & (BITS)FN(v_set1)(R(-0.0)))); }
 INLINE VEC FN(v_shift)(VEC a, int count) { return (VEC)((BITS)a << count); }
 INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n)
 {
@@ -156,11 +146,12 @@ INLINE VEC FN(v_sub)(VEC a, VEC b) { return a - b; }
 INLINE VEC FN(v_mul)(VEC a, VEC b) { return a * b; }
 INLINE VEC FN(v_div)(VEC a, VEC b) { return a / b; }
 INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return a * b + c; }
+INLINE VEC FN(v_fnma)(VEC a, VEC b, VEC c) { return c - a * b; }
 INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return a > b ? x : y; }
 INLINE VEC FN(v_min)(VEC a, VEC b) { return b > a ? a : b; }
 INLINE VEC FN(v_max)(VEC a, VEC b) { return a > b ? a : b; }
 INLINE VEC FN(v_abs)(VEC a) { return (REAL)fabs(a); }
-INLINE VEC FN(v_copysign)(VEC magnitude, VEC sign) { return (REAL)copysign(magnitude, sign); }
+INLINE VEC FN(v_flip)(VEC a, VEC sign) { return signbit(sign) ? -a : a; }
 INLINE VEC FN(v_shift)(VEC a, int count)
 {
 #if GC_BITS == 32
@@ -190,6 +181,9 @@ INLINE VEC FN(v_sub)(VEC a, VEC b) { return MM(sub)(a, b); }
 INLINE VEC FN(v_mul)(VEC a, VEC b) { return MM(mul)(a, b); }
 INLINE VEC FN(v_div)(VEC a, VEC b) { return MM(div)(a, b); }
 INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return MM(fmadd)(a, b, c); }
+INLINE VEC FN(v_fnma)(VEC a, VEC b, VEC c) { return MM(fnmadd)(a, b, c); } /* c - a b */
+/* a where sign is positive, -a where it is negative; zeros have signs */
+INLINE VEC FN(v_flip)(VEC a, VEC sign) { return MM(xor)(a, MM(and)(sign, MM(set1)(R(-0.0)))); }
 /* min and max return their second operand when either is a NaN, in every set */
 INLINE VEC FN(v_min)(VEC a, VEC b) { return MM(min)(a, b); }
 INLINE VEC FN(v_max)(VEC a, VEC b) { return MM(max)(a, b); }
@@ -224,8 +218,8 @@ INLINE VEC FN(v_pow2)(VEC n)
     return FN(v_shift)(FN(v_add)(n, FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS)), MANTISSA_BITS);
 }
 
-/* The multiple n of `step`, 1 or 2, next to x k; *power is 2^(n - less), or 0 where that is one below the normal numbers.
- * Both come from one sum: its last place is worth `step`, and n - less with the exponent's bias stands in its low bits. */
+/* The multiple n of `step`, 1 or 2, next to x k; *power is 2^(n - less), or 0 in the binade below the normal numbers.
+ * Both come from one sum: its last place is worth `step`, and its low bits are the exponent of the power. */
 INLINE VEC FN(v_nearest)(VEC x, REAL k, int step, int less, VEC *power)
 {
     VEC magic = FN(v_set1)((REAL)step * ROUND_MAGIC + (REAL)(EXPONENT_BIAS - less));
