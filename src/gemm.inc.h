@@ -129,20 +129,39 @@ INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole, FN(tile_kern
  * panel of column j, a multiple of NR, begins at element j * K. */
 INLINE ptrdiff_t FN(packed_size)(ptrdiff_t K, ptrdiff_t N) { return K * ((N + V - 1) / V * V); }
 
-/* Pack this thread's share of B[k, n] = src[(k + first_row) % K * row + n * column]. */
+/* to[k * to_row + j] = from[j * from_row + k] for j < n <= V, and 0 up to V: V columns of packed B from rows. */
+static void FN(transpose)(ptrdiff_t K, ptrdiff_t n, const REAL *from, ptrdiff_t from_row, REAL *to, ptrdiff_t to_row)
+{
+    for (ptrdiff_t k = 0; k < K; k += V) {
+        VEC rows[V];
+#pragma GCC unroll 16
+        for (int j = 0; j < V; j++) rows[j] = j < n ? FN(v_get)(from + j * from_row + k, K - k) : FN(v_zero)();
+        FN(v_transpose)(rows);
+        if (K - k >= V) {
+#pragma GCC unroll 16
+            for (int i = 0; i < V; i++) FN(v_store)(to + (k + i) * to_row, rows[i]);
+        } else {
+            for (int i = 0; i < K - k; i++) FN(v_store)(to + (k + i) * to_row, rows[i]);
+        }
+    }
+}
+
+/* Pack this thread's share of B[k, n] = src[k * row + n * column], where one of the two is 1. If that is column, the rows
+ * begin with first_row and go round. */
 static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, ptrdiff_t column, ptrdiff_t first_row,
                      REAL *packed, int thread, int n_threads)
 {
     ptrdiff_t panels = (N + NR - 1) / NR;
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
         ptrdiff_t n = gc_min(NR, N - p * NR), width = (n + V - 1) / V * V;
+        const REAL *from = src + p * NR * column;
         REAL *to = packed + p * NR * K;
+        if (row == 1) {
+            for (ptrdiff_t j = 0; j < n; j += V) FN(transpose)(K, gc_min(V, n - j), from + j * column, column, to + j, width);
+            continue;
+        }
         for (ptrdiff_t k = 0; k < K; k++, to += width) {
-            const REAL *from = src + (k + first_row < K ? k + first_row : k + first_row - K) * row + p * NR * column;
-            if (column == 1)
-                memcpy(to, from, (size_t)n * sizeof(REAL));
-            else
-                for (ptrdiff_t j = 0; j < n; j++) to[j] = from[j * column];
+            memcpy(to, from + (k + first_row < K ? k + first_row : k + first_row - K) * row, (size_t)n * sizeof(REAL));
             for (ptrdiff_t j = n; j < width; j++) to[j] = 0;
         }
     }

@@ -145,13 +145,10 @@ static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL
     const ptrdiff_t H = plan->s->H, panels = (H + plan->panel - 1) / plan->panel;
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
         ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), padded = (units + V - 1) / V * V;
-        REAL *to = packed + u0 * plan->G * K;
-        for (ptrdiff_t k = 0; k < K; k++)
-            for (ptrdiff_t g = 0; g < plan->G; g++, to += padded) {
-                const REAL *from = w + (order[g] * H + u0) * K + k;
-                for (ptrdiff_t j = 0; j < units; j++) to[j] = from[j * K];
-                for (ptrdiff_t j = units; j < padded; j++) to[j] = 0;
-            }
+        for (ptrdiff_t g = 0; g < plan->G; g++)
+            for (ptrdiff_t j = 0; j < units; j += V)
+                FN(transpose)(K, gc_min(V, units - j), w + (order[g] * H + u0 + j) * K, K,
+                              packed + u0 * plan->G * K + g * padded + j, plan->G * padded);
     }
 }
 

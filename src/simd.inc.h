@@ -50,6 +50,26 @@ INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ), y, x);
 #endif
 }
+/* a0 b0 a1 b1 ... of the first and of the second halves */
+#if GC_BITS == 32
+INLINE VEC FN(v_zip_first)(VEC a, VEC b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+}
+INLINE VEC FN(v_zip_second)(VEC a, VEC b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+}
+#else
+INLINE VEC FN(v_zip_first)(VEC a, VEC b)
+{
+    return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b);
+}
+INLINE VEC FN(v_zip_second)(VEC a, VEC b)
+{
+    return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);
+}
+#endif
 #define GC_X86_OPS
 
 /* ---- AVX2 + FMA ------------------------------------------------------------------------------------------------------- */
@@ -83,6 +103,22 @@ INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n) { return MM(maskload)(p, FN(
 INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { MM(maskstore)(p, FN(mask)(n), v); }
 INLINE VEC FN(v_abs)(VEC a) { return MM(andnot)(MM(set1)(R(-0.0)), a); }
 INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return MM(blendv)(y, x, MM(cmp)(a, b, _CMP_GT_OQ)); }
+INLINE VEC FN(v_zip_first)(VEC a, VEC b)
+{
+#if GC_BITS == 32
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+#else
+    return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
+#endif
+}
+INLINE VEC FN(v_zip_second)(VEC a, VEC b)
+{
+#if GC_BITS == 32
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+#else
+    return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
+#endif
+}
 #define GC_X86_OPS
 
 /* ---- 16-byte vectors of the GNU C dialect ------------------------------------------------------------------------------- */
@@ -129,6 +165,18 @@ INLINE VEC FN(v_load_n)(const REAL *p, ptrdiff_t n)
     return v;
 }
 INLINE void FN(v_store_n)(REAL *p, VEC v, ptrdiff_t n) { memcpy(p, &v, (size_t)n * sizeof(REAL)); }
+INLINE VEC FN(v_zip_first)(VEC a, VEC b)
+{
+    VEC v;
+    for (int i = 0; i < V; i++) v[i] = i % 2 ? b[i / 2] : a[i / 2];
+    return v;
+}
+INLINE VEC FN(v_zip_second)(VEC a, VEC b)
+{
+    VEC v;
+    for (int i = 0; i < V; i++) v[i] = i % 2 ? b[V / 2 + i / 2] : a[V / 2 + i / 2];
+    return v;
+}
 #undef BITS
 
 /* ---- one element at a time; GC_SCALAR asks for it, to test it ------------------------------------------------------------ */
@@ -237,6 +285,28 @@ INLINE void FN(v_put)(REAL *p, VEC v, ptrdiff_t n)
     else
         FN(v_store_n)(p, v, n);
 }
+
+#if V > 1
+/* rows[k][i] and rows[i][k] change places: zipping the two halves of the rows moves one bit of the row's number to the
+ * column's. */
+INLINE void FN(v_transpose)(VEC rows[V])
+{
+#pragma GCC unroll 4
+    for (int bits = V; bits > 1; bits /= 2) {
+        VEC zipped[V];
+#pragma GCC unroll 8
+        for (int i = 0; i < V / 2; i++) {
+            zipped[2 * i] = FN(v_zip_first)(rows[i], rows[i + V / 2]);
+            zipped[2 * i + 1] = FN(v_zip_second)(rows[i], rows[i + V / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < V; i++) rows[i] = zipped[i];
+    }
+}
+#else
+#define v_transpose_f32(rows) ((void)(rows))
+#define v_transpose_f64(rows) ((void)(rows))
+#endif
 
 /* The sum of the squares of n elements from p, in float64, in a fixed order; plain C, which the compiler vectorises. */
 INLINE double FN(sum_squares)(const REAL *p, ptrdiff_t n)
