@@ -20,7 +20,7 @@ enum {
 
 /* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j], C[i, j] = c[i * c_row + j] and
  * start[i, j] = start[i * start_row + j]: a bias with start_row 0, C itself to add to it, NULL for zeros. Meanwhile what is
- * needed later is fetched from memory, a cache line at `ahead` for every k; ahead is 0 where there is nothing to fetch. */
+ * needed later is fetched from memory, a cache line from `ahead` on for every k, for whole tiles up to ahead_end. */
 typedef struct {
     ptrdiff_t K;
     const REAL *a;
@@ -31,7 +31,7 @@ typedef struct {
     ptrdiff_t c_row;
     const REAL *start;
     ptrdiff_t start_row;
-    uintptr_t ahead;
+    uintptr_t ahead, ahead_end;
     ptrdiff_t ahead_k, ahead_tile; /* bytes from one line to the next; from one tile's first line to the next one's */
 } FN(product);
 
@@ -117,6 +117,7 @@ INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole, FN(tile_kern
         p.a = whole->a + m * p.a_row;
         p.c = whole->c + m * p.c_row;
         p.start = whole->start ? whole->start + m * p.start_row : NULL;
+        if (p.ahead + (uintptr_t)(p.K * p.ahead_k) > p.ahead_end) p.ahead = 0;
         kernel(rows, n, &p);
         if (p.ahead) p.ahead += (uintptr_t)p.ahead_tile;
     }
@@ -167,17 +168,19 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, p
     }
 }
 
-/* C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed. Meanwhile memory from `ahead` on is fetched. */
+/* C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed. Meanwhile so many elements from `ahead`
+ * on are fetched. */
 static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *packed, REAL *c,
-                     ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead)
+                     ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead,
+                     ptrdiff_t n_ahead)
 {
-    uintptr_t line = (uintptr_t)ahead;
+    uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
     const ptrdiff_t block = 16 * MR; /* rows of A that stay in L2 while all panels pass over them */
     for (ptrdiff_t m = 0; m < M; m += block) {
         for (ptrdiff_t j = 0; j < N; j += NR) {
             ptrdiff_t n = gc_min(NR, N - j);
             FN(product) p = {K, a + m * a_row, a_row, 1, packed + j * K, (n + V - 1) / V * V, c + m * c_row + j, c_row,
-                             start ? start + m * start_row + j : NULL, start_row, line, 64, K * 64};
+                             start ? start + m * start_row + j : NULL, start_row, line, end, 64, K * 64};
             FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n));
             line = p.ahead;
         }
@@ -218,7 +221,7 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
                     /* a line of the next columns of A for each tile of the first panel */
                     const uintptr_t ahead = j ? 0 : (uintptr_t)(a + k0 * a_row + m + NR);
                     FN(product) p = {kc, packed_a, 1, a_width, work + j * kc, (n + V - 1) / V * V, to, c_row, to, c_row,
-                                     ahead, a_row * (ptrdiff_t)sizeof(REAL), 64};
+                                     ahead, UINTPTR_MAX, a_row * (ptrdiff_t)sizeof(REAL), 64};
                     FN(panel)(rows, n, &p, FN(tile_for)(n));
                 }
             }

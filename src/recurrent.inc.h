@@ -260,7 +260,7 @@ static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     const REAL *bias = plan->bias + u * plan->K;
     FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, pre, NR, bias, 0,
-                     0, 0, 0};
+                     0, 0, 0, 0};
     FN(panel)(rows, width, &p, FN(tile_for)(width));
     if (s->cell == GC_GRU)
         for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * NR + 3 * V, FN(v_load)(bias + 3 * V));
@@ -272,7 +272,7 @@ static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptr
     const gc_recurrent *s = plan->s;
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     REAL *to = pre + (s->cell == GC_GRU ? V : 0);
-    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR, 0, 0, 0};
+    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR, 0, 0, 0, 0};
     FN(panel)(rows, width, &p, FN(tile_for)(width));
 }
 
@@ -492,7 +492,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
     }
     if (s->cell != GC_GRU) carry = NULL;
     FN(gemm)(rows, units, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh + chunk->u0 * GH, dh + chunk->u0, H,
-             carry ? carry + chunk->u0 : NULL, H, before);
+             carry ? carry + chunk->u0 : NULL, H, before, rows * plan->gates_row);
 }
 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
@@ -594,7 +594,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
                 FN(narrow_dx)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, s->dx_adds);
             else
                 FN(gemm)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
-                     s->dx_adds ? dx : NULL, F, NULL);
+                     s->dx_adds ? dx : NULL, F, NULL, 0);
         }
         gc_barrier(team);
     }
