@@ -188,13 +188,14 @@ class Tape:
     telemetry: Telemetry | None = None
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
-        S = batch.n_rows
-        gates_row, state_row, self._lanes = _kernels.tape_layout(layer.dtype, len(layer._kept), layer.hidden_size)
+        S, dtype = batch.n_rows, layer.dtype
+        gates_row, state_row, self._lanes = _kernels.tape_layout(dtype, len(layer._kept), layer.hidden_size)
         parts = [gates_row, state_row, state_row] if layer._has_cell else [gates_row, state_row]
-        sizes = [-(-S * width * layer.dtype.itemsize // ALIGNMENT) * ALIGNMENT for width in parts]
+        line = ALIGNMENT // dtype.itemsize
+        sizes = [-(-S * width // line) * line for width in parts]
         K = layer.num_layers * layer.num_directions
         self._layer, self._batch = layer, batch
-        buffer = layer._pool.empty((K * sum(sizes),), np.dtype(np.uint8))  # comes back when its last view is gone
+        buffer = layer._pool.empty((K * sum(sizes),), dtype)  # comes back when its last view is gone
         self.inputs: list[Array] = []  # (S, I_l) of each layer
         self.masks: list[Array] = []  # (S, D*H) of each dropout
         self.kept: list[_Kept] = []  # of each layer and direction
@@ -202,8 +203,7 @@ class Tape:
         for _ in range(K):
             views: list[Array] = []
             for width, n in zip(parts, sizes, strict=True):
-                part = buffer[start : start + S * width * layer.dtype.itemsize]
-                views.append(part.view(layer.dtype).reshape(S, width))
+                views.append(buffer[start : start + S * width].reshape(S, width))
                 start += n
             self.kept.append(_Kept(*views))
 
@@ -252,14 +252,15 @@ class _Recurrent(Layer):
         self._pool = Pool()
         self._adding = Turn()  # to the gradients
 
+        self._names: list[list[str]] = []  # w_ih, w_hh, b_ih, b_hh of each layer and direction
         shapes: dict[str, tuple[int, ...]] = {}
         GH, H = self._n_gates * self.hidden_size, self.hidden_size
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else H * self.num_directions
-            for suffix in self._suffixes(layer):
-                shapes |= {f"weight_ih_{suffix}": (GH, width), f"weight_hh_{suffix}": (GH, H)}
-                if self.bias:
-                    shapes |= {f"bias_ih_{suffix}": (GH,), f"bias_hh_{suffix}": (GH,)}
+            for suffix in [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]:
+                names = [f"{name}_{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+                shapes |= dict(zip(names, [(GH, width), (GH, H), (GH,), (GH,)][: 4 if self.bias else 2], strict=False))
+                self._names.append(names)
         self._allocate(shapes)
         self.reset_parameters()
 
@@ -268,13 +269,9 @@ class _Recurrent(Layer):
         bound = 1 / math.sqrt(self.hidden_size)
         self.flat_params[...] = self._rng.uniform(-bound, bound, self.flat_params.size)
 
-    def _suffixes(self, layer: int) -> list[str]:
-        return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
-
-    def _weights(self, arrays: dict[str, Array], layer: int, direction: int) -> list[Array | None]:
-        """w_ih, w_hh, b_ih, b_hh of a layer and direction, from params or from grads."""
-        suffix = self._suffixes(layer)[direction]
-        return [arrays.get(f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    def _weights(self, arrays: dict[str, Array], k: int) -> list[Array | None]:
+        """w_ih, w_hh, b_ih, b_hh of layer and direction k, from params or from grads."""
+        return [arrays.get(name) for name in self._names[k]]
 
     def _describe(self) -> Iterator[str]:
         yield f"{self.input_size}, {self.hidden_size}"
@@ -370,7 +367,7 @@ class _Recurrent(Layer):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k] if tape is not None else (None, None, None)
                 h, c = states[0][k], states[1][k] if self._has_cell else None
-                weights = self._weights(self.params, layer, direction)
+                weights = self._weights(self.params, k)
                 work = _kernels.recurrent_forward(
                     self._cell, direction == 1, batch.offsets, B, weights, rows, y, direction * H, h, c,
                     gates, h_in, c_in, self._pool.take,
@@ -425,13 +422,13 @@ class _Recurrent(Layer):
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k]
-                weights = self._weights(self.params, layer, direction)
+                weights = self._weights(self.params, k)
                 with self._adding:
                     work = _kernels.recurrent_backward(
                         self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
                         d_rows, direction * H,
                         dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
-                        self._weights(self.grads, layer, direction), clip,
+                        self._weights(self.grads, k), clip,
                         dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
                     )  # fmt: skip
                 self._pool.give(work)
