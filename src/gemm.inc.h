@@ -168,18 +168,19 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, p
     }
 }
 
-/* C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed. Meanwhile so many elements from `ahead`
- * on are fetched. */
-static void FN(gemm)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *packed, REAL *c,
+/* Columns [j0, j1) of C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed; j0 is a multiple of V. Meanwhile
+ * so many elements from `ahead` on are fetched. */
+static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *packed, REAL *c,
                      ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead,
                      ptrdiff_t n_ahead)
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
     const ptrdiff_t block = 16 * MR; /* rows of A that stay in L2 while all panels pass over them */
     for (ptrdiff_t m = 0; m < M; m += block) {
-        for (ptrdiff_t j = 0; j < N; j += NR) {
-            ptrdiff_t n = gc_min(NR, N - j);
-            FN(product) p = {K, a + m * a_row, a_row, 1, packed + j * K, (n + V - 1) / V * V, c + m * c_row + j, c_row,
+        for (ptrdiff_t j = j0, n; j < j1; j += n) {
+            const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
+            n = gc_min(panel + NR, j1) - j;
+            FN(product) p = {K, a + m * a_row, a_row, 1, packed + panel * K + j % NR, width, c + m * c_row + j, c_row,
                              start ? start + m * start_row + j : NULL, start_row, line, end, 64, K * 64};
             FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n));
             line = p.ahead;

@@ -26,7 +26,7 @@ enum {
     NARROW = 4,                  /* input features up to which a vector of them would be mostly empty */
     STREAM_BYTES = 16 << 20,     /* size of the gates beyond which they are not worth keeping in the caches */
     FEW_ROWS = 4,      /* sequences for each thread below which it costs less to share the units, if ... */
-    UNIT_WORK = 200000 /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
+    UNIT_WORK = 15000 /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
 };
 
 INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return s->cell == GC_LSTM ? 4 : s->cell == GC_GRU ? 3 : 1; }
@@ -458,7 +458,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
 {
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, GH = plan->G * H, t = step_at(s, i), first = chunk->first, rows = own_rows(s, chunk, t);
-    const ptrdiff_t row0 = s->offsets[t] + first, units = chunk->u1 - chunk->u0;
+    const ptrdiff_t row0 = s->offsets[t] + first;
     const REAL *gates = s->gates, *h_in = s->h_in, *c_in = s->c_in, *dy = (const REAL *)s->dy + row0 * s->ld_y;
     REAL *dh = (REAL *)s->dh + first * H, *dc = s->dc ? (REAL *)s->dc + first * H : NULL;
     REAL *dg = plan->dg + (row0 - chunk->row0) * plan->dg_row, *carry = plan->carry ? plan->carry + first * H : NULL;
@@ -491,8 +491,8 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         for (ptrdiff_t b = from; b < to; b++) s->dc_norm[row0 + b] = FN(l2_norm)(carry + b * H, H);
     }
     if (s->cell != GC_GRU) carry = NULL;
-    FN(gemm)(rows, units, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh + chunk->u0 * GH, dh + chunk->u0, H,
-             carry ? carry + chunk->u0 : NULL, H, before, rows * plan->gates_row);
+    FN(gemm)(rows, chunk->u0, chunk->u1, H, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh, dh, H, carry, H, before,
+             rows * plan->gates_row);
 }
 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
@@ -573,7 +573,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     gc_barrier(team);
 
     for (ptrdiff_t i1 = s->T; i1 > 0;) {
-        gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, NR, team, thread);
+        gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, V, team, thread);
         i1 = chunk.i0;
         for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, i, team, thread);
         gc_barrier(team);
@@ -593,7 +593,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
             if (narrow)
                 FN(narrow_dx)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, s->dx_adds);
             else
-                FN(gemm)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
+                FN(gemm)(end - first, 0, F, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
                      s->dx_adds ? dx : NULL, F, NULL, 0);
         }
         gc_barrier(team);
