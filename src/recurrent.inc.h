@@ -41,7 +41,7 @@ typedef struct {
     ptrdiff_t i0, i1;
     ptrdiff_t alive, first, end; /* sequences that live in the chunk; the thread's own */
     ptrdiff_t u0, u1;            /* the thread's own units */
-    ptrdiff_t row0;              /* the chunk's first row */
+    ptrdiff_t row0, rows;        /* the chunk's first row, and how many it has */
     int by_units;
 } gc_chunk;
 
@@ -57,11 +57,10 @@ INLINE void share_units(const gc_recurrent *s, gc_chunk *chunk, ptrdiff_t panel,
  * not depend on the team, because the weights' gradients are summed chunk by chunk. */
 INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t most, ptrdiff_t panel, gc_team *team, int thread)
 {
-    gc_chunk chunk = {at, at, 0, 0, 0, 0, s->H, 0, 0};
+    gc_chunk chunk = {at, at, 0, 0, 0, 0, s->H, 0, 0, 0};
     const int size = gc_team_size(team);
-    ptrdiff_t rows = 0;
-    while (rows < most && (backward ? chunk.i0 > 0 : chunk.i1 < s->T))
-        rows += n_alive(s, step_at(s, backward ? --chunk.i0 : chunk.i1++));
+    while (chunk.rows < most && (backward ? chunk.i0 > 0 : chunk.i1 < s->T))
+        chunk.rows += n_alive(s, step_at(s, backward ? --chunk.i0 : chunk.i1++));
     ptrdiff_t t = s->reverse ? step_at(s, chunk.i1 - 1) : chunk.i0; /* the earliest step, where most are alive */
     chunk.alive = n_alive(s, t);
     chunk.row0 = s->offsets[t];
@@ -295,13 +294,16 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         if (chunk.alive != alive || all_help) gc_barrier(team); /* all is packed; nobody is at the last chunk any more */
         alive = chunk.alive;
 
-        if (plan->whole_chunk)
-            for (ptrdiff_t u = input.u0; u < input.u1; u += panel)
-                for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
+        for (ptrdiff_t u = input.u0; plan->whole_chunk && u < input.u1; u += panel) {
+            REAL *pre = plan->pre + u / panel * panel_pre;
+            if (input.end - input.first == input.alive) /* all its rows, which follow each other */
+                FN(input_part)(plan, input.rows, u, x + input.row0 * s->F, pre);
+            else
+                for (ptrdiff_t i = input.i0; i < input.i1; i++) {
                     ptrdiff_t t = step_at(s, i), row = s->offsets[t] + input.first;
-                    FN(input_part)(plan, own_rows(s, &input, t), u, x + row * s->F,
-                                   plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR);
+                    FN(input_part)(plan, own_rows(s, &input, t), u, x + row * s->F, pre + (row - input.row0) * NR);
                 }
+        }
         if (all_help) gc_barrier(team);
         for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
@@ -510,11 +512,11 @@ static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdi
 }
 
 /* The same for dw_ih (G*H, F) and db_ih with a narrow input: dg takes the place of b, and a one beside x sums it. */
-static void FN(narrow_weight_part)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t rows, ptrdiff_t first_row,
-                                   REAL *work, gc_team *team, int thread)
+static void FN(narrow_weight_part)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t first_row, REAL *work,
+                                   gc_team *team, int thread)
 {
     const gc_recurrent *s = plan->s;
-    const ptrdiff_t F = s->F, GH = plan->G * s->H;
+    const ptrdiff_t F = s->F, GH = plan->G * s->H, rows = chunk->rows;
     REAL *sums = plan->narrow + thread * plan->narrow_size, *x_1 = sums + (F + 1) * GH, *dw = s->dw_ih, *db = s->db_ih;
     const REAL *x = (const REAL *)s->x + chunk->row0 * F;
     ptrdiff_t m0, m1;
@@ -578,10 +580,9 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
         for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, i, team, thread);
         gc_barrier(team);
 
-        ptrdiff_t last = s->reverse ? step_at(s, chunk.i0) : step_at(s, chunk.i1 - 1);
-        ptrdiff_t rows = s->offsets[last + 1] - chunk.row0, first, end;
+        ptrdiff_t rows = chunk.rows, first, end;
         if (narrow)
-            FN(narrow_weight_part)(plan, &chunk, rows, n_first, work, team, thread);
+            FN(narrow_weight_part)(plan, &chunk, n_first, work, team, thread);
         else
             FN(weight_part)(GH, n_first, F, rows, plan->dg, plan->dg_row, (const REAL *)s->x + chunk.row0 * F, F, s->dw_ih,
                         s->db_ih, work, team, thread);
