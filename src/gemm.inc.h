@@ -162,8 +162,8 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, p
             continue;
         }
         for (ptrdiff_t k = 0; k < K; k++, to += width) {
-            memcpy(to, from + (k + first_row < K ? k + first_row : k + first_row - K) * row, (size_t)n * sizeof(REAL));
-            for (ptrdiff_t j = n; j < width; j++) to[j] = 0;
+            const REAL *from_k = from + (k + first_row < K ? k + first_row : k + first_row - K) * row;
+            for (ptrdiff_t j = 0; j < n; j += V) FN(v_store)(to + j, FN(v_get)(from_k + j, n - j));
         }
     }
 }

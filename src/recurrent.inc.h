@@ -309,8 +309,8 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
             REAL *h_in = gates ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
             for (ptrdiff_t b = 0; b < rows; b++)
-                memcpy(h_in + b * h_row + chunk.u0, h + (chunk.first + b) * H + chunk.u0,
-                       (size_t)(chunk.u1 - chunk.u0) * sizeof(REAL));
+                for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V)
+                    FN(v_store)(h_in + b * h_row + u, FN(v_get)(h + (chunk.first + b) * H + u, chunk.u1 - u));
             if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int at_once = rows > MR || !plan->whole_chunk;
