@@ -286,13 +286,15 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     unsigned long long mode = gc_ftz_enter();
 
     FN(pack_forward)(plan, thread, gc_team_size(team));
-    for (ptrdiff_t i0 = 0, alive = -1; i0 < s->T;) {
+    for (ptrdiff_t i0 = 0, last = -1; i0 < s->T;) {
         gc_chunk chunk = chunk_of(s, 0, i0, FORWARD_ROWS, panel, team, thread);
         gc_chunk input = chunk;
         const int all_help = plan->whole_chunk && chunk.alive < gc_team_size(team); /* also those without a sequence */
         if (all_help) share_units(s, &input, panel, team, thread);
-        if (chunk.alive != alive || all_help) gc_barrier(team); /* all is packed; nobody is at the last chunk any more */
-        alive = chunk.alive;
+        /* no waiting from one chunk to the next of the same shape: each thread keeps to its own sequences and rows */
+        const ptrdiff_t same = !all_help && chunk.rows == chunk.alive * (chunk.i1 - chunk.i0) ? chunk.alive : -1;
+        if (same < 0 || same != last) gc_barrier(team);
+        last = same;
 
         for (ptrdiff_t u = input.u0; plan->whole_chunk && u < input.u1; u += panel) {
             REAL *pre = plan->pre + u / panel * panel_pre;
