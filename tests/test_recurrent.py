@@ -719,6 +719,28 @@ def test_the_same_bits_for_any_number_of_threads(
         assert_same_bits(other, first)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("T", "B", "I", "H"), [(60, 40, 300, 64), (60, 40, 3, 64), (300, 6, 32, 96), (200, 1, 64, 256)])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_bits_over_many_chunks(  # of steps, between which threads may run ahead of each other
+    mode: str, T: int, B: int, I: int, H: int, ragged: bool, with_thread_counts: Callable[..., Any]
+) -> None:
+    lengths = np.random.default_rng(1).integers(T // 2 if B == 1 else 0, T + 1, B) if ragged else None
+    case = Case(mode, dtype=np.float32, T=T, B=B, I=I, H=H)
+    layer, batch = case.layer(), case.batch()
+
+    def results() -> dict[str, Array]:
+        layer.zero_grad()
+        y, tape = layer.forward(batch.x, batch.state, lengths)
+        dx = layer.backward(tape, batch.dy)
+        return {"y": y.copy(), "dx": dx, "grads": layer.flat_grads.copy(), "inferred": layer(batch.x, batch.state, lengths)[0]}
+
+    first, *others = with_thread_counts(lambda: [results() for _ in range(2)])
+    for other in others:
+        for again in other:
+            assert_same_bits(again, first[0])
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_python_threads_share_a_layer_each_with_its_own_tape(mode: str) -> None:
     case = Case(mode, H=48, I=16, B=8, T=20)
