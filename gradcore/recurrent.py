@@ -22,21 +22,23 @@ State = Any  # h, or (h, c) for LSTM
 class _Batch:
     """How T steps of B sequences are laid out as rows for the kernels: packed, the longest sequence first.
 
-    With all sequences of full length the rows are simply (t, b). Otherwise `rows` holds the S live positions of the
-    flattened (T, B) axes in packed order, and `order` the sequences from long to short.
+    With all sequences of one length the S rows are the first ones of the flattened (T, B) axes. Otherwise `rows` holds
+    their positions there in packed order, `dead` the other positions, and `order` the sequences from long to short.
     """
 
-    def __init__(self, T: int, B: int, lengths: Array | None) -> None:
-        self.T, self.B = T, B
-        self.rows = self.order = self.rank = None
-        if lengths is None or (lengths == T).all():
-            self.offsets = np.arange(T + 1, dtype=np.intp) * B
+    def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
+        self.T, self.B, self._pool = T, B, pool
+        self.rows = self.dead = self.order = self.rank = None
+        longest = T if lengths is None else int(lengths.max(initial=0))
+        if lengths is None or (lengths == longest).all():
+            self.offsets = np.minimum(np.arange(T + 1, dtype=np.intp), longest) * B
             return
         self.order = np.argsort(-lengths, kind="stable")
         self.rank = np.argsort(self.order, kind="stable")
         alive = np.arange(T)[:, None] < lengths[self.order]  # (T, B)
         self.offsets = np.concatenate([[0], np.cumsum(alive.sum(axis=1))]).astype(np.intp)
-        self.rows = (np.arange(T)[:, None] * B + self.order)[alive]
+        positions = np.arange(T)[:, None] * B + self.order
+        self.rows, self.dead = positions[alive], positions[~alive]
 
     @property
     def n_rows(self) -> int:
@@ -45,15 +47,20 @@ class _Batch:
     def pack(self, x: Array) -> Array:
         """(T, B, F) -> (S, F)"""
         flat = x.reshape(self.T * self.B, x.shape[2])
-        return flat if self.rows is None else flat[self.rows]
+        if self.rows is None:
+            return flat[: self.n_rows]
+        packed = self._pool.empty((self.n_rows, x.shape[2]), x.dtype)
+        return flat.take(self.rows, axis=0, out=packed, mode="clip")  # "raise" would copy once more
 
     def unpack(self, rows: Array) -> Array:
         """(S, F) -> (T, B, F), zero past each sequence's end"""
-        if self.rows is None:
-            return rows.reshape(self.T, self.B, rows.shape[1])
-        padded = np.zeros((self.T * self.B, rows.shape[1]), rows.dtype)
-        padded[self.rows] = rows
-        return padded.reshape(self.T, self.B, rows.shape[1])
+        S, F = rows.shape
+        if self.rows is None and self.T * self.B == S:
+            return rows.reshape(self.T, self.B, F)
+        padded = self._pool.empty((self.T * self.B, F), rows.dtype)
+        padded[slice(0, S) if self.rows is None else self.rows] = rows
+        padded[slice(S, None) if self.rows is None else self.dead] = 0
+        return padded.reshape(self.T, self.B, F)
 
     def sort(self, state: Array) -> Array:
         """A fresh (L*D, B, H) with the sequences in packed order."""
@@ -349,7 +356,7 @@ class _Recurrent(Layer):
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
         states = self._check_state("state", state, B)
-        batch = _Batch(T, B, check_lengths(lengths, T, B))
+        batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
         states = [batch.sort(part) for part in states]
         tape = Tape(self, batch) if keep else None
 
