@@ -31,7 +31,7 @@ class Pool:
     operation of a dict, and those are atomic.
     """
 
-    KEEP = 8
+    KEEP = 16
     SMALL = 32 * 1024  # bytes: NumPy and the allocator reuse these well enough themselves
 
     def __init__(self) -> None:

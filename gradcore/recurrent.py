@@ -180,8 +180,15 @@ class _Kept(NamedTuple):
 class Tape:
     """What `forward` keeps for `backward`.
 
+    With S = the sum of the lengths (T B without `lengths`), H' = H rounded up to whole vectors of the processor and
+    K = 1 (RNN) or 4 (LSTM, GRU) it keeps, for each layer and direction, S rows of (K + 1) H' elements, of (K + 2) H'
+    for LSTM: the gates and the state before the step. A part of a row whose size is a multiple of 2 KiB takes 64 bytes
+    more. Layers above the first also keep their S rows of inputs.
+
     Attributes
     ----------
+    nbytes : int
+        The bytes of all this.
     state : ndarray or tuple of ndarray
         The final state, like the initial one.
     dstate : ndarray, tuple of ndarray, or None
@@ -213,6 +220,11 @@ class Tape:
                 views.append(buffer[start : start + S * width].reshape(S, width))
                 start += n
             self.kept.append(_Kept(*views))
+
+    @property
+    def nbytes(self) -> int:
+        kept = [part for views in self.kept for part in views if part is not None]
+        return sum(part.nbytes for part in [*kept, *self.inputs[1:], *self.masks])
 
     def record(self, index: int, t: int, b: int) -> Step:
         """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -720,11 +721,12 @@ def test_the_same_bits_for_any_number_of_threads(
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize(("T", "B", "I", "H"), [(60, 40, 300, 64), (60, 40, 3, 64), (300, 6, 32, 96), (200, 1, 64, 256)])
+@pytest.mark.parametrize("sizes", [(60, 40, 300, 64), (60, 40, 3, 64), (300, 6, 32, 96), (200, 1, 64, 256)])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_bits_over_many_chunks(  # of steps, between which threads may run ahead of each other
-    mode: str, T: int, B: int, I: int, H: int, ragged: bool, with_thread_counts: Callable[..., Any]
+    mode: str, sizes: tuple[int, int, int, int], ragged: bool, with_thread_counts: Callable[..., Any]
 ) -> None:
+    T, B, I, H = sizes
     lengths = np.random.default_rng(1).integers(T // 2 if B == 1 else 0, T + 1, B) if ragged else None
     case = Case(mode, dtype=np.float32, T=T, B=B, I=I, H=H)
     layer, batch = case.layer(), case.batch()
@@ -733,12 +735,43 @@ def test_the_same_bits_over_many_chunks(  # of steps, between which threads may 
         layer.zero_grad()
         y, tape = layer.forward(batch.x, batch.state, lengths)
         dx = layer.backward(tape, batch.dy)
-        return {"y": y.copy(), "dx": dx, "grads": layer.flat_grads.copy(), "inferred": layer(batch.x, batch.state, lengths)[0]}
+        inferred = layer(batch.x, batch.state, lengths)[0]
+        return {"y": y.copy(), "dx": dx, "grads": layer.flat_grads.copy(), "inferred": inferred}
 
     first, *others = with_thread_counts(lambda: [results() for _ in range(2)])
     for other in others:
         for again in other:
             assert_same_bits(again, first[0])
+
+
+@pytest.mark.parametrize("H", [32, 512])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_tape_has_the_size_that_its_documentation_says(mode: str, H: int) -> None:
+    layer = Case(mode, H=H, num_layers=2, dtype=np.float32).layer()
+    _, tape = layer.forward(np.zeros((5, 4, layer.input_size), np.float32))
+    K = 1 if mode.startswith("RNN") else 4
+    parts = [K * H, H] + [H] * (mode == "LSTM")
+    rows = [4 * n + 64 * (4 * n % 2048 == 0) for n in parts]
+    assert tape.nbytes == 5 * 4 * (2 * sum(rows) + 4 * H)  # two layers, and the input of the second
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_second_call_of_a_shape_allocates_nothing_large(mode: str) -> None:
+    layer = Case(mode, I=32, H=64, num_layers=2, dtype=np.float32).layer()
+    x, lengths = np.ones((60, 16, 32), np.float32), np.arange(45, 61)
+    dy = np.ones((60, 16, 64), np.float32)
+
+    def call() -> None:
+        _, tape = layer.forward(x, lengths=lengths)
+        layer.backward(tape, dy)
+
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        assert tracemalloc.get_traced_memory()[1] < 150_000  # y alone has 240 KB, the tape more than 1 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mode", MODES)
