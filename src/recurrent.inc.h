@@ -21,7 +21,7 @@
 #define GC_RECURRENT_SIZES
 enum {
     FORWARD_ROWS = 128,          /* rows of a chunk forward: as often each panel of W_ih is used before the next */
-    BACKWARD_ROWS = 256,         /* backward: the more, the fewer passes over the weights' gradients */
+    BACKWARD_ROWS = 512,         /* backward: the more, the fewer passes over the weights' gradients */
     TOGETHER_BYTES = 256 * 1024, /* size of W_ih up to which each step reads it again beside W_hh */
     NARROW = 4,                  /* input features up to which a vector of them would be mostly empty */
     STREAM_BYTES = 16 << 20,     /* size of the gates beyond which they are not worth keeping in the caches */
