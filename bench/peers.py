@@ -439,7 +439,7 @@ def draw(rows: list[Row], path: Path) -> None:
     """Fraction of the peak over shape, for each cell, with two threads."""
     import matplotlib
 
-    matplotlib.use("svg")
+    matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
