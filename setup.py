@@ -68,11 +68,16 @@ class BuildKernels(build_ext):
         return flags
 
 
+C_FILES = ("dispatch", "threads", "rows", "spans", "norm", "optim")
+
 setup(
     ext_modules=[
         Extension(
             "gradcore._kernels",
-            ["src/_kernels.pyx", *(f"src/{name}.c" for name in ("dispatch", "threads", "spans", "norm", "optim"))],
+            [
+                "src/_kernels.pyx",
+                *(f"src/{name}.c" for name in ("dispatch", "threads", "rows", "spans", "norm", "optim")),
+            ],
             include_dirs=["src", numpy.get_include()],
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),

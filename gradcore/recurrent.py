@@ -50,7 +50,8 @@ class _Batch:
         if self.rows is None:
             return flat[: self.n_rows]
         packed = self._pool.empty((self.n_rows, x.shape[2]), x.dtype)
-        return flat.take(self.rows, axis=0, out=packed, mode="clip")  # "raise" would copy once more
+        _kernels.copy_rows(flat, self.rows, packed, None)
+        return packed
 
     def unpack(self, rows: Array) -> Array:
         """(S, F) -> (T, B, F), zero past each sequence's end"""
@@ -58,8 +59,11 @@ class _Batch:
         if self.rows is None and self.T * self.B == S:
             return rows.reshape(self.T, self.B, F)
         padded = self._pool.empty((self.T * self.B, F), rows.dtype)
-        padded[slice(0, S) if self.rows is None else self.rows] = rows
-        padded[slice(S, None) if self.rows is None else self.dead] = 0
+        if self.rows is None:
+            padded[:S], padded[S:] = rows, 0
+        else:
+            _kernels.copy_rows(rows, None, padded, self.rows)
+            _kernels.copy_rows(None, None, padded, self.dead)
         return padded.reshape(self.T, self.B, F)
 
     def sort(self, state: Array) -> Array:

@@ -101,6 +101,9 @@ cdef extern from "gradcore.h" nogil:
     int gc_get_num_threads()
     int gc_has_openmp()
 
+    void gc_copy_rows(Py_ssize_t n, size_t size, const void *source, const Py_ssize_t *source_at, void *to,
+                      const Py_ssize_t *to_at)
+
     void gc_number_blocks(gc_span *spans, Py_ssize_t n)
     int gc_norm_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)
     void gc_norm_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factor)

@@ -170,8 +170,8 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, p
 
 /* Columns [j0, j1) of C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed; j0 is a multiple of V. Meanwhile
  * so many elements from `ahead` on are fetched. */
-static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *packed, REAL *c,
-                     ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead,
+static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row,
+                     const REAL *packed, REAL *c, ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead,
                      ptrdiff_t n_ahead)
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
@@ -204,7 +204,7 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
     for (ptrdiff_t block = 0; block < blocks; block++) {
         const ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / NR) * NR;
-        for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns too, for the sums */
+        for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);
             FN(pack)(kc, columns, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
             for (ptrdiff_t m = m0; m < m1; m += NR) {

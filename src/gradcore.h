@@ -20,11 +20,6 @@ enum { GC_F32 = 0, GC_F64 = 1 };
 
 enum { GC_RNN_TANH = 0, GC_RNN_RELU = 1, GC_LSTM = 2, GC_GRU = 3 };
 
-/* Rows are packed: the sequences are sorted by length, longest first, and step t holds offsets[t+1] - offsets[t] rows, the
- * sequences still alive, as a prefix of the batch. S = offsets[T] rows in all. G is the cell's number of gates (RNN 1,
- * LSTM 4: i,f,g,o, GRU 3: r,z,n). H' is H rounded up to a multiple of `lanes`; for every `lanes` units `gates` keeps K
- * blocks (RNN 1: h; LSTM 4: i,f,g,o; GRU 4: n,r,z and q = W_hn h + b_hn), all after their activation but q. `reverse` walks
- * the steps from T-1 to 0. */
 /* Elements from one row to the next of the tape's arrays, whose rows have n elements that count: not a multiple of 2 KiB, or
  * the rows that a product reads side by side would meet in a few sets of the cache. */
 static inline ptrdiff_t gc_row(ptrdiff_t n, size_t real_size)
@@ -32,6 +27,11 @@ static inline ptrdiff_t gc_row(ptrdiff_t n, size_t real_size)
     return (size_t)n * real_size % 2048 ? n : n + 64 / (ptrdiff_t)real_size;
 }
 
+/* Rows are packed: the sequences are sorted by length, longest first, and step t holds offsets[t+1] - offsets[t] rows, the
+ * sequences still alive, as a prefix of the batch. S = offsets[T] rows in all. G is the cell's number of gates (RNN 1,
+ * LSTM 4: i,f,g,o, GRU 3: r,z,n). H' is H rounded up to a multiple of `lanes`; for every `lanes` units `gates` keeps K
+ * blocks (RNN 1: h; LSTM 4: i,f,g,o; GRU 4: n,r,z and q = W_hn h + b_hn), all after their activation but q. `reverse` walks
+ * the steps from T-1 to 0. */
 typedef struct gc_recurrent {
     int cell, reverse, threads;     /* at most so many threads; fixed from recurrent_*_work to the call that it is for */
     ptrdiff_t T, B, F, H;             /* F features in x_t; not I, which <complex.h> defines */
@@ -185,6 +185,11 @@ int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double 
 void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double factor[2]);
 void gc_norm_clamp(const gc_table *, const gc_span *spans, ptrdiff_t n, double limit);
 void gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *);
+
+/* ---- rows.c ------------------------------------------------------------------------------------------------------------- */
+
+/* to[to_at[i]] = from[from_at[i]] for n rows of so many bytes; an index that is NULL stands for i, `from` NULL for zeros. */
+void gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at);
 
 /* ---- threads.c: the only door to OpenMP ------------------------------------------------------------------------------- */
 

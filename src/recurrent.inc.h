@@ -3,10 +3,10 @@
  * The team shares the work of a step by sequences: each thread takes its own through all steps and waits for nobody. Where
  * there are too few sequences it shares the units instead, and waits for all of h_t once a step (twice backward).
  *
- * The steps are walked in chunks. Forward, the input's part of the gates is one product over a
- * chunk, after which each step adds the recurrent part, panel by panel, and turns each panel into gates and state while it
- * is in cache. Backward, a chunk's dL/d(pre-activation) goes into the weights' gradients and dL/dx before the next chunk
- * overwrites it.
+ * The steps are walked in chunks. Forward, the input's part of the gates is one product over a chunk (or, where W_ih is
+ * small, made step by step); each step adds the recurrent part, panel by panel, and turns each panel into gates and state
+ * while it is in cache. Backward, a chunk's dL/d(pre-activation) goes into the weights' gradients and dL/dx before the next
+ * chunk overwrites it.
  *
  * What a row of the tape or of the scratch holds, H' being H rounded up to whole vectors:
  *   gates  [H'/V][K][V]    K blocks for every V units; RNN: h; LSTM: i, f, g, o; GRU: n, r, z, q, in this order so that both
@@ -25,8 +25,8 @@ enum {
     TOGETHER_BYTES = 256 * 1024, /* size of W_ih up to which each step reads it again beside W_hh */
     NARROW = 4,                  /* input features up to which a vector of them would be mostly empty */
     STREAM_BYTES = 16 << 20,     /* size of the gates beyond which they are not worth keeping in the caches */
-    FEW_ROWS = 4,      /* sequences for each thread below which it costs less to share the units, if ... */
-    UNIT_WORK = 15000 /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
+    FEW_ROWS = 4,                /* sequences for each thread below which it costs less to share the units, if ... */
+    UNIT_WORK = 15000            /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
 };
 
 INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return s->cell == GC_LSTM ? 4 : s->cell == GC_GRU ? 3 : 1; }
@@ -53,9 +53,10 @@ INLINE void share_units(const gc_recurrent *s, gc_chunk *chunk, ptrdiff_t panel,
     chunk->end = chunk->alive;
 }
 
-/* The chunk that begins (forward) or ends (backward) with step `at`, shared by sequences or by units. Where it ends does
- * not depend on the team, because the weights' gradients are summed chunk by chunk. */
-INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t most, ptrdiff_t panel, gc_team *team, int thread)
+/* The chunk that begins (forward) or ends (backward) with step `at` and has about `most` rows, shared by sequences or by
+ * units. Where it ends does not depend on the team, because the weights' gradients are summed chunk by chunk. */
+INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrdiff_t most, ptrdiff_t panel, gc_team *team,
+                         int thread)
 {
     gc_chunk chunk = {at, at, 0, 0, 0, 0, s->H, 0, 0, 0};
     const int size = gc_team_size(team);
@@ -104,7 +105,7 @@ typedef struct {
     ptrdiff_t gates_row, h_row;
     REAL *w_ih, *w_hh;     /* packed: for each panel [F or H][gate][unit] */
     REAL *bias;            /* [H'/V][K][V]: what the pre-activations start from */
-    REAL *pre;             /* pre-activations, rows of NR for one panel: of a chunk for each panel, or of a step for each thread */
+    REAL *pre;             /* pre-activations, rows of NR: of a chunk for each panel, or of a step's panel for each thread */
     REAL *h_in;            /* without a tape (2, B, h_row): the states that enter even and odd steps */
     int whole_chunk, stream;
 } FN(forward_plan);
@@ -119,7 +120,8 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
     plan->gates_row = gc_row(plan->K * padded, sizeof(REAL));
     plan->h_row = gc_row(padded, sizeof(REAL));
     plan->whole_chunk = s->B <= MR || s->F * plan->G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
-    plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES;
+    plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES &&
+                   ((uintptr_t)s->gates | (uintptr_t)s->c_in) % 64 == 0;
     plan->w_ih = take(&arena, s->F * plan->G * padded, sizeof(REAL));
     plan->w_hh = take(&arena, s->H * plan->G * padded, sizeof(REAL));
     plan->bias = take(&arena, plan->K * padded, sizeof(REAL));
@@ -502,8 +504,8 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
  * gates of dg stand for the rows of dw from `first_row` on, and round. */
 static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdiff_t rows, const REAL *dg, ptrdiff_t dg_row,
-                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, REAL *work,
-                            gc_team *team, int thread)
+                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, REAL *work, gc_team *team,
+                            int thread)
 {
     for (ptrdiff_t wrapped = 0; wrapped < 2; wrapped++) {
         ptrdiff_t n = wrapped ? first_row : M - first_row, to = wrapped ? 0 : first_row, m0, m1;

@@ -44,6 +44,34 @@ def tape_layout(dtype, Py_ssize_t kept, Py_ssize_t H):
     return gates_row, state_row, TABLE.real[real].lanes
 
 
+cdef const Py_ssize_t *row_numbers(cnp.ndarray at, cnp.ndarray a) except? NULL:
+    """The numbers of rows of a; NULL for None."""
+    if at is None:
+        return NULL
+    cdef const Py_ssize_t *numbers = <const Py_ssize_t *> typed_pointer(at, cnp.NPY_INTP, 0, False)
+    cdef Py_ssize_t i, rows = cnp.PyArray_DIM(a, 0)
+    for i in range(cnp.PyArray_SIZE(at)):
+        if not 0 <= numbers[i] < rows:
+            raise ValueError(f"kernel argument: row {numbers[i]} of {rows}")
+    return numbers
+
+
+def copy_rows(cnp.ndarray source, cnp.ndarray source_at, cnp.ndarray to, cnp.ndarray to_at):
+    """to[to_at] = source[source_at]; None for all rows in their order, and for a source of zeros."""
+    cdef int real = real_of(to)
+    cdef Py_ssize_t width = cnp.PyArray_DIM(to, 1), size = 4 if real == GC_F32 else 8
+    cdef Py_ssize_t n = cnp.PyArray_DIM(to, 0) if to_at is None else cnp.PyArray_SIZE(to_at)
+    cdef void *target = pointer(to, real, 0, True)
+    cdef const Py_ssize_t *target_rows = row_numbers(to_at, to)
+    cdef const void *given = pointer(source, real, n * width if source_at is None else 0, False)
+    cdef const Py_ssize_t *given_rows = row_numbers(source_at, source)
+    if (source is not None and cnp.PyArray_DIM(source, 1) != width) or (
+            source_at is not None and cnp.PyArray_SIZE(source_at) != n):
+        raise ValueError("kernel argument: rows of other sizes")
+    with nogil:
+        gc_copy_rows(n, width * size, given, given_rows, target, target_rows)
+
+
 def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, Py_ssize_t column,
                       h, c, gates, h_in, c_in, take):
     """Writes y[:, column : column + H], h, c and, unless None, gates, h_in, c_in.

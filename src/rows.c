@@ -1,0 +1,34 @@
+/* Rows of arrays, brought into another order by all threads. */
+#include <string.h>
+
+#include "gradcore.h"
+
+enum { SERIAL_BYTES = 256 * 1024 }; /* below this one thread is faster than starting a team */
+
+typedef struct {
+    ptrdiff_t n;
+    size_t size;
+    const char *from;
+    const ptrdiff_t *from_at;
+    char *to;
+    const ptrdiff_t *to_at;
+} rows_job;
+
+static void copy_body(void *arg, gc_team *team, int thread)
+{
+    const rows_job *job = arg;
+    const int n_threads = gc_team_size(team);
+    for (ptrdiff_t i = job->n * thread / n_threads; i < job->n * (thread + 1) / n_threads; i++) {
+        char *to = job->to + (size_t)(job->to_at ? job->to_at[i] : i) * job->size;
+        if (job->from)
+            memcpy(to, job->from + (size_t)(job->from_at ? job->from_at[i] : i) * job->size, job->size);
+        else
+            memset(to, 0, job->size);
+    }
+}
+
+void gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at)
+{
+    rows_job job = {n, size, from, from_at, to, to_at};
+    gc_parallel((size_t)n * size < SERIAL_BYTES ? 1 : gc_get_num_threads(), copy_body, &job);
+}
