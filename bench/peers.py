@@ -442,7 +442,7 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, cell in zip(axes, GATES, strict=True):
         of = [row for row in rows if row["cell"] == cell and row["threads"] == 2]
         for name in ("gradcore", "torch", "jax"):
@@ -451,8 +451,8 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.set_xticks(range(len(of)), [", ".join(map(str, row["shape"])) for row in of], rotation=60, ha="right")
         axis.set(title=cell, ylim=(0, 100))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("forward + backward, % of the FMA peak")
-    axes[0].legend()
+    axes[0].set_ylabel("% of the FMA peak")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.supxlabel("T, B, I, H")
     figure.savefig(path, dpi=110)
 
