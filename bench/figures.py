@@ -1,10 +1,29 @@
-"""What every benchmark writes beside its times."""
+"""What benchmarks share: the shapes of recurrent layers, and what is written beside a time."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import gradcore
+
+Shape = tuple[int, int, int, int]  # T, B, I, H
+
+SHAPES: list[Shape] = [
+    (100, 1, 64, 64),
+    (100, 32, 64, 128),
+    (100, 64, 256, 256),
+    (50, 64, 512, 512),
+    (784, 128, 1, 100),
+    (35, 20, 650, 650),
+    (200, 16, 128, 1024),
+]
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+
+
+def flop(cell: str, shape: Shape, passes: int) -> int:
+    """Multiplications and additions of the matrix products; forward + backward is 3 passes."""
+    T, B, I, H = shape
+    return passes * 2 * T * B * GATES[cell] * H * (I + H)
 
 
 def note(benchmark: Any, unit: str, amount: float, **more: Any) -> None:

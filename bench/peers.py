@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import GATES, SHAPES, Shape, flop
 
 import gradcore
 from gradcore import _kernels
@@ -37,28 +38,11 @@ except ImportError:
     onnxruntime = None
 
 Array = np.ndarray[Any, Any]
-Shape = tuple[int, int, int, int]  # T, B, I, H
 Run = Callable[[], object]
 Row = dict[str, Any]
 
-SHAPES: list[Shape] = [
-    (100, 1, 64, 64),
-    (100, 32, 64, 128),
-    (100, 64, 256, 256),
-    (50, 64, 512, 512),
-    (784, 128, 1, 100),
-    (35, 20, 650, 650),
-    (200, 16, 128, 1024),
-]
-LARGE = [(100, 64, 256, 256), (50, 64, 512, 512), (35, 20, 650, 650), (200, 16, 128, 1024)]
-GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 SLICE = 0.03  # seconds that one turn takes at least, after one call to wake its threads
 PAUSE = 0.005  # seconds in which the threads of whoever came before stop spinning
-
-
-def flop(cell: str, rows: int, shape: Shape, passes: int) -> float:
-    """Multiplications and additions of the matrix products; forward + backward is 3 passes."""
-    return passes * 2.0 * rows * GATES[cell] * shape[3] * (shape[2] + shape[3])
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------
@@ -299,7 +283,7 @@ def training(rounds: int, dtype: str = "float32") -> Iterator[Row]:
         for shape in SHAPES:
             for cell in GATES:
                 job = Job(cell, shape, dtype)
-                work = flop(cell, shape[0] * shape[1], shape, 3)
+                work = flop(cell, shape, passes=3)
                 yield compare(job, job.training(), rounds, work, at_most)
 
 
@@ -314,7 +298,7 @@ def inference(rounds: int) -> Iterator[Row]:
         for shape in SHAPES:
             for cell in GATES:
                 job = Job(cell, shape, "float32")
-                work = flop(cell, shape[0] * shape[1], shape, 1)
+                work = flop(cell, shape, passes=1)
                 yield compare(job, job.inference(), rounds, work, at_most)
 
 
@@ -351,7 +335,7 @@ def threads(rounds: int) -> Iterator[Row]:
                     return with_threads
 
                 times = interleave({"1": on(1), "2": on(2)}, rounds)
-                work = flop(cell, shape[0] * shape[1], shape, 3) / 1e9
+                work = flop(cell, shape, passes=3) / 1e9
                 yield {"cell": cell, "shape": shape, "dtype": dtype, "GFLOP": work, "speedup": ratio(times, "1", "2")}
 
 
