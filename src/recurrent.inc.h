@@ -277,14 +277,31 @@ static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptr
     FN(panel)(rows, width, &p, FN(tile_for)(width));
 }
 
+/* The panel of unit u from its pre-activations: `rows` sequences from `first` on, whose rows begin with `row`. */
+static void FN(panel_gates)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t row, ptrdiff_t u,
+                         const REAL *pre)
+{
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t H = s->H;
+    REAL *gates = s->gates, *c = s->c, *c_in = s->c_in;
+    FN(panel_step) p = {rows, gc_min(plan->panel, H - u), pre, (REAL *)s->h + first * H + u, c ? c + first * H + u : NULL, H,
+                        (REAL *)s->y + row * s->ld_y + u, gates ? gates + row * plan->gates_row + u * plan->K : NULL,
+                        c_in ? c_in + row * plan->h_row + u : NULL, s->ld_y, plan->gates_row, plan->h_row, plan->stream};
+    if (s->cell == GC_LSTM)
+        FN(lstm_step)(&p);
+    else if (s->cell == GC_GRU)
+        FN(gru_step)(&p);
+    else
+        FN(rnn_step)(&p, s->cell == GC_RNN_RELU);
+}
+
 static void FN(forward_body)(void *arg, gc_team *team, int thread)
 {
     const FN(forward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
     const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * NR; /* from one panel's pre-activations to the next one's */
-    const REAL *x = s->x;
-    REAL *h = s->h, *c = s->c, *y = s->y, *gates = s->gates, *c_in = s->c_in;
+    const REAL *x = s->x, *h = s->h;
     unsigned long long mode = gc_ftz_enter();
 
     FN(pack_forward)(plan, thread, gc_team_size(team));
@@ -311,33 +328,22 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         if (all_help) gc_barrier(team);
         for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
-            REAL *h_in = gates ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
+            REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
             for (ptrdiff_t b = 0; b < rows; b++)
                 for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V)
                     FN(v_store)(h_in + b * h_row + u, FN(v_get)(h + (chunk.first + b) * H + u, chunk.u1 - u));
             if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
-            const int at_once = rows > MR || !plan->whole_chunk;
-            for (ptrdiff_t pass = at_once; pass < 2; pass++)
-                for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
-                    REAL *pre = plan->whole_chunk ? plan->pre + u / panel * panel_pre + (row - chunk.row0) * NR
-                                                  : plan->pre + thread * s->B * NR;
-                    if (at_once || !pass) {
-                        if (!plan->whole_chunk) FN(input_part)(plan, rows, u, x + row * s->F, pre);
-                        FN(recurrent_part)(plan, rows, u, h_in, pre);
-                    }
-                    if (!pass) continue;
-                    FN(panel_step) p = {rows, gc_min(panel, H - u), pre, h + chunk.first * H + u,
-                                        c ? c + chunk.first * H + u : NULL, H, y + row * s->ld_y + u,
-                                        gates ? gates + row * plan->gates_row + u * plan->K : NULL,
-                                        c_in ? c_in + row * h_row + u : NULL, s->ld_y, plan->gates_row, h_row, plan->stream};
-                    if (s->cell == GC_LSTM)
-                        FN(lstm_step)(&p);
-                    else if (s->cell == GC_GRU)
-                        FN(gru_step)(&p);
-                    else
-                        FN(rnn_step)(&p, s->cell == GC_RNN_RELU);
-                }
+            const int apart = plan->whole_chunk && rows <= MR;
+            REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * NR;
+            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
+                REAL *panel_of_u = pre + (plan->whole_chunk ? u / panel * panel_pre : 0);
+                if (!plan->whole_chunk) FN(input_part)(plan, rows, u, x + row * s->F, panel_of_u);
+                FN(recurrent_part)(plan, rows, u, h_in, panel_of_u);
+                if (!apart) FN(panel_gates)(plan, rows, chunk.first, row, u, panel_of_u);
+            }
+            for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
+                FN(panel_gates)(plan, rows, chunk.first, row, u, pre + u / panel * panel_pre);
         }
         i0 = chunk.i1;
     }
