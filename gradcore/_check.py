@@ -81,13 +81,13 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str
     given = as_array(name, value)
     if given.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}; convert it with {name}.astype(numpy.{dtype})")
-    sizes: dict[str, int] = {}
-    fits = given.ndim == len(shape) and all(
-        n == (sizes.setdefault(want, n) if isinstance(want, str) else want)
-        for want, n in zip(shape, given.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name}: expected shape {describe(shape)}, got {given.shape}")
+    if given.shape != shape:
+        sizes: dict[str, int] = {}
+        fits = given.ndim == len(shape)
+        for want, n in zip(shape, given.shape, strict=False):
+            fits = fits and n == (sizes.setdefault(want, n) if isinstance(want, str) else want)
+        if not fits:
+            raise ValueError(f"{name}: expected shape {describe(shape)}, got {given.shape}")
     flags = given.flags
     return given if flags.c_contiguous and flags.aligned else np.require(given, requirements=["C", "A"])
 

@@ -39,18 +39,21 @@ class Pool:
 
     def take(self, n_bytes: int) -> Array:
         """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
-        fitting = [buffer for buffer in list(self._free.values()) if n_bytes <= buffer.size <= 2 * n_bytes + 4096]
-        for buffer in sorted(fitting, key=len):
-            if self._free.pop(id(buffer), None) is not None:  # else another thread was faster
-                return buffer
+        best, least = None, 2 * n_bytes + 4097
+        for buffer in list(self._free.values()):
+            if n_bytes <= len(buffer) < least:
+                best, least = buffer, len(buffer)
+        if best is not None and self._free.pop(id(best), None) is not None:  # else another thread was faster
+            return best
         raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + n_bytes]
 
     def give(self, buffer: Array) -> None:
         self._free[id(buffer)] = buffer
-        for oldest in list(self._free)[: -self.KEEP]:
-            self._free.pop(oldest, None)
+        if len(self._free) > self.KEEP:
+            for oldest in list(self._free)[: -self.KEEP]:
+                self._free.pop(oldest, None)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised array for a caller, whose memory comes back when the last view of it is gone."""
