@@ -29,9 +29,14 @@ class _Batch:
     def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
         self.T, self.B, self._pool = T, B, pool
         self.rows = self.dead = self.order = self.rank = None
-        longest = T if lengths is None else int(lengths.max(initial=0))
-        if lengths is None or (lengths == longest).all():
-            self.offsets = np.minimum(np.arange(T + 1, dtype=np.intp), longest) * B
+        self.offsets = np.arange(T + 1, dtype=np.intp) * B
+        self.n_rows = T * B
+        if lengths is None:
+            return
+        self.n_rows = int(lengths.sum())
+        longest = int(lengths.max(initial=0))
+        if (lengths == longest).all():
+            np.minimum(self.offsets, self.n_rows, out=self.offsets)
             return
         self.order = np.argsort(-lengths, kind="stable")
         self.rank = np.argsort(self.order, kind="stable")
@@ -39,10 +44,6 @@ class _Batch:
         self.offsets = np.concatenate([[0], np.cumsum(alive.sum(axis=1))]).astype(np.intp)
         positions = np.arange(T)[:, None] * B + self.order
         self.rows, self.dead = positions[alive], positions[~alive]
-
-    @property
-    def n_rows(self) -> int:
-        return int(self.offsets[-1])
 
     def pack(self, x: Array) -> Array:
         """(T, B, F) -> (S, F)"""
@@ -53,17 +54,21 @@ class _Batch:
         _kernels.copy_rows(flat, self.rows, packed, None)
         return packed
 
+    def padded(self, F: int, dtype: np.dtype[Any]) -> Array:
+        """(T*B, F), zero past each sequence's end; its rows `rows`, or the first n_rows, are for the caller to fill."""
+        padded = self._pool.empty((self.T * self.B, F), dtype)
+        if self.rows is None:
+            padded[self.n_rows :] = 0
+        else:
+            _kernels.copy_rows(None, None, padded, self.dead)
+        return padded
+
     def unpack(self, rows: Array) -> Array:
         """(S, F) -> (T, B, F), zero past each sequence's end"""
-        S, F = rows.shape
-        if self.rows is None and self.T * self.B == S:
-            return rows.reshape(self.T, self.B, F)
-        padded = self._pool.empty((self.T * self.B, F), rows.dtype)
-        if self.rows is None:
-            padded[:S], padded[S:] = rows, 0
-        else:
-            _kernels.copy_rows(rows, None, padded, self.rows)
-            _kernels.copy_rows(None, None, padded, self.dead)
+        F, padded = rows.shape[1], rows
+        if self.n_rows < self.T * self.B:
+            padded = self.padded(F, rows.dtype)
+            _kernels.copy_rows(rows, None, padded, np.arange(self.n_rows) if self.rows is None else self.rows)
         return padded.reshape(self.T, self.B, F)
 
     def sort(self, state: Array) -> Array:
@@ -207,7 +212,7 @@ class Tape:
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
         S, dtype = batch.n_rows, layer.dtype
-        gates_row, state_row, self._lanes = _kernels.tape_layout(dtype, len(layer._kept), layer.hidden_size)
+        gates_row, state_row, self._lanes = layer._tape_layout
         parts = [gates_row, state_row, state_row] if layer._has_cell else [gates_row, state_row]
         line = ALIGNMENT // dtype.itemsize
         sizes = [-(-S * width // line) * line for width in parts]
@@ -271,6 +276,7 @@ class _Recurrent(Layer):
         self.dropout = number("dropout", dropout, least=0.0, most=1.0)
         self.num_directions = 2 if bidirectional else 1
         self.dtype = real_dtype(dtype)
+        self._tape_layout = _kernels.tape_layout(self.dtype, len(self._kept), self.hidden_size)
         self._rng = generator(rng)
         self._pool = Pool()
         self._adding = Turn()  # to the gradients
@@ -385,19 +391,21 @@ class _Recurrent(Layer):
                     tape.masks.append(mask.astype(self.dtype))
                     rows = rows * tape.masks[-1]
                 tape.inputs.append(rows)
-            y = self._pool.empty((batch.n_rows, D * H), self.dtype)
+            last = layer == self.num_layers - 1  # it writes the padded batch, those below pass packed rows on
+            y = batch.padded(D * H, self.dtype) if last else self._pool.empty((batch.n_rows, D * H), self.dtype)
+            y_at = batch.rows if last else None
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k] if tape is not None else (None, None, None)
                 h, c = states[0][k], states[1][k] if self._has_cell else None
                 weights = self._weights(self.params, k)
                 work = _kernels.recurrent_forward(
-                    self._cell, direction == 1, batch.offsets, B, weights, rows, y, direction * H, h, c,
+                    self._cell, direction == 1, batch.offsets, B, weights, rows, y, y_at, direction * H, h, c,
                     gates, h_in, c_in, self._pool.take,
                 )  # fmt: skip
                 self._pool.give(work)
             rows = y
-        output = batch.unpack(rows)
+        output = rows.reshape(T, B, D * H)
         final = self._as_state([batch.unsort(part) for part in states])
         return output.swapaxes(0, 1) if self.batch_first else output, final, tape
 
@@ -438,7 +446,7 @@ class _Recurrent(Layer):
         K = self.num_layers * D
         dh_norm = np.zeros((K, batch.n_rows))
         dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
-        d_rows = batch.pack(dy)
+        d_rows, y_at = dy.reshape(batch.T * batch.B, D * H), batch.rows
         for layer in reversed(range(self.num_layers)):
             rows = tape.inputs[layer]
             dx = self._pool.empty(rows.shape, self.dtype)
@@ -449,7 +457,7 @@ class _Recurrent(Layer):
                 with self._adding:
                     work = _kernels.recurrent_backward(
                         self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
-                        d_rows, direction * H,
+                        d_rows, y_at, direction * H,
                         dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
                         self._weights(self.grads, k), clip,
                         dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
@@ -457,7 +465,7 @@ class _Recurrent(Layer):
                 self._pool.give(work)
             if layer and tape.masks:
                 dx *= tape.masks[layer - 1]
-            d_rows = dx
+            d_rows, y_at = dx, None
         tape.dstate = self._as_state([batch.unsort(part) for part in dstates])
         tape.telemetry = Telemetry(batch, D, clip, dh_norm, dc_norm)
         dx = batch.unpack(d_rows)

@@ -17,6 +17,7 @@ cdef extern from "gradcore.h" nogil:
         const void *x
         void *y
         Py_ssize_t ld_y
+        const Py_ssize_t *y_at
         void *h
         void *c
         void *gates

@@ -7,32 +7,47 @@
 #error "gemm.inc.h needs real.inc.h and simd.inc.h"
 #endif
 
-#define MR GC_MICRO_ROWS /* rows of a tile; with NV vectors each its sums fill the registers */
-#define NV 4             /* vectors of a row */
-#define NR (NV * V)      /* columns of a panel */
+#define MR 6                /* rows of a tile; with NV vectors each its sums fill the registers */
+#define NV GC_MICRO_VECTORS /* vectors of a row: 4, or 2 where there are 16 registers. Three rows of 4 would be as many sums, but
+                               read B twice as often as L2 can give it (bench/NOTES.md) */
+#define NR (NV * V)         /* columns of a panel */
+#define NW 4                /* vectors of a tile at most: of LOW rows two panels side by side, or there were too few sums */
+#define LOW 3
+/* Whether tiles fetch the packed panel that comes next: 5 to 40 % where W is in L3, for AVX2; nothing for AVX-512. */
+#define FETCH_NEXT (NV == 2)
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    KC = 384,              /* rows that one block of gemm_tn sums at most */
-    NC_BYTES = 384 * 1024 /* of B in such a block, packed: it stays in L2 beside a panel of A */
+    FEW_VECTORS = GC_MICRO_VECTORS == 2,
+    KC = FEW_VECTORS ? 288 : 384, /* rows that one block of gemm_tn sums at most: half a chunk of recurrent.inc.h, and with few
+                                     vectors a panel of them fits in L1 beside a stripe of A */
+    NC_BYTES = (FEW_VECTORS ? 1024 : 384) * 1024, /* of B in such a block, packed. Either it stays in L2 beside a panel of A, or
+                                     it comes from L3 slowly enough, and A is packed less often */
+    COLUMNS = 48                  /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
 };
 #endif
+/* Rows of B that gemm sums at most before it goes on to the next columns: a panel of them stays near L1 for all tiles. With
+ * AVX-512 whole panels were as fast. */
+#define DEPTH (NV == 2 ? 640 : PTRDIFF_MAX / 2)
 
-/* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j], C[i, j] = c[i * c_row + j] and
- * start[i, j] = start[i * start_row + j]: a bias with start_row 0, C itself to add to it, NULL for zeros. Meanwhile what is
- * needed later is fetched from memory, a cache line from `ahead` on for every k, for whole tiles up to ahead_end. */
+/* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j] (of four vectors that are more than a
+ * panel the second half is in the panel behind), C[i, j] = c[i * c_row + j] and start[i, j] = start[i * start_row + j]: a
+ * bias with start_row 0, C itself to add to it, NULL for zeros. Meanwhile what is needed later is fetched from memory, a
+ * cache line from `ahead` on for every k, for whole tiles up to ahead_end, and another from `next` on. */
 typedef struct {
     ptrdiff_t K;
     const REAL *a;
     ptrdiff_t a_row, a_column;
     const REAL *b;
-    ptrdiff_t b_row;
+    ptrdiff_t b_row, b_panel; /* elements from one row to the next, and from one panel of NR columns to the next */
     REAL *c;
     ptrdiff_t c_row;
     const REAL *start;
     ptrdiff_t start_row;
     uintptr_t ahead, ahead_end;
     ptrdiff_t ahead_k, ahead_tile; /* bytes from one line to the next; from one tile's first line to the next one's */
+    uintptr_t next;                /* the packed panel that is used after this one; `panel` sets next_k */
+    ptrdiff_t next_k;
 } FN(product);
 
 /* C[rows, n] for n columns that fill `vectors` vectors. The first two are constants where this is inlined: the sums live in
@@ -42,8 +57,9 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
     const ptrdiff_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row, last = n - (vectors - 1) * V;
     const ptrdiff_t ahead_k = p->ahead ? p->ahead_k : 0;
     const REAL *a = p->a, *b = p->b;
-    uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)a;
-    VEC sum[MR][NV];
+    uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)a, next = p->next;
+    const ptrdiff_t behind = vectors == 4 && NV < 4 ? p->b_panel - NR : 0, next_k = p->next_k;
+    VEC sum[MR][NW];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -52,9 +68,9 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
             if (p->start) PREFETCH(p->start + i * p->start_row + v * V);
         }
     for (ptrdiff_t k = p->K; k > 0; k--) {
-        VEC bk[NV];
+        VEC bk[NW];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) bk[v] = FN(v_load)(b + v * V);
+        for (int v = 0; v < vectors; v++) bk[v] = FN(v_load)(b + v * V + (v >= NV ? behind : 0));
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             VEC aik = FN(v_set1)(a[i * a_row]);
@@ -63,6 +79,10 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
         }
         PREFETCH((const void *)ahead);
         ahead += (uintptr_t)ahead_k;
+        if (FETCH_NEXT && rows > LOW) {
+            PREFETCH((const void *)next);
+            next += (uintptr_t)next_k;
+        }
         a += a_column;
         b += b_row;
     }
@@ -81,45 +101,58 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
     case rows:                                                                                                                 \
         FN(tile)(rows, vectors, n, p);                                                                                         \
         break;
-#if GC_MICRO_ROWS == 6
-#define MORE_ROWS(vectors) TILE(4, vectors) TILE(5, vectors) TILE(6, vectors)
-#else
-#define MORE_ROWS(vectors)
-#endif
-#define TILES(vectors)                                                                                                         \
+#define TILES_3(vectors) TILE(1, vectors) TILE(2, vectors) TILE(3, vectors)
+#define TILES_4(vectors) TILES_3(vectors) TILE(4, vectors)
+#define TILES_6(vectors) TILES_4(vectors) TILE(5, vectors) TILE(6, vectors)
+#define TILES(vectors, HEIGHTS)                                                                                                \
     static void FN(tile_##vectors)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)                                          \
     {                                                                                                                          \
         switch (rows) {                                                                                                        \
-            TILE(1, vectors) TILE(2, vectors) TILE(3, vectors) MORE_ROWS(vectors)                                              \
+            HEIGHTS(vectors)                                                                                                   \
         }                                                                                                                      \
     }
-TILES(1) TILES(2) TILES(3) TILES(4)
+TILES(1, TILES_6)
+TILES(2, TILES_6)
+#if GC_MICRO_VECTORS == 4
+TILES(3, TILES_6)
+TILES(4, TILES_6)
+#else
+TILES(3, TILES_4)
+TILES(4, TILES_3)
+#endif
 #undef TILES
-#undef MORE_ROWS
+#undef TILES_6
+#undef TILES_4
+#undef TILES_3
 #undef TILE
 
-typedef void (*FN(tile_kernel))(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p);
-
-/* The kernel for n <= NR columns. */
-INLINE FN(tile_kernel) FN(tile_for)(ptrdiff_t n)
+/* C[rows, n] for n <= NW * V columns. */
+INLINE void FN(tile_of)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)
 {
-    static const FN(tile_kernel) kernels[NV] = {FN(tile_1), FN(tile_2), FN(tile_3), FN(tile_4)};
-    return kernels[(n - 1) / V];
+    static void (*const kernels[NW])(ptrdiff_t, ptrdiff_t, const FN(product) *) = {FN(tile_1), FN(tile_2), FN(tile_3),
+                                                                                   FN(tile_4)};
+    kernels[(n - 1) / V](rows, n, p);
 }
 
-/* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. */
-INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole, FN(tile_kernel) kernel)
+/* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. At most MR rows for NR
+ * columns, 4 for three vectors (of a GRU), LOW for four that are two panels. */
+INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole)
 {
-    ptrdiff_t tiles = (M + MR - 1) / MR;
+    const ptrdiff_t most = n <= NR ? MR : n <= 3 * V ? 4 : LOW, tiles = (M + most - 1) / most;
     FN(product) p = *whole;
+    if (FETCH_NEXT && p.next) /* shared out between the tiles */
+        p.next_k = gc_min(64, gc_max(16, (n + V - 1) / V * V * (ptrdiff_t)sizeof(REAL) / gc_max(tiles, 1)));
+    else
+        p.next = (uintptr_t)p.a, p.next_k = 0;
     for (ptrdiff_t i = 0; i < tiles; i++) {
         ptrdiff_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         p.a = whole->a + m * p.a_row;
         p.c = whole->c + m * p.c_row;
         p.start = whole->start ? whole->start + m * p.start_row : NULL;
         if (p.ahead + (uintptr_t)(p.K * p.ahead_k) > p.ahead_end) p.ahead = 0;
-        kernel(rows, n, &p);
+        FN(tile_of)(rows, n, &p);
         if (p.ahead) p.ahead += (uintptr_t)p.ahead_tile;
+        p.next += (uintptr_t)(p.K * p.next_k);
     }
     whole->ahead = p.ahead;
 }
@@ -176,29 +209,68 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
     const ptrdiff_t block = 16 * MR; /* rows of A that stay in L2 while all panels pass over them */
-    for (ptrdiff_t m = 0; m < M; m += block) {
-        for (ptrdiff_t j = j0, n; j < j1; j += n) {
-            const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
-            n = gc_min(panel + NR, j1) - j;
-            FN(product) p = {K, a + m * a_row, a_row, 1, packed + panel * K + j % NR, width, c + m * c_row + j, c_row,
-                             start ? start + m * start_row + j : NULL, start_row, line, end, 64, K * 64};
-            FN(panel)(gc_min(block, M - m), n, &p, FN(tile_for)(n));
-            line = p.ahead;
+    const ptrdiff_t depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
+    for (ptrdiff_t m = 0; m < M; m += block)
+        for (ptrdiff_t depth = 0; depth < depths; depth++) {
+            const ptrdiff_t k0 = K * depth / depths, depth_k = K * (depth + 1) / depths - k0;
+            for (ptrdiff_t j = j0, n; j < j1; j += n) {
+                const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
+                n = gc_min(panel + NR, j1) - j;
+                if (NV == 2 && M <= LOW && gc_min(panel + 2 * NR, j1) - j > NR + V) n = gc_min(panel + 2 * NR, j1) - j;
+                const REAL *b = packed + panel * K + k0 * width + j % NR;
+                REAL *to = c + m * c_row + j;
+                FN(product) p = {depth_k, a + m * a_row + k0, a_row, 1, b, width, NR * K, to, c_row,
+                                 depth ? to : start ? start + m * start_row + j : NULL, depth ? c_row : start_row,
+                                 line, end, 64, depth_k * 64, (uintptr_t)(b + width * K), 0};
+                FN(panel)(gc_min(block, M - m), n, &p);
+                line = p.ahead;
+            }
         }
-    }
 }
 
 /* ---- sums over many rows ------------------------------------------------------------------------------------------------ */
 
+/* A tile reads MR elements of each row of A^T. Where the registers hold few vectors they are packed as stripes of just MR
+ * columns, so that nothing else comes to L1 beside the panel of B; V elements are left between two stripes, because the last
+ * vector of a row reaches over its end. Stores of whole cache lines that overlap would cost more than they save. */
+#define STRIPE (NV == 2 ? MR : COLUMNS)
+#define STRIPE_SIZE(kc) ((kc)*STRIPE + V)
+
 /* Elements of scratch that each thread needs for gemm_tn. */
-INLINE ptrdiff_t FN(gemm_tn_work)(void) { return NC_BYTES / (ptrdiff_t)sizeof(REAL) + KC * NR; }
+INLINE ptrdiff_t FN(gemm_tn_work)(void)
+{
+    return NC_BYTES / (ptrdiff_t)sizeof(REAL) + COLUMNS / STRIPE * STRIPE_SIZE(KC);
+}
+
+/* Pack n <= COLUMNS columns of A (K, n) as stripes, and add to `sums`, unless it is NULL, each column's sum. */
+INLINE void FN(pack_columns)(ptrdiff_t K, const ptrdiff_t n, const REAL *a, ptrdiff_t a_row, REAL *packed, REAL *sums)
+{
+    VEC sum[COLUMNS / V];
+    for (ptrdiff_t j = 0; j < n; j += V) sum[j / V] = FN(v_zero)();
+    for (ptrdiff_t k = 0; k < K; k++, a += a_row) {
+        for (ptrdiff_t s = 0; s < n; s += STRIPE) {
+            REAL *to = packed + s / STRIPE * STRIPE_SIZE(K) + k * STRIPE;
+            for (ptrdiff_t i = 0; i < gc_min(STRIPE, n - s); i += V) FN(v_store)(to + i, FN(v_get)(a + s + i, n - s - i));
+        }
+        for (ptrdiff_t j = 0; j < n; j += V) sum[j / V] = FN(v_add)(sum[j / V], FN(v_get)(a + j, n - j));
+    }
+    for (ptrdiff_t j = 0; sums && j < n; j += V) FN(v_put)(sums + j, FN(v_add)(FN(v_get)(sums + j, n - j), sum[j / V]), n - j);
+}
+
+static void FN(pack_stripes)(ptrdiff_t K, ptrdiff_t n, const REAL *a, ptrdiff_t a_row, REAL *packed, REAL *sums)
+{
+    if (n == COLUMNS)
+        FN(pack_columns)(K, COLUMNS, a, a_row, packed, sums);
+    else
+        FN(pack_columns)(K, n, a, a_row, packed, sums);
+}
 
 /* Columns [m0, m1) of C[M, N] += A^T B and, unless NULL, of sums[m] += the sum over k of A[k, m], with A (K, M) and
  * B (K, N). The sums are made in blocks of at most KC rows. */
 static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *b,
                         ptrdiff_t b_row, REAL *c, ptrdiff_t c_row, REAL *sums, REAL *work)
 {
-    const ptrdiff_t blocks = (K + KC - 1) / KC;
+    const ptrdiff_t blocks = (K + KC - 1) / KC, line = 64 / (ptrdiff_t)sizeof(REAL);
     REAL *packed_a = work + NC_BYTES / (ptrdiff_t)sizeof(REAL);
     if (m0 == m1) return;
     for (ptrdiff_t block = 0; block < blocks; block++) {
@@ -207,23 +279,22 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
         for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);
             FN(pack)(kc, columns, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
-            for (ptrdiff_t m = m0; m < m1; m += NR) {
-                const ptrdiff_t rows = gc_min(NR, m1 - m), a_width = (rows + V - 1) / V * V;
-                FN(pack)(kc, rows, a + k0 * a_row + m, a_row, 1, 0, packed_a, 0, 1);
-                if (sums && !j0) {
-                    REAL sum[NR] = {0};
-                    for (ptrdiff_t k = 0; k < kc; k++)
-                        for (ptrdiff_t i = 0; i < a_width; i++) sum[i] += packed_a[k * a_width + i];
-                    for (ptrdiff_t i = 0; i < rows; i++) sums[m + i] += sum[i];
-                }
+            for (ptrdiff_t m = m0; m < m1; m += COLUMNS) {
+                const ptrdiff_t rows = gc_min(COLUMNS, m1 - m);
+                const REAL *from = a + k0 * a_row + m;
+                const uintptr_t ahead_end = (uintptr_t)(from + kc * a_row + 2 * COLUMNS - 1);
+                FN(pack_stripes)(kc, rows, from, a_row, packed_a, sums && !j0 ? sums + m : NULL);
                 for (ptrdiff_t j = 0; j < columns; j += NR) {
                     const ptrdiff_t n = gc_min(NR, columns - j);
-                    REAL *to = c + m * c_row + j0 + j;
-                    /* a line of the next columns of A for each tile of the first panel */
-                    const uintptr_t ahead = j ? 0 : (uintptr_t)(a + k0 * a_row + m + NR);
-                    FN(product) p = {kc, packed_a, 1, a_width, work + j * kc, (n + V - 1) / V * V, to, c_row, to, c_row,
-                                     ahead, UINTPTR_MAX, a_row * (ptrdiff_t)sizeof(REAL), 64};
-                    FN(panel)(rows, n, &p, FN(tile_for)(n));
+                    for (ptrdiff_t i = 0; i < rows; i += STRIPE) {
+                        REAL *to = c + (m + i) * c_row + j0 + j;
+                        /* the columns of A that come next, a line of their rows for each tile */
+                        const uintptr_t ahead = j ? 0 : (uintptr_t)(from + COLUMNS + i / MR * line);
+                        FN(product) p = {kc, packed_a + i / STRIPE * STRIPE_SIZE(kc), 1, STRIPE, work + j * kc,
+                                         (n + V - 1) / V * V, 0, to, c_row, to, c_row, ahead, ahead_end,
+                                         a_row * (ptrdiff_t)sizeof(REAL), 64, 0, 0};
+                        FN(panel)(gc_min(STRIPE, rows - i), n, &p);
+                    }
                 }
             }
         }

@@ -41,14 +41,15 @@ typedef struct gc_recurrent {
     const void *x;                  /* (S, F) */
 
     /* forward */
-    void *y;                        /* (S, H) with row stride ld_y: h_t */
+    void *y;                        /* (S, H) with row stride ld_y: h_t; its rows are y_at, as those of dy */
     ptrdiff_t ld_y;
+    const ptrdiff_t *y_at;          /* (S,) or NULL for 0, 1, ...: where a padded batch has them */
     void *h, *c;                    /* (B, H) in: initial state, out: final state; c is NULL but for LSTM */
     void *gates;                    /* (S, gc_row(K*H')), NULL for inference, as the two below */
     void *h_in, *c_in;              /* (S, gc_row(H')) state entering each step; c_in is NULL but for LSTM */
 
     /* backward: reads x, gates, h_in, c_in of the forward pass */
-    const void *dy;                 /* (S, H) with row stride ld_y */
+    const void *dy;                 /* (S, H) with row stride ld_y, in the rows y_at */
     void *dh, *dc;                  /* (B, H) in: dL/d(final state), out: dL/d(initial state); dc is NULL but for LSTM */
     void *dx;                       /* (S, F); adds when dx_adds, NULL when not wanted */
     int dx_adds;

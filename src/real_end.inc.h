@@ -8,8 +8,14 @@
 #undef GC_BITS
 #undef V
 #undef VEC
-#undef GC_MICRO_ROWS
+#undef GC_MICRO_VECTORS
 #undef MR
+#undef NW
+#undef DEPTH
+#undef STRIPE
+#undef STRIPE_SIZE
+#undef FETCH_NEXT
 #undef NR
 #undef NV
+#undef PANEL
 #undef STREAM_FENCE

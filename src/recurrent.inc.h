@@ -99,13 +99,16 @@ INLINE const int *gate_order(const gc_recurrent *s, int of_input)
 
 /* ==== forward ========================================================================================================== */
 
+#define PANEL (4 * V) /* columns of a panel of pre-activations: a vector of each of four gates */
+
 typedef struct {
     const gc_recurrent *s;
-    ptrdiff_t G, K, panel; /* units of a panel: V, or NR for the RNN, so that a panel has at most NR columns */
+    ptrdiff_t G, K, panel; /* units of a panel: V, or PANEL for the RNN, so that a panel has at most PANEL columns */
+    ptrdiff_t part;        /* columns of a panel's parts, each of which is one product */
     ptrdiff_t gates_row, h_row;
-    REAL *w_ih, *w_hh;     /* packed: for each panel [F or H][gate][unit] */
+    REAL *w_ih, *w_hh;     /* packed: for each panel and part [F or H][column]; a panel's columns are [gate][unit] */
     REAL *bias;            /* [H'/V][K][V]: what the pre-activations start from */
-    REAL *pre;             /* pre-activations, rows of NR: of a chunk for each panel, or of a step's panel for each thread */
+    REAL *pre;             /* pre-activations, rows of PANEL: of a chunk for each panel, or of a step's panel for each thread */
     REAL *h_in;            /* without a tape (2, B, h_row): the states that enter even and odd steps */
     int whole_chunk, stream;
 } FN(forward_plan);
@@ -116,7 +119,8 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
     const ptrdiff_t padded = (s->H + V - 1) / V * V;
     plan->s = s;
     plan->G = n_gates(s), plan->K = n_kept(s);
-    plan->panel = plan->K == 1 ? NR : V;
+    plan->panel = plan->K == 1 ? PANEL : V;
+    plan->part = plan->G == 3 ? 3 * V : NR;
     plan->gates_row = gc_row(plan->K * padded, sizeof(REAL));
     plan->h_row = gc_row(padded, sizeof(REAL));
     plan->whole_chunk = s->B <= MR || s->F * plan->G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
@@ -126,7 +130,7 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
     plan->w_hh = take(&arena, s->H * plan->G * padded, sizeof(REAL));
     plan->bias = take(&arena, plan->K * padded, sizeof(REAL));
     plan->pre = take(&arena, (plan->whole_chunk ? (s->H + plan->panel - 1) / plan->panel * chunk_rows(s, FORWARD_ROWS)
-                                                : recurrent_threads(s) * s->B) * NR, sizeof(REAL));
+                                                : recurrent_threads(s) * s->B) * PANEL, sizeof(REAL));
     plan->h_in = s->gates ? NULL : take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
     return arena.used;
 }
@@ -147,9 +151,12 @@ static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
         ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), padded = (units + V - 1) / V * V;
         for (ptrdiff_t g = 0; g < plan->G; g++)
-            for (ptrdiff_t j = 0; j < units; j += V)
+            for (ptrdiff_t j = 0; j < units; j += V) {
+                const ptrdiff_t column = g * padded + j, part = column / plan->part * plan->part;
                 FN(transpose)(K, gc_min(V, units - j), w + (order[g] * H + u0 + j) * K, K,
-                              packed + u0 * plan->G * K + g * padded + j, plan->G * padded);
+                              packed + (u0 * plan->G + part) * K + column - part,
+                              gc_min(plan->part, plan->G * padded - part));
+            }
     }
 }
 
@@ -179,13 +186,17 @@ static void FN(pack_forward)(const FN(forward_plan) *plan, int thread, int n_thr
 /* One panel of one step: `rows` rows of the arrays, whose pointers stand at the panel's first unit; `units` are real. */
 typedef struct {
     ptrdiff_t rows, units;
-    const REAL *pre;         /* NR apart */
+    const REAL *pre;         /* PANEL apart */
     REAL *h, *c;             /* H apart: state before the step, and after it */
     ptrdiff_t H;
     REAL *y, *gates, *c_in;  /* gates and c_in are NULL without a tape */
+    const ptrdiff_t *y_at;   /* the rows of y, y_row apart; NULL for 0, 1, ... */
     ptrdiff_t y_row, gates_row, c_row;
     int stream;
 } FN(panel_step);
+
+/* Row b of y. */
+INLINE REAL *FN(output)(const FN(panel_step) *p, ptrdiff_t b) { return p->y + (p->y_at ? p->y_at[b] : b) * p->y_row; }
 
 /* To the tape: past the caches when it is too long for them. */
 INLINE void FN(keep)(const FN(panel_step) *p, REAL *to, VEC value)
@@ -199,13 +210,15 @@ INLINE void FN(keep)(const FN(panel_step) *p, REAL *to, VEC value)
 /* (f1) h = act(g) */
 static void FN(rnn_step)(const FN(panel_step) *p, int relu)
 {
-    for (ptrdiff_t b = 0; b < p->rows; b++)
+    for (ptrdiff_t b = 0; b < p->rows; b++) {
+        REAL *y = FN(output)(p, b);
         for (ptrdiff_t j = 0; j < p->units; j += V) {
-            VEC a = FN(v_load)(p->pre + b * NR + j), h = relu ? FN(v_max)(FN(v_zero)(), a) : FN(v_tanh)(a);
+            VEC a = FN(v_load)(p->pre + b * PANEL + j), h = relu ? FN(v_max)(FN(v_zero)(), a) : FN(v_tanh)(a);
             if (p->gates) FN(keep)(p, p->gates + b * p->gates_row + j, h);
             FN(v_put)(p->h + b * p->H + j, h, p->units - j);
-            FN(v_put)(p->y + b * p->y_row + j, h, p->units - j);
+            FN(v_put)(y + j, h, p->units - j);
         }
+    }
 }
 
 /* c_t from the gates and c_{t-1}; the backward pass recomputes it to the same bits */
@@ -216,7 +229,7 @@ static void FN(lstm_step)(const FN(panel_step) *p)
 {
     const ptrdiff_t n = p->units;
     for (ptrdiff_t b = 0; b < p->rows; b++) {
-        const REAL *pre = p->pre + b * NR;
+        const REAL *pre = p->pre + b * PANEL;
         VEC i = FN(v_sigmoid)(FN(v_load)(pre)), f = FN(v_sigmoid)(FN(v_load)(pre + V));
         VEC g = FN(v_tanh)(FN(v_load)(pre + 2 * V)), o = FN(v_sigmoid)(FN(v_load)(pre + 3 * V));
         VEC before = FN(v_get)(p->c + b * p->H, n), c = FN(lstm_cell)(i, f, g, before), h = FN(v_mul)(o, FN(v_tanh)(c));
@@ -230,7 +243,7 @@ static void FN(lstm_step)(const FN(panel_step) *p)
         }
         FN(v_put)(p->c + b * p->H, c, n);
         FN(v_put)(p->h + b * p->H, h, n);
-        FN(v_put)(p->y + b * p->y_row, h, n);
+        FN(v_put)(FN(output)(p, b), h, n);
     }
 }
 
@@ -238,7 +251,7 @@ static void FN(lstm_step)(const FN(panel_step) *p)
 static void FN(gru_step)(const FN(panel_step) *p)
 {
     for (ptrdiff_t b = 0; b < p->rows; b++) {
-        const REAL *pre = p->pre + b * NR;
+        const REAL *pre = p->pre + b * PANEL;
         VEC r = FN(v_sigmoid)(FN(v_load)(pre + V)), z = FN(v_sigmoid)(FN(v_load)(pre + 2 * V)), q = FN(v_load)(pre + 3 * V);
         VEC n = FN(v_tanh)(FN(v_fma)(r, q, FN(v_load)(pre)));
         VEC h = FN(v_fma)(z, FN(v_sub)(FN(v_get)(p->h + b * p->H, p->units), n), n);
@@ -250,7 +263,22 @@ static void FN(gru_step)(const FN(panel_step) *p)
             FN(keep)(p, gates + 3 * V, q);
         }
         FN(v_put)(p->h + b * p->H, h, p->units);
-        FN(v_put)(p->y + b * p->y_row, h, p->units);
+        FN(v_put)(FN(output)(p, b), h, p->units);
+    }
+}
+
+/* pre = start + A W for `rows` rows of A and the panel of unit u, whose columns in pre begin with `start`'s. */
+INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t K, const REAL *a,
+                              ptrdiff_t a_row, const REAL *packed, const REAL *start, ptrdiff_t start_row, REAL *pre)
+{
+    const ptrdiff_t width = plan->G * ((gc_min(plan->panel, plan->s->H - u) + V - 1) / V * V);
+    const ptrdiff_t most = rows <= LOW && width == PANEL ? PANEL : plan->part;
+    for (ptrdiff_t part = 0; part < width; part += most) {
+        const ptrdiff_t n = gc_min(most, width - part);
+        const REAL *b = packed + (u * plan->G + part) * K;
+        FN(product) p = {K, a, a_row, 1, b, gc_min(plan->part, n), NR * K, pre + part, PANEL, start + part,
+                         start_row, 0, 0, 0, 0, (uintptr_t)(b + n * K), 0};
+        FN(panel)(rows, n, &p);
     }
 }
 
@@ -258,23 +286,17 @@ static void FN(gru_step)(const FN(panel_step) *p)
 static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *x, REAL *pre)
 {
     const gc_recurrent *s = plan->s;
-    const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
     const REAL *bias = plan->bias + u * plan->K;
-    FN(product) p = {s->F, x, s->F, 1, plan->w_ih + u * plan->G * s->F, width, pre, NR, bias, 0,
-                     0, 0, 0, 0};
-    FN(panel)(rows, width, &p, FN(tile_for)(width));
+    FN(panel_product)(plan, rows, u, s->F, x, s->F, plan->w_ih, bias, 0, pre);
     if (s->cell == GC_GRU)
-        for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * NR + 3 * V, FN(v_load)(bias + 3 * V));
+        for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * PANEL + 3 * V, FN(v_load)(bias + 3 * V));
 }
 
 /* They get the recurrent part. */
 static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *h_in, REAL *pre)
 {
-    const gc_recurrent *s = plan->s;
-    const ptrdiff_t width = plan->G * ((gc_min(plan->panel, s->H - u) + V - 1) / V * V);
-    REAL *to = pre + (s->cell == GC_GRU ? V : 0);
-    FN(product) p = {s->H, h_in, plan->h_row, 1, plan->w_hh + u * plan->G * s->H, width, to, NR, to, NR, 0, 0, 0, 0};
-    FN(panel)(rows, width, &p, FN(tile_for)(width));
+    REAL *to = pre + (plan->s->cell == GC_GRU ? V : 0);
+    FN(panel_product)(plan, rows, u, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to);
 }
 
 /* The panel of unit u from its pre-activations: `rows` sequences from `first` on, whose rows begin with `row`. */
@@ -285,8 +307,8 @@ static void FN(panel_gates)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdif
     const ptrdiff_t H = s->H;
     REAL *gates = s->gates, *c = s->c, *c_in = s->c_in;
     FN(panel_step) p = {rows, gc_min(plan->panel, H - u), pre, (REAL *)s->h + first * H + u, c ? c + first * H + u : NULL, H,
-                        (REAL *)s->y + row * s->ld_y + u, gates ? gates + row * plan->gates_row + u * plan->K : NULL,
-                        c_in ? c_in + row * plan->h_row + u : NULL, s->ld_y, plan->gates_row, plan->h_row, plan->stream};
+                        (REAL *)s->y + (s->y_at ? 0 : row) * s->ld_y + u, gates ? gates + row * plan->gates_row + u * plan->K : NULL,
+                        c_in ? c_in + row * plan->h_row + u : NULL, s->y_at ? s->y_at + row : NULL, s->ld_y, plan->gates_row, plan->h_row, plan->stream};
     if (s->cell == GC_LSTM)
         FN(lstm_step)(&p);
     else if (s->cell == GC_GRU)
@@ -300,7 +322,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     const FN(forward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
-    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * NR; /* from one panel's pre-activations to the next one's */
+    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * PANEL; /* from one panel's pre-activations to the next one's */
     const REAL *x = s->x, *h = s->h;
     unsigned long long mode = gc_ftz_enter();
 
@@ -322,7 +344,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             else
                 for (ptrdiff_t i = input.i0; i < input.i1; i++) {
                     ptrdiff_t t = step_at(s, i), row = s->offsets[t] + input.first;
-                    FN(input_part)(plan, own_rows(s, &input, t), u, x + row * s->F, pre + (row - input.row0) * NR);
+                    FN(input_part)(plan, own_rows(s, &input, t), u, x + row * s->F, pre + (row - input.row0) * PANEL);
                 }
         }
         if (all_help) gc_barrier(team);
@@ -335,7 +357,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int apart = plan->whole_chunk && rows <= MR;
-            REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * NR;
+            REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * PANEL;
             for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
                 REAL *panel_of_u = pre + (plan->whole_chunk ? u / panel * panel_pre : 0);
                 if (!plan->whole_chunk) FN(input_part)(plan, rows, u, x + row * s->F, panel_of_u);
@@ -471,15 +493,17 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, GH = plan->G * H, t = step_at(s, i), first = chunk->first, rows = own_rows(s, chunk, t);
     const ptrdiff_t row0 = s->offsets[t] + first;
-    const REAL *gates = s->gates, *h_in = s->h_in, *c_in = s->c_in, *dy = (const REAL *)s->dy + row0 * s->ld_y;
+    const REAL *gates = s->gates, *h_in = s->h_in, *c_in = s->c_in;
     REAL *dh = (REAL *)s->dh + first * H, *dc = s->dc ? (REAL *)s->dc + first * H : NULL;
     REAL *dg = plan->dg + (row0 - chunk->row0) * plan->dg_row, *carry = plan->carry ? plan->carry + first * H : NULL;
     /* what the step that is next reads of the tape is fetched meanwhile */
     const REAL *before = i > 0 ? gates + (s->offsets[step_at(s, i - 1)] + first) * plan->gates_row : NULL;
     const int measures = s->dh_norm || s->step_clip < INFINITY;
 
-    for (ptrdiff_t b = 0; b < rows; b++)
-        for (ptrdiff_t j = chunk->u0; j < chunk->u1; j++) dh[b * H + j] += dy[b * s->ld_y + j];
+    for (ptrdiff_t b = 0; b < rows; b++) {
+        const REAL *dy = (const REAL *)s->dy + (s->y_at ? s->y_at[row0 + b] : row0 + b) * s->ld_y;
+        for (ptrdiff_t j = chunk->u0; j < chunk->u1; j++) dh[b * H + j] += dy[j];
+    }
     if (chunk->by_units) gc_barrier(team); /* dL/dh_t is complete */
     for (ptrdiff_t b = 0; b < rows; b++) {
         const ptrdiff_t row = row0 + b;

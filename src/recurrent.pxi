@@ -72,19 +72,28 @@ def copy_rows(cnp.ndarray source, cnp.ndarray source_at, cnp.ndarray to, cnp.nda
         gc_copy_rows(n, width * size, given, given_rows, target, target_rows)
 
 
-def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, Py_ssize_t column,
+cdef void *output_rows(gc_recurrent *s, cnp.ndarray y, cnp.ndarray y_at, Py_ssize_t column, int real,
+                       bint write) except NULL:
+    """Where the columns from `column` on begin, in y or dy; y_at numbers the rows, None for the first ones."""
+    cdef Py_ssize_t S = s.offsets[s.T]
+    if column + s.H > s.ld_y:
+        raise ValueError("kernel argument: y is too narrow")
+    s.y_at = row_numbers(y_at, y)
+    if y_at is not None and cnp.PyArray_SIZE(y_at) != S:
+        raise ValueError("kernel argument: rows of other sizes")
+    return <char *> pointer(y, real, S * s.ld_y if y_at is None else 0, write) + column * (4 if real == GC_F32 else 8)
+
+
+def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, y_at, Py_ssize_t column,
                       h, c, gates, h_in, c_in, take):
-    """Writes y[:, column : column + H], h, c and, unless None, gates, h_in, c_in.
+    """Writes y[y_at, column : column + H], h, c and, unless None, gates, h_in, c_in.
 
     take(n) lends n bytes of scratch, which are returned for the caller to give back.
     """
     cdef gc_recurrent s
     cdef Py_ssize_t ld_y = cnp.PyArray_DIM(y, 1)
     cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
-    cdef Py_ssize_t size = 4 if real == GC_F32 else 8
-    if column + s.H > ld_y:
-        raise ValueError("kernel argument: y is too narrow")
-    s.y = <char *> pointer(y, real, s.offsets[s.T] * ld_y, True) + column * size
+    s.y = output_rows(&s, y, y_at, column, real, True)
     s.h = pointer(h, real, B * s.H, True)
     s.c = pointer(c, real, B * s.H, c is not None)
     s.work = NULL
@@ -97,17 +106,14 @@ def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weight
 
 
 def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, gates, h_in, c_in,
-                       dy, Py_ssize_t column, dh, dc, dx, bint dx_adds, list d_weights, double step_clip,
+                       dy, y_at, Py_ssize_t column, dh, dc, dx, bint dx_adds, list d_weights, double step_clip,
                        dh_norm, dc_norm, take):
     """Adds into d_weights, writes dh, dc, dh_norm, dc_norm and dx (added to when dx_adds)."""
     cdef gc_recurrent s
     cdef Py_ssize_t ld_y = cnp.PyArray_DIM(dy, 1)
     cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
-    cdef Py_ssize_t size = 4 if real == GC_F32 else 8
     cdef Py_ssize_t S = s.offsets[s.T]
-    if column + s.H > ld_y:
-        raise ValueError("kernel argument: dy is too narrow")
-    s.dy = <char *> pointer(dy, real, S * ld_y, False) + column * size
+    s.dy = output_rows(&s, dy, y_at, column, real, False)
     s.dh = pointer(dh, real, B * s.H, True)
     s.dc = pointer(dc, real, B * s.H, dc is not None)
     s.dx = pointer(dx, real, S * s.F, dx is not None)

@@ -1,6 +1,6 @@
 /* The vector operations that the kernels need, for REAL: VEC holds V of them. The only intrinsics of the project.
  *
- * Four sets: AVX-512, AVX2 with FMA, 16-byte vectors of the GNU C dialect (SSE, NEON, whatever the compiler makes of them),
+ * Four sets: AVX-512, AVX2 with FMA, vectors of the GNU C dialect (SSE, NEON, whatever the compiler makes of them),
  * and one element at a time for other compilers. v_fma rounds once in the first two and twice in the others.
  */
 #ifndef REAL
@@ -20,7 +20,7 @@
 /* ---- AVX-512 ---------------------------------------------------------------------------------------------------------- */
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
-#define GC_MICRO_ROWS 6
+#define GC_MICRO_VECTORS 4
 #if GC_BITS == 32
 #define V 16
 #define VEC __m512
@@ -75,7 +75,7 @@ INLINE VEC FN(v_zip_second)(VEC a, VEC b)
 /* ---- AVX2 + FMA ------------------------------------------------------------------------------------------------------- */
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
-#define GC_MICRO_ROWS 3
+#define GC_MICRO_VECTORS 2
 #if GC_BITS == 32
 #define V 8
 #define VEC __m256
@@ -121,19 +121,21 @@ INLINE VEC FN(v_zip_second)(VEC a, VEC b)
 }
 #define GC_X86_OPS
 
-/* ---- 16-byte vectors of the GNU C dialect ------------------------------------------------------------------------------- */
+/* ---- vectors of the GNU C dialect: 16 bytes; GC_VECTOR_BYTES=64 tests what AVX-512 runs where the processor lacks it ------- */
 #elif defined(__GNUC__) && !defined(GC_SCALAR)
-#define GC_MICRO_ROWS 3
+#ifndef GC_VECTOR_BYTES
+#define GC_VECTOR_BYTES 16
+#endif
+#define GC_MICRO_VECTORS (GC_VECTOR_BYTES == 64 ? 4 : 2)
+#define V (GC_VECTOR_BYTES * 8 / GC_BITS)
 #if GC_BITS == 32
-#define V 4
-typedef float gc_vec_f32 __attribute__((vector_size(16)));
-typedef float gc_vec_unaligned_f32 __attribute__((vector_size(16), aligned(4), may_alias));
-typedef uint32_t gc_bits_f32 __attribute__((vector_size(16)));
+typedef float gc_vec_f32 __attribute__((vector_size(GC_VECTOR_BYTES)));
+typedef float gc_vec_unaligned_f32 __attribute__((vector_size(GC_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t gc_bits_f32 __attribute__((vector_size(GC_VECTOR_BYTES)));
 #else
-#define V 2
-typedef double gc_vec_f64 __attribute__((vector_size(16)));
-typedef double gc_vec_unaligned_f64 __attribute__((vector_size(16), aligned(8), may_alias));
-typedef uint64_t gc_bits_f64 __attribute__((vector_size(16)));
+typedef double gc_vec_f64 __attribute__((vector_size(GC_VECTOR_BYTES)));
+typedef double gc_vec_unaligned_f64 __attribute__((vector_size(GC_VECTOR_BYTES), aligned(8), may_alias));
+typedef uint64_t gc_bits_f64 __attribute__((vector_size(GC_VECTOR_BYTES)));
 #endif
 #define VEC FN(gc_vec)
 #define BITS FN(gc_bits)
@@ -181,7 +183,7 @@ INLINE VEC FN(v_zip_second)(VEC a, VEC b)
 
 /* ---- one element at a time; GC_SCALAR asks for it, to test it ------------------------------------------------------------ */
 #else
-#define GC_MICRO_ROWS 3
+#define GC_MICRO_VECTORS 2
 #define V 1
 #define VEC REAL
 INLINE VEC FN(v_load)(const REAL *p) { return *p; }
