@@ -50,13 +50,27 @@ typedef struct {
     ptrdiff_t next_k;
 } FN(product);
 
+/* C = start + the sums of a tile, whose last vector has `last` elements. */
+INLINE void FN(finish)(const int rows, const int vectors, const ptrdiff_t last, VEC sum[MR][NW], const REAL *start,
+                       ptrdiff_t start_row, REAL *c, ptrdiff_t c_row)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            const ptrdiff_t live = v == vectors - 1 ? last : V;
+            const VEC from = FN(v_get)(start + i * start_row + v * V, live);
+            FN(v_put)(c + i * c_row + v * V, FN(v_add)(from, sum[i][v]), live);
+        }
+}
+
 /* C[rows, n] for n columns that fill `vectors` vectors. The first two are constants where this is inlined: the sums live in
  * registers. */
 INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(product) *p)
 {
     const ptrdiff_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row, last = n - (vectors - 1) * V;
-    const ptrdiff_t ahead_k = p->ahead ? p->ahead_k : 0;
-    const REAL *a = p->a, *b = p->b;
+    const ptrdiff_t start_row = p->start_row, ahead_k = p->ahead ? p->ahead_k : 0;
+    const REAL *a = p->a, *b = p->b, *start = p->start;
     uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)a, next = p->next;
     const ptrdiff_t behind = vectors == 4 && NV < 4 ? p->b_panel - NR : 0, next_k = p->next_k;
     VEC sum[MR][NW];
@@ -65,7 +79,7 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
             sum[i][v] = FN(v_zero)();
-            if (p->start) PREFETCH(p->start + i * p->start_row + v * V);
+            if (v * V * sizeof(REAL) % 64 == 0) PREFETCH(start + i * start_row + v * V);
         }
     for (ptrdiff_t k = p->K; k > 0; k--) {
         VEC bk[NW];
@@ -86,15 +100,10 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
         a += a_column;
         b += b_row;
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            const ptrdiff_t live = v == vectors - 1 ? last : V;
-            VEC value = sum[i][v];
-            if (p->start) value = FN(v_add)(FN(v_get)(p->start + i * p->start_row + v * V, live), value);
-            FN(v_put)(p->c + i * p->c_row + v * V, value, live);
-        }
+    if (last == V) /* as it mostly is: no test for each row */
+        FN(finish)(rows, vectors, V, sum, start, start_row, p->c, p->c_row);
+    else
+        FN(finish)(rows, vectors, last, sum, start, start_row, p->c, p->c_row);
 }
 
 #define TILE(rows, vectors)                                                                                                    \
@@ -139,7 +148,10 @@ INLINE void FN(tile_of)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)
 INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole)
 {
     const ptrdiff_t most = n <= NR ? MR : n <= 3 * V ? 4 : LOW, tiles = (M + most - 1) / most;
+    static const REAL zeros[NW * V];
     FN(product) p = *whole;
+    if (!p.start) p.start = zeros, p.start_row = 0;
+    const REAL *start = p.start;
     if (FETCH_NEXT && p.next) /* shared out between the tiles */
         p.next_k = gc_min(64, gc_max(16, (n + V - 1) / V * V * (ptrdiff_t)sizeof(REAL) / gc_max(tiles, 1)));
     else
@@ -148,7 +160,7 @@ INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole)
         ptrdiff_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         p.a = whole->a + m * p.a_row;
         p.c = whole->c + m * p.c_row;
-        p.start = whole->start ? whole->start + m * p.start_row : NULL;
+        p.start = start + m * p.start_row;
         if (p.ahead + (uintptr_t)(p.K * p.ahead_k) > p.ahead_end) p.ahead = 0;
         FN(tile_of)(rows, n, &p);
         if (p.ahead) p.ahead += (uintptr_t)p.ahead_tile;

@@ -26,7 +26,9 @@ enum {
     NARROW = 4,                  /* input features up to which a vector of them would be mostly empty */
     STREAM_BYTES = 16 << 20,     /* size of the gates beyond which they are not worth keeping in the caches */
     FEW_ROWS = 4,                /* sequences for each thread below which it costs less to share the units, if ... */
-    UNIT_WORK = 15000            /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
+    UNIT_WORK = 15000,           /* ... a step has as many multiply-adds for each thread: they outweigh waiting */
+    LARGE_W = 1000 * 1000,       /* elements of W_hh, far more than L2 holds: all threads would read it from L3, ... */
+    SOME_ROWS = 17               /* ... so that sharing the units pays up to here */
 };
 
 INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return s->cell == GC_LSTM ? 4 : s->cell == GC_GRU ? 3 : 1; }
@@ -65,8 +67,9 @@ INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrd
     ptrdiff_t t = s->reverse ? step_at(s, chunk.i1 - 1) : chunk.i0; /* the earliest step, where most are alive */
     chunk.alive = n_alive(s, t);
     chunk.row0 = s->offsets[t];
-    chunk.by_units = size > 1 && chunk.alive < (ptrdiff_t)size * FEW_ROWS && (s->H + panel - 1) / panel >= size &&
-                     (double)chunk.alive * (double)(n_gates(s) * s->H) * (double)s->H > (double)UNIT_WORK * size;
+    const double w = (double)(n_gates(s) * s->H) * (double)s->H;
+    chunk.by_units = size > 1 && chunk.alive < (ptrdiff_t)size * (w > LARGE_W ? SOME_ROWS : FEW_ROWS) &&
+                     (s->H + panel - 1) / panel >= size && (double)chunk.alive * w > (double)UNIT_WORK * size;
     if (chunk.by_units)
         share_units(s, &chunk, panel, team, thread);
     else
