@@ -1,9 +1,9 @@
 """gradcore beside PyTorch, JAX and onnxruntime, in one process and in turns: `python bench/peers.py [section ...]`.
 
 Every run is verified before it is timed. Of each round the peers and gradcore take their turns one after the other, so
-that a ratio compares neighbours in time. Printed are medians over the rounds, and the quotients of everybody's fastest turn
-("best over"), which others on the machine disturb least; "peak" is the fastest turn's share of the processor's limit. What
-is not installed is left out.
+that a ratio compares neighbours in time. Printed are medians over the rounds, and the quotients of everybody's fastest
+turn ("best over"), which others on the machine disturb least; "peak" is the fastest turn's share of the processor's
+limit. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def peak(dtype: str = "float32") -> float:
 
 
 def whole(seconds: float) -> bool:
-    """Whether the processor is ours within so many seconds: virtual processors that were idle may share a core at first."""
+    """Whether the processor is ours within so many seconds; virtual processors that were idle may share a core."""
     at_most, start = _best[gradcore.get_num_threads(), "float32"], time.perf_counter()
     while multiply_adds() < WHOLE * at_most:
         if time.perf_counter() - start > seconds:
