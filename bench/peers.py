@@ -12,7 +12,9 @@ import argparse
 import datetime
 import json
 import math
+import multiprocessing
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -63,11 +65,16 @@ _best: dict[tuple[int, str], float] = {}
 
 
 def peak(dtype: str = "float32") -> float:
-    """The most of them that were seen so far, half a second of looking included."""
-    key, start = (gradcore.get_num_threads(), dtype), time.perf_counter()
-    while time.perf_counter() - start < 0.5:
-        _best[key] = max(_best.get(key, 0.0), multiply_adds(dtype))
-    return _best[key]
+    """The most of them that were seen so far, a look of half a second included.
+
+    On several threads the look takes as long as they are far below so many times one thread, up to WAIT seconds.
+    """
+    threads, start = gradcore.get_num_threads(), time.perf_counter()
+    expected = WHOLE * threads * _best.get((1, dtype), 0.0)
+    _best.setdefault((threads, dtype), 0.0)
+    while (elapsed := time.perf_counter() - start) < 0.5 or (_best[threads, dtype] < expected and elapsed < WAIT):
+        _best[threads, dtype] = max(_best[threads, dtype], multiply_adds(dtype))
+    return _best[threads, dtype]
 
 
 def whole(seconds: float) -> bool:
@@ -288,8 +295,8 @@ def _onnx_session(cell: str, layer: Any, threads: int) -> Any:
 # ---- sections: each yields rows --------------------------------------------------------------------------------------
 
 
-def compare(job: Job, runs: dict[str, Run], rounds: int, work: float, at_most: float) -> Row:
-    times = interleave(runs, rounds)
+def compare(job: Job, runs: dict[str, Run], rounds: int, work: float) -> Row:
+    times, at_most = interleave(runs, rounds), peak(str(job.x.dtype))
     row: Row = {"cell": job.cell, "shape": job.shape, "dtype": str(job.x.dtype), "threads": gradcore.get_num_threads()}
     for name in runs:
         row[f"{name} ms"] = 1e3 * statistics.median(times[name])
@@ -306,12 +313,11 @@ THREADS = [1, 2]
 def training(rounds: int, dtype: str = "float32") -> Iterator[Row]:
     for threads in THREADS:
         gradcore.set_num_threads(threads)
-        at_most = peak(dtype)
         for shape in SHAPES:
             for cell in GATES:
                 job = Job(cell, shape, dtype)
                 work = flop(cell, shape, passes=3)
-                yield compare(job, job.training(), rounds, work, at_most)
+                yield compare(job, job.training(), rounds, work)
 
 
 def double(rounds: int) -> Iterator[Row]:
@@ -321,12 +327,11 @@ def double(rounds: int) -> Iterator[Row]:
 def inference(rounds: int) -> Iterator[Row]:
     for threads in THREADS:
         gradcore.set_num_threads(threads)
-        at_most = peak("float32")
         for shape in SHAPES:
             for cell in GATES:
                 job = Job(cell, shape, "float32")
                 work = flop(cell, shape, passes=1)
-                yield compare(job, job.inference(), rounds, work, at_most)
+                yield compare(job, job.inference(), rounds, work)
 
 
 def ragged(rounds: int) -> Iterator[Row]:
@@ -422,8 +427,37 @@ def behaviour(rounds: int) -> Iterator[Row]:
         yield {"what": "T 100,000 / 1,000, per step", "cell": cell, "ratio": ratio(times, "long", "short") / 100}
 
 
+def memory(rounds: int) -> Iterator[Row]:
+    """What a training step adds to the process, in MB, each in a process of its own."""
+    for shape in SHAPES:
+        for cell in GATES:
+            row: Row = {"cell": cell, "shape": shape}
+            for who in ("gradcore", "torch") if torch is not None else ("gradcore",):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    row[f"{who} MB"] = pool.apply(_added_memory, (who, cell, shape))
+            yield row
+
+
+def _added_memory(who: str, cell: str, shape: Shape) -> float:
+    T, *rest = shape
+    short, job = (Job(cell, (t, *rest), "float32") for t in (2, T))
+    most = []
+    for j in (short, job):
+        if who == "gradcore":
+            run = j.gradcore()
+        else:
+            x, twin, dy = torch.from_numpy(j.x).requires_grad_(), j._twin(), torch.from_numpy(j.dy)
+
+            def run(x: Any = x, twin: Any = twin, dy: Any = dy) -> None:
+                twin(x)[0].backward(dy)
+
+        run()
+        most.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return (most[1] - most[0]) / 1024
+
+
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
-    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behaviour)
+    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behaviour, memory)
 }
 
 
