@@ -320,17 +320,18 @@ class _Recurrent(Layer):
         given = array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
         return np.ascontiguousarray(given.swapaxes(0, 1))
 
-    def _check_state(self, name: str, state: State, B: int) -> list[Array]:
-        """h, or h and c, each (L*D, B, H); zeros for None."""
+    def _fresh_states(self, name: str, state: State, batch: _Batch) -> list[Array]:
+        """h, or h and c, each a new (L*D, B, H) in the order of the packed rows; zeros for None."""
         names = ["h", "c"] if self._has_cell else ["h"]
-        shape = (self.num_layers * self.num_directions, B, self.hidden_size)
+        shape = (self.num_layers * self.num_directions, batch.B, self.hidden_size)
         if state is None:
             return [np.zeros(shape, self.dtype) for _ in names]
         if not self._has_cell:
-            return [array(name, state, self.dtype, shape)]
+            return [batch.sort(array(name, state, self.dtype, shape))]
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        return [array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
+        given = [array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
+        return [batch.sort(part) for part in given]
 
     def _as_state(self, parts: list[Array]) -> State:
         return tuple(parts) if self._has_cell else parts[0]
@@ -377,9 +378,8 @@ class _Recurrent(Layer):
     def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Tape | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
-        states = self._check_state("state", state, B)
         batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
-        states = [batch.sort(part) for part in states]
+        states = self._fresh_states("state", state, batch)
         tape = Tape(self, batch) if keep else None
 
         rows = batch.pack(x)
@@ -441,7 +441,7 @@ class _Recurrent(Layer):
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
         clip = math.inf if step_clip is None else number("step_clip", step_clip, least=0.0)
         dy = self._check_sequence("dy", dy, (batch.T, batch.B, D * H))
-        dstates = [batch.sort(part) for part in self._check_state("dstate", dstate, batch.B)]
+        dstates = self._fresh_states("dstate", dstate, batch)
 
         K = self.num_layers * D
         dh_norm = np.zeros((K, batch.n_rows))

@@ -83,9 +83,13 @@ INLINE ptrdiff_t own_rows(const gc_recurrent *s, const gc_chunk *chunk, ptrdiff_
     return gc_max(0, gc_min(chunk->end, n_alive(s, t)) - chunk->first);
 }
 
+/* Where there are fewer sequences than threads and not enough units to share either, only the input's part and the weights'
+ * gradients are shared out, and every chunk waits for them: that wants more work to pay. */
 INLINE int recurrent_threads(const gc_recurrent *s)
 {
-    double work = (double)s->offsets[s->T] * (double)(n_gates(s) * s->H) * (double)(s->F + s->H);
+    const double GH = (double)(n_gates(s) * s->H), rows = (double)s->offsets[s->T];
+    const int shared = s->B >= s->threads || (double)s->B * GH * (double)s->H > (double)UNIT_WORK * s->threads;
+    const double work = shared ? rows * GH * (double)(s->F + s->H) : rows * GH * (double)s->F / 16;
     return work < SERIAL_WORK ? 1 : s->threads;
 }
 
@@ -136,14 +140,6 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
                                                 : recurrent_threads(s) * s->B) * PANEL, sizeof(REAL));
     plan->h_in = s->gates ? NULL : take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
     return arena.used;
-}
-
-static size_t FN(recurrent_forward_work)(const gc_recurrent *s)
-{
-    FN(forward_plan) plan;
-    gc_recurrent measured = *s;
-    measured.work = NULL;
-    return FN(plan_forward)(&plan, &measured);
 }
 
 /* Pack this thread's share of a (G*H, K) matrix: for V units at a time, their rows of all gates. */
@@ -423,6 +419,18 @@ static size_t FN(recurrent_backward_work)(const gc_recurrent *s)
     gc_recurrent measured = *s;
     measured.work = NULL;
     return FN(plan_backward)(&plan, &measured);
+}
+
+/* With a tape as much as the backward pass will want, so that one buffer serves both. */
+static size_t FN(recurrent_forward_work)(const gc_recurrent *s)
+{
+    FN(forward_plan) plan;
+    gc_recurrent measured = *s;
+    measured.work = NULL;
+    const size_t forward = FN(plan_forward)(&plan, &measured);
+    measured.dx = s->y; /* it will be wanted */
+    const size_t backward = s->gates ? FN(recurrent_backward_work)(&measured) : 0;
+    return forward > backward ? forward : backward;
 }
 
 /* dL/da of a = tanh(.) or sigmoid(.), from dL/dvalue and the value: 1 - a^2 in one rounding, a (1 - a) */
