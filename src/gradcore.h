@@ -157,7 +157,8 @@ typedef struct gc_kernels {
     ptrdiff_t (*norm_find)(const void *g, ptrdiff_t n, double largest); /* index of the first entry with this magnitude */
     void (*scale_block)(void *g, ptrdiff_t n, const double factor[2]);  /* g *= both; 0 where g is not finite */
     void (*clamp_block)(void *g, ptrdiff_t n, double limit);            /* to [-limit, limit]; NaN stays */
-    ptrdiff_t (*update_block)(const gc_update *, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n); /* spikes cut */
+    /* How many spikes were cut, which only SPAM does. */
+    ptrdiff_t (*update_block)(const gc_update *, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n);
 
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */
     double (*multiply_adds)(int threads, ptrdiff_t n);
@@ -187,7 +188,8 @@ void gc_over_blocks(const gc_span *spans, ptrdiff_t n, gc_block_body body, void 
 int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all);
 void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double factor[2]);
 void gc_norm_clamp(const gc_table *, const gc_span *spans, ptrdiff_t n, double limit);
-ptrdiff_t gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *); /* how many spikes were cut */
+/* How many spikes were cut. */
+ptrdiff_t gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *);
 
 /* ---- rows.c ------------------------------------------------------------------------------------------------------------- */
 

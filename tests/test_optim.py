@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import platform
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -625,6 +627,19 @@ def test_a_group_has_the_optimizers_hyperparameters_but_for_its_own() -> None:
     with pytest.raises(ValueError, match="lr: expected a number"):
         opt.step()
     assert (w[0], b[0]) == (-0.25, -2.0)
+
+
+def test_nothing_keeps_a_dropped_optimizer_alive() -> None:
+    opt = optim.Adam([{"params": [(np.ones(1), np.ones(1))]}, {"params": [], "lr": 1.0}])
+    opt.step()
+    assert opt.groups[1].lr == 1
+    gone = weakref.ref(opt)
+    gc.disable()  # the moments go at once, not when cycles are looked for
+    try:
+        del opt
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_only_group_is_the_optimizer() -> None:
