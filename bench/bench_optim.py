@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, Any, dict[str, Any], int]] = {  # class, twin, optio
     "AdamW": ("AdamW", reference.adamw, {}, 7),
     "RMSprop": ("RMSprop", reference.rmsprop, {}, 5),
     "Adagrad": ("Adagrad", reference.adagrad, {}, 5),
+    "SPAM": ("SPAM", reference.spam, {}, 7),
 }
 
 
@@ -53,6 +54,8 @@ class OfTorch:
 
     def __init__(self, pairs: list[tuple[Array, Array]], rule: str, options: dict[str, Any]) -> None:
         self.torch = pytest.importorskip("torch")
+        if not hasattr(self.torch.optim, rule):
+            pytest.skip(f"PyTorch has no {rule}")
         self.torch.set_num_threads(gradcore.get_num_threads())
         self.parameters = [self.torch.nn.Parameter(self.torch.from_numpy(p)) for p, _ in pairs]
         for parameter, (_, grad) in zip(self.parameters, pairs, strict=True):

@@ -24,6 +24,7 @@ SGD: int
 ADAM: int
 RMSPROP: int
 ADAGRAD: int
+SPAM: int
 
 def isa() -> str: ...
 def has_openmp() -> bool: ...
@@ -89,11 +90,12 @@ def update(
     factor1: float,
     grads: list[_Array],
     params: list[_Array],
-    mean: list[_Array] | None,
-    square: list[_Array] | None,
-    extra: list[_Array] | None,
     *,
+    mean: list[_Array] | None = None,
+    square: list[_Array] | None = None,
+    extra: list[_Array] | None = None,
     l2: float = 0,
+    l1: float = 0,
     shrink: float = 1,
     step: float,
     keep_mean: float = 0,
@@ -105,4 +107,5 @@ def update(
     now: float = 0,
     past: float = 0,
     momentum: float = 0,
-) -> None: ...
+    threshold: float = 0,
+) -> int: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,9 +23,56 @@ from gradcore.norm import (
     warn_if_exhausted,
 )
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "SPAM", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
 LOWER_BOUNDS = {"dampening": -math.inf}  # of the hyperparameters that are numbers; 0 for those not named
+WHOLE = {"reset_every": 1, "warmup_steps": 0}  # those that are integers, and their lower bounds
+
+
+@dataclass
+class _Part:
+    """The parameters of one group, and what belongs to them."""
+
+    layer: Layer | None
+    names: Sequence[str | int]
+    params: list[Array]
+    grads: list[Array]
+    own: dict[str, Any]  # the hyperparameters that are not the optimizer's
+    moments: dict[str, list[Array]] = field(default_factory=dict)  # by PyTorch's names
+
+    def members(self) -> tuple[Sequence[str | int], list[Array], list[Array]]:
+        """Names, parameters and gradients. A layer is asked anew: a model moves its members into its own buffers."""
+        if self.layer is None:
+            return self.names, self.params, self.grads
+        return list(self.layer.params), list(self.layer.params.values()), list(self.layer.grads.values())
+
+
+class Group:
+    """The hyperparameters of one group of parameters, as attributes: its own, and the optimizer's for the rest.
+
+    Setting one makes it the group's own; an only group's are the optimizer's.
+    """
+
+    __slots__ = ("_optimizer", "_own")
+
+    def __init__(self, optimizer: Optimizer, own: dict[str, Any]) -> None:
+        object.__setattr__(self, "_optimizer", optimizer)  # which does not know its Groups, or neither would ever go
+        object.__setattr__(self, "_own", own)
+
+    def __getattr__(self, name: str) -> Any:
+        self._refuse_unknown(name)
+        return self._own.get(name, getattr(self._optimizer, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_unknown(name)
+        self._own[name] = value
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name.startswith("_") or name not in self._optimizer._hyperparameters:
+            raise AttributeError(f"a group of {type(self._optimizer).__name__} has no {name!r}")
+
+    def __repr__(self) -> str:
+        return f"Group({_arguments({name: getattr(self, name) for name in self._optimizer._hyperparameters})})"
 
 
 class Optimizer:
@@ -33,40 +81,90 @@ class Optimizer:
     Attributes
     ----------
     lr : float
-        The learning rate, which may be set between steps.
-    n_steps, n_skipped : int
-        How many steps were taken, and how many were skipped because a gradient was not finite.
+        The learning rate, which may be set between steps; that of all groups that have none of their own.
+    groups : list of Group
+        One for each group of parameters: ``opt.groups[1].lr`` is its learning rate, and may be set between steps.
+    n_steps, n_skipped, n_consecutive_skips : int
+        How many steps were taken, how many were skipped because a gradient was not finite, and how many of these came
+        after the last step that was taken.
+    last_norm : float or None
+        The gradient's norm at the last step that was taken.
+    max_consecutive_skips : int or None
+        After so many skipped steps in a row, one more raises.
     """
 
     lr: float
     weight_decay: float
     maximize: bool
+    l1: float
+    n_steps: int
+    n_skipped: int
+    n_consecutive_skips: int
 
     _rule: ClassVar[int]
+    _operands: ClassVar[Mapping[str, str]]  # the kernel's operand for each moment by PyTorch's name
+    _counters: ClassVar[tuple[str, ...]] = ("n_steps", "n_skipped", "n_consecutive_skips")
 
-    def __init__(self, params: Any, moments: Mapping[str, str], **hyperparameters: Any) -> None:
-        """`moments` gives the kernel's operand ("mean", "square", "extra") for each moment by PyTorch's name."""
+    def __init__(self, params: Any, max_consecutive_skips: int | None, **hyperparameters: Any) -> None:
         self._hyperparameters = tuple(hyperparameters)
-        for name, value in _checked(hyperparameters).items():
-            setattr(self, name, value)
-        self._layer = params if isinstance(params, Layer) else None
-        if self._layer is None:
-            self._names, self._params, self._grads = _pairs(params)
-        self.n_steps = self.n_skipped = 0
-        self._operands = dict(moments)
-        self._moments = {name: [np.zeros(p.shape, p.dtype) for p in self._members()[1]] for name in moments}
+        checked = _checked(hyperparameters)
+        if max_consecutive_skips is not None:
+            max_consecutive_skips = size("max_consecutive_skips", max_consecutive_skips)
+        self.max_consecutive_skips = max_consecutive_skips
+        self.last_norm: float | None = None
+        vars(self).update(dict.fromkeys(self._counters, 0))
+        self._parts = _parts(params, checked)
+        self._set(checked, [part.own for part in self._parts])
+        for part in self._parts:
+            group, params = self._group(part), part.members()[1]
+            part.moments = {
+                name: [np.full(p.shape, self._start(group), p.dtype) for p in params] for name in self._moments(group)
+            }
+
+    def _set(self, hyperparameters: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+        """Take over the optimizer's hyperparameters and those of the groups' own."""
+        if len(groups) == 1:
+            hyperparameters, groups = hyperparameters | groups[0], [{}]
+        vars(self).update(hyperparameters)
+        for part, own in zip(self._parts, groups, strict=True):
+            part.own = own
+
+    @property
+    def groups(self) -> list[Group]:
+        return [Group(self, part.own if len(self._parts) > 1 else vars(self)) for part in self._parts]
+
+    def _group(self, part: _Part) -> Any:
+        """What has the hyperparameters of a group: the optimizer where that will do, which is faster."""
+        return Group(self, part.own) if part.own else self
+
+    def _moments(self, group: Any) -> Sequence[str]:
+        """Which moments a group with these hyperparameters has."""
+        return list(self._operands)
+
+    def _start(self, group: Any) -> float:
+        """The moments before the first step."""
+        return 0.0
+
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
+        """The kernel's numbers for step t, the first being 1."""
+        raise NotImplementedError
 
     def _members(self) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-        """Names, parameters and gradients. A layer is asked anew: a model moves its members into its own buffers."""
-        if self._layer is None:
-            return self._names, self._params, self._grads
-        return list(self._layer.params), list(self._layer.params.values()), list(self._layer.grads.values())
+        """Names, parameters and gradients of all groups; where there are several, a name begins with its group's."""
+        members = [part.members() for part in self._parts]
+        if len(members) == 1:
+            return members[0]
+        return (
+            [f"{i}.{name}" for i, (names, _, _) in enumerate(members) for name in names],
+            [p for _, params, _ in members for p in params],
+            [g for _, _, grads in members for g in grads],
+        )
 
     @property
     def grads(self) -> dict[str, Array] | list[Array]:
-        """The gradients: a dict where they have names, else a list."""
+        """The gradients: a dict where they have names, else a list. Of several groups "1.weight" is group 1's."""
         names, _, grads = self._members()
-        return grads if isinstance(names, range) else dict(zip(map(str, names), grads, strict=True))
+        return _by_name(names, grads)
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
@@ -79,7 +177,7 @@ class Optimizer:
         Parameters
         ----------
         max_norm : float, optional
-            The gradients count as if clipped to this norm; they are not written.
+            The gradients of all groups together count as if clipped to this norm; they are not written.
         nonfinite : {"skip", "raise", "zero"}
             What to do when a gradient is NaN or infinite: leave parameters and moments as they are, bit for bit, and
             count it in `n_skipped`; raise, changing nothing; or take such entries as 0.
@@ -92,39 +190,76 @@ class Optimizer:
         Raises
         ------
         FloatingPointError
-            If an entry is not finite and `nonfinite` is "raise".
+            If an entry is not finite and `nonfinite` is "raise", or is "skip" and `max_consecutive_skips` steps in a
+            row were skipped already; nothing is changed.
         ValueError
             If `max_norm` or `lr` is negative or NaN.
         """
         limit = math.inf if max_norm is None else number("max_norm", max_norm, least=0.0)
-        number("lr", self.lr, least=0.0)
+        lrs = [number("lr", self._group(part).lr, least=0.0) for part in self._parts]
         check_policy(nonfinite)
-        found = Gradients(self.grads, write=False)
+        names, params, grads = self._members()
+        found = Gradients(_by_name(names, grads), write=False)
         norm, factor0, factor1 = found.measure(2.0, limit, nonfinite)
         if norm.skipped:
+            if self.max_consecutive_skips is not None and self.n_consecutive_skips >= self.max_consecutive_skips:
+                raise FloatingPointError(self._too_many_skips(found))
             self.n_skipped += 1
+            self.n_consecutive_skips += 1
             return norm
-        params = self._members()[1]
         plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
-        operands = {operand: self._moments[name] for name, operand in self._operands.items()}
-        _kernels.update(
-            self._rule,
-            -factor0 if self.maximize else factor0,
-            factor1,
-            [found.arrays[place] for place in found.where],
-            plain,
-            operands.get("mean"),
-            operands.get("square"),
-            operands.get("extra"),
-            **self._rates(self.n_steps + 1),
-        )
+        grads = [found.arrays[place] for place in found.where]
+        first = 0
+        for part, lr in zip(self._parts, lrs, strict=True):
+            end = first + len(part.members()[0])
+            self._update(part, lr, (factor0, factor1), grads[first:end], plain[first:end])
+            first = end
         copy_back(plain, params)
         self.n_steps += 1
+        self.n_consecutive_skips = 0
+        self.last_norm = float(norm)
         return norm
 
-    def _rates(self, t: int) -> dict[str, float]:
-        """The kernel's numbers for step t, the first being 1."""
-        raise NotImplementedError
+    def _update(
+        self, part: _Part, lr: float, factors: tuple[float, float], grads: list[Array], params: list[Array]
+    ) -> int:
+        """One group's share of a step; how many spikes were cut."""
+        group = self._group(part)
+        arguments: dict[str, Any] = {self._operands[name]: arrays for name, arrays in part.moments.items()}
+        arguments |= self._rates(group, lr, self.n_steps + 1)
+        return _kernels.update(
+            self._rule,
+            -factors[0] if group.maximize else factors[0],
+            factors[1],
+            grads,
+            params,
+            l1=group.l1,
+            **arguments,
+        )
+
+    def _too_many_skips(self, found: Gradients) -> str:
+        """What to say about one more gradient that is not finite."""
+        bad = []
+        for key, place in zip(found.keys, found.where, strict=True):
+            n_nan, n_inf = (int(np.count_nonzero(f(found.arrays[place]))) for f in (np.isnan, np.isinf))
+            if n_nan + n_inf:
+                bad.append(f"grads[{key!r}] has {n_nan} NaN and {n_inf} Inf in {found.arrays[place].size} entries")
+        last = "no step was taken before" if self.last_norm is None else f"the last norm was {self.last_norm:.6g}"
+        return (
+            f"step {self.n_steps + self.n_skipped + 1}: the gradient is not finite again, after "
+            f"{self.n_consecutive_skips} skipped steps in a row (max_consecutive_skips: {self.max_consecutive_skips}): "
+            f"{'; '.join(bad)}; {last}; nothing was changed"
+        )
+
+    def _arrays(self) -> dict[str, dict[str, Array]]:
+        """The moments by PyTorch's names, and by parameter."""
+        names = iter(self._members()[0])
+        arrays: dict[str, dict[str, Array]] = {}
+        for part in self._parts:
+            own = [str(next(names)) for _ in part.members()[0]]
+            for moment, values in part.moments.items():
+                arrays.setdefault(moment, {}).update(zip(own, values, strict=True))
+        return arrays
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, but for parameters and gradients: copies of the moments, and numbers.
@@ -132,18 +267,18 @@ class Optimizer:
         Returns
         -------
         dict
-            ``rule``, ``n_steps``, ``n_skipped``, ``hyperparameters`` (a dict) and ``moments``, for each of PyTorch's
-            names a dict of arrays by parameter.
+            ``rule``, ``n_steps`` and the other counters, ``last_norm``, ``hyperparameters`` (a dict), ``groups`` (for
+            each a dict of the hyperparameters that are its own) and ``moments``, for each of PyTorch's names a dict of
+            arrays by parameter.
         """
-        names = [str(name) for name in self._members()[0]]
         return {
             "rule": type(self).__name__,
-            "n_steps": self.n_steps,
-            "n_skipped": self.n_skipped,
+            **{counter: getattr(self, counter) for counter in self._counters},
+            "last_norm": self.last_norm,
             "hyperparameters": {name: getattr(self, name) for name in self._hyperparameters},
+            "groups": [dict(part.own) for part in self._parts],
             "moments": {
-                moment: {name: a.copy() for name, a in zip(names, arrays, strict=True)}
-                for moment, arrays in self._moments.items()
+                moment: {name: a.copy() for name, a in arrays.items()} for moment, arrays in self._arrays().items()
             },
         }
 
@@ -153,7 +288,7 @@ class Optimizer:
         Parameters
         ----------
         state_dict : mapping
-            What `state_dict` of an optimizer with the same rule, parameters and options returned.
+            What `state_dict` of an optimizer with the same rule, parameters, groups and options returned.
 
         Raises
         ------
@@ -164,31 +299,49 @@ class Optimizer:
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
-        _same_names("state_dict", state_dict, ("rule", "n_steps", "n_skipped", "hyperparameters", "moments"))
+        _same_names(
+            "state_dict", state_dict, ("rule", *self._counters, "last_norm", "hyperparameters", "groups", "moments")
+        )
         if state_dict["rule"] != type(self).__name__:
             raise ValueError(f"state_dict: expected the state of {type(self).__name__}, got {state_dict['rule']!r}")
         _same_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
-        _same_names("moments", state_dict["moments"], self._moments)
         hyperparameters = _checked(state_dict["hyperparameters"])
-        counts = {name: size(name, state_dict[name]) for name in ("n_steps", "n_skipped")}
-        names = [str(name) for name in self._members()[0]]
-        moments = {}
-        for moment, arrays in self._moments.items():
+        counts = {counter: size(counter, state_dict[counter]) for counter in self._counters}
+        last_norm = state_dict["last_norm"]
+        if last_norm is not None:
+            last_norm = number("last_norm", last_norm, least=0.0)
+        given_groups = state_dict["groups"]
+        if len(given_groups) != len(self._parts):
+            raise ValueError(f"groups: expected {len(self._parts)}, got {len(given_groups)}")
+        groups = [_own(f"groups[{i}]", own, hyperparameters) for i, own in enumerate(given_groups)]
+        moments = self._arrays()
+        _same_names("moments", state_dict["moments"], moments)
+        values = {}
+        for moment, arrays in moments.items():
             given = state_dict["moments"][moment]
-            _same_names(moment, given, names)
-            moments[moment] = [
-                array(f"{moment} of {name}", given[name], a.dtype, a.shape)
-                for name, a in zip(names, arrays, strict=True)
-            ]
-        for name, value in (hyperparameters | counts).items():
-            setattr(self, name, value)
-        for moment, arrays in self._moments.items():
-            for a, value in zip(arrays, moments[moment], strict=True):
-                a[...] = value
+            _same_names(moment, given, arrays)
+            values[moment] = {
+                name: array(f"{moment} of {name}", given[name], a.dtype, a.shape) for name, a in arrays.items()
+            }
+        self._set(hyperparameters, groups)
+        vars(self).update(counts)
+        self.last_norm = last_norm
+        for moment, arrays in moments.items():
+            for name, a in arrays.items():
+                a[...] = values[moment][name]
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._hyperparameters)
-        return f"{type(self).__name__}({arguments})"
+        shown = {name: getattr(self, name) for name in (*self._hyperparameters, "max_consecutive_skips")}
+        groups = [part.own for part in self._parts]
+        return f"{type(self).__name__}({_arguments(shown | ({'groups': groups} if any(groups) else {}))})"
+
+
+def _by_name(names: Sequence[str | int], grads: list[Array]) -> dict[str, Array] | list[Array]:
+    return grads if isinstance(names, range) else dict(zip(map(str, names), grads, strict=True))
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _same_names(label: str, given: Iterable[str], wanted: Iterable[str]) -> None:
@@ -197,45 +350,90 @@ def _same_names(label: str, given: Iterable[str], wanted: Iterable[str]) -> None
         raise KeyError(f"{label}: missing {sorted(missing)}, unknown {sorted(unknown)}")
 
 
-def _checked(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The values in their own types, or an error that names the one that is out of range."""
     checked: dict[str, Any] = {}
     for name, value in hyperparameters.items():
+        label = where + name
         if isinstance(value, (bool, np.bool_)):
             checked[name] = bool(value)
         elif name == "betas":
             if not isinstance(value, Sequence) or len(value) != 2:
-                raise TypeError(f"betas: expected two numbers, got {value!r}")
-            first, second = (number("betas", beta, least=0.0) for beta in value)
+                raise TypeError(f"{label}: expected two numbers, got {value!r}")
+            first, second = (number(label, beta, least=0.0) for beta in value)
             if not (first < 1 and second < 1):
-                raise ValueError(f"betas: expected two numbers of at least 0 and below 1, got {value}")
+                raise ValueError(f"{label}: expected two numbers of at least 0 and below 1, got {value}")
             checked[name] = (first, second)
+        elif name in WHOLE:
+            checked[name] = size(label, value, least=WHOLE[name])
         else:
-            checked[name] = number(name, value, least=LOWER_BOUNDS.get(name, 0.0))
+            checked[name] = number(label, value, least=LOWER_BOUNDS.get(name, 0.0))
     if checked.get("nesterov") and not (checked["momentum"] > 0 and checked["dampening"] == 0):
-        raise ValueError("nesterov: needs a momentum above 0 and no dampening")
+        raise ValueError(f"{where}nesterov: needs a momentum above 0 and no dampening")
     return checked
 
 
-def _pairs(given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-    """Names, parameters and gradients from a dict or iterable of pairs."""
+def _own(label: str, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group, checked together with those that it has from the optimizer."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{label}: expected a dict, got {type(given).__name__}")
+    unknown = [name for name in given if name not in defaults]
+    if unknown:
+        raise TypeError(f"{label}: expected {', '.join(defaults)}, got {unknown[0]!r}")
+    checked = _checked({**defaults, **given}, f"{label}: ")
+    return {name: checked[name] for name in given}
+
+
+def _parts(given: Any, defaults: Mapping[str, Any]) -> list[_Part]:
+    """The groups of the first argument of an optimizer, or the only one."""
+    if isinstance(given, Iterable) and not isinstance(given, Mapping):
+        members = list(given)
+        warn_if_exhausted("params", given, members)
+        given = members
+    groups: list[tuple[str, Any, dict[str, Any]]] = [("params", given, {})]
+    if isinstance(given, list) and any(isinstance(group, Mapping) for group in given):
+        groups = []
+        for i, group in enumerate(given):
+            label = f"params[{i}]"
+            if not isinstance(group, Mapping) or "params" not in group:
+                what = type(group).__name__ if not isinstance(group, Mapping) else f"one of {sorted(map(str, group))}"
+                raise TypeError(f'{label}: expected a dict with "params", got {what}')
+            own = _own(label, {name: value for name, value in group.items() if name != "params"}, defaults)
+            members = group["params"]
+            if isinstance(members, Iterable) and not isinstance(members, Mapping):
+                members = list(members)
+                warn_if_exhausted(f"{label}['params']", group["params"], members)
+            groups.append((f"{label}['params']", members, own))
+    parts, labels, arrays = [], [], []
+    for label, members, own in groups:
+        if isinstance(members, Layer):
+            part = _Part(members, (), [], [], own)
+        else:
+            part = _Part(None, *_pairs(label, members), own)
+        for name, p, g in zip(*part.members(), strict=True):
+            labels += [f"{label}[{name!r}]", f"gradient of {label}[{name!r}]"]
+            arrays += [p, g]
+        parts.append(part)
+    refuse_overlap(labels, arrays)
+    return parts
+
+
+def _pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
+    """Names, parameters and gradients from a dict or list of pairs."""
+    keys: Sequence[Any]
     if isinstance(given, Mapping):
-        keys: Sequence[Any] = list(given)
-        pairs = list(given.values())
-    elif isinstance(given, Iterable):
-        pairs = list(given)
-        keys = range(len(pairs))
-        warn_if_exhausted("params", given, pairs)
+        keys, pairs = list(given), list(given.values())
+    elif isinstance(given, list):
+        keys, pairs = range(len(given)), given
     else:
         expected = "a layer, a model, or a dict or iterable of (param, grad) pairs"
-        raise TypeError(f"params: expected {expected}, got {type(given).__name__}")
+        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
     if len({str(key) for key in keys}) < len(keys):
-        raise ValueError("params: two keys are the same as text, by which states and norms go")
+        raise ValueError(f"{name}: two keys are the same as text, by which states and norms go")
     params: list[Array] = []
     grads: list[Array] = []
-    labels = []
     for key, pair in zip(keys, pairs, strict=True):
-        label, gradient = f"params[{key!r}]", f"gradient of params[{key!r}]"
+        label, gradient = f"{name}[{key!r}]", f"gradient of {name}[{key!r}]"
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(f"{label}: expected a pair (param, grad), got {type(pair).__name__}")
         param = target(label, pair[0])
@@ -250,8 +448,6 @@ def _pairs(given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
             raise ValueError(f"{gradient}: expected shape {param.shape}, got {grad.shape}")
         params.append(param)
         grads.append(grad)
-        labels += [label, gradient]
-    refuse_overlap(labels, [a for both in zip(params, grads, strict=True) for a in both])
     return keys, params, grads
 
 
@@ -263,8 +459,9 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad)
-        What to update, in place, and with which gradients: float32 or float64 arrays.
+    params : layer, model, dict or iterable of (param, grad), or iterable of groups
+        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
+        the former as "params", and the hyperparameters that it does not share with the others.
     lr : float
         :math:`\eta`, at least 0.
     momentum, dampening : float
@@ -275,6 +472,10 @@ class SGD(Optimizer):
         Needs a momentum and no dampening.
     maximize : bool
         Climb instead of descending.
+    l1 : float
+        L1 decay: added to the gradient, times the parameter's sign.
+    max_consecutive_skips : int, optional
+        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
 
     Raises
     ------
@@ -296,12 +497,23 @@ class SGD(Optimizer):
     (5.0, True)
     >>> weight
     array([0.7, 0.6])
+
+    Two groups, of which one has a learning rate of its own:
+
+    >>> bias, bias_grad = np.array([1.0]), np.array([2.0])
+    >>> opt = SGD([{"params": {"weight": (weight, grad)}}, {"params": {"bias": (bias, bias_grad)}, "lr": 0.1}], lr=0.5)
+    >>> opt.step().per_array
+    {'0.weight': 5.0, '1.bias': 2.0}
+    >>> bias
+    array([0.8])
+    >>> opt.groups[1].lr = 0.05
     """
 
     momentum: float
     dampening: float
     nesterov: bool
     _rule = _kernels.SGD
+    _operands: ClassVar = {"momentum_buffer": "mean"}
 
     def __init__(
         self,
@@ -313,28 +525,48 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        l1: float = 0.0,
+        max_consecutive_skips: int | None = None,
     ) -> None:
         super().__init__(
             params,
-            {"momentum_buffer": "mean"} if momentum != 0 else {},
+            max_consecutive_skips,
             lr=lr,
             momentum=momentum,
             dampening=dampening,
             weight_decay=weight_decay,
             nesterov=nesterov,
             maximize=maximize,
+            l1=l1,
         )
 
-    def _rates(self, t: int) -> dict[str, float]:
+    def _moments(self, group: Any) -> Sequence[str]:
+        return ["momentum_buffer"] if group.momentum != 0 else []
+
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
         first = t == 1
         return {
-            "step": self.lr,
-            "l2": self.weight_decay,
-            "keep_mean": 0.0 if first else self.momentum,
-            "take_mean": 1.0 if first else 1.0 - self.dampening,
-            "now": 1.0 if self.nesterov else 0.0,
-            "past": self.momentum if self.nesterov else 1.0,
+            "step": lr,
+            "l2": group.weight_decay,
+            "keep_mean": 0.0 if first else group.momentum,
+            "take_mean": 1.0 if first else 1.0 - group.dampening,
+            "now": 1.0 if group.nesterov else 0.0,
+            "past": group.momentum if group.nesterov else 1.0,
         }
+
+
+def _adam_rates(group: Any, lr: float, t: int) -> dict[str, float]:
+    """Without decay."""
+    beta1, beta2 = group.betas
+    return {
+        "step": lr / (1.0 - beta1**t),
+        "keep_mean": beta1,
+        "take_mean": 1.0 - beta1,
+        "keep_square": beta2,
+        "take_square": 1.0 - beta2,
+        "root": math.sqrt(1.0 - beta2**t),
+        "eps": group.eps,
+    }
 
 
 class Adam(Optimizer):
@@ -345,8 +577,9 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad)
-        What to update, in place, and with which gradients: float32 or float64 arrays.
+    params : layer, model, dict or iterable of (param, grad), or iterable of groups
+        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
+        the former as "params", and the hyperparameters that it does not share with the others.
     lr : float
         :math:`\eta`, at least 0.
     betas : (float, float)
@@ -359,6 +592,10 @@ class Adam(Optimizer):
         Take the largest :math:`v` so far in place of the current one.
     maximize : bool
         Climb instead of descending.
+    l1 : float
+        L1 decay: added to the gradient, times the parameter's sign.
+    max_consecutive_skips : int, optional
+        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
 
     Raises
     ------
@@ -385,6 +622,7 @@ class Adam(Optimizer):
     eps: float
     amsgrad: bool
     _rule = _kernels.ADAM
+    _operands: ClassVar = {"exp_avg": "mean", "exp_avg_sq": "square", "max_exp_avg_sq": "extra"}
 
     def __init__(
         self,
@@ -396,31 +634,26 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        l1: float = 0.0,
+        max_consecutive_skips: int | None = None,
     ) -> None:
-        moments = {"exp_avg": "mean", "exp_avg_sq": "square"}
         super().__init__(
             params,
-            moments | {"max_exp_avg_sq": "extra"} if amsgrad else moments,
+            max_consecutive_skips,
             lr=lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
             amsgrad=amsgrad,
             maximize=maximize,
+            l1=l1,
         )
 
-    def _rates(self, t: int) -> dict[str, float]:
-        beta1, beta2 = self.betas
-        return {
-            "step": self.lr / (1.0 - beta1**t),
-            "l2": self.weight_decay,
-            "keep_mean": beta1,
-            "take_mean": 1.0 - beta1,
-            "keep_square": beta2,
-            "take_square": 1.0 - beta2,
-            "root": math.sqrt(1.0 - beta2**t),
-            "eps": self.eps,
-        }
+    def _moments(self, group: Any) -> Sequence[str]:
+        return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group.amsgrad
+
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
+        return _adam_rates(group, lr, t) | {"l2": group.weight_decay}
 
 
 class AdamW(Adam):
@@ -428,7 +661,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, maximize
+    params, lr, betas, eps, amsgrad, maximize, l1, max_consecutive_skips
         As for `Adam`.
     weight_decay : float
         :math:`\lambda`.
@@ -463,11 +696,143 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        l1: float = 0.0,
+        max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            l1=l1,
+            max_consecutive_skips=max_consecutive_skips,
+        )
 
-    def _rates(self, t: int) -> dict[str, float]:
-        return super()._rates(t) | {"l2": 0.0, "shrink": 1.0 - self.lr * self.weight_decay}
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
+        return _adam_rates(group, lr, t) | {"shrink": 1.0 - lr * group.weight_decay}
+
+
+class SPAM(Optimizer):
+    r"""Spike-aware Adam: single entries that spike are cut, and the moments start anew from time to time.
+
+    Step t = 1, 2, ..., skipped ones not counted, does for each entry
+
+    1. if :math:`\Delta T` divides t, :math:`m = v = 0`;
+    2. a spike, :math:`g^2 > \theta v` with :math:`v > 0`, is cut to :math:`\mathrm{sign}(g) \sqrt{\theta v}`, where v
+       is that of the steps before, without bias correction; g is clipped by `max_norm`, and has its L1 decay;
+    3. `Adam`, with decoupled decay as in `AdamW`: :math:`p \leftarrow (1 - \eta \lambda) p - \eta s\, \hat m /
+       (\sqrt{\hat v} + \epsilon)`. The bias correction in :math:`\hat m, \hat v` counts all steps: it does not start
+       anew, and the smaller moments after a reset make larger steps, against which
+    4. s warms up along a cosine: :math:`s = 1 - 0.99\,(1 + \cos(\pi c / (N + 1))) / 2` in the N steps c = 0, 1, ...
+       from a reset on; before the first reset, and from c = N on, s = 1.
+
+    Parameters
+    ----------
+    params, maximize, l1, max_consecutive_skips
+        As for `Adam`.
+    lr : float
+        :math:`\eta`, at least 0.
+    betas : (float, float)
+        :math:`\beta_1, \beta_2`, at least 0 and below 1.
+    eps : float
+        :math:`\epsilon`.
+    weight_decay : float
+        :math:`\lambda`; the warm-up does not weaken it.
+    threshold : float
+        :math:`\theta`; 0 and infinity cut nothing.
+    reset_every : int
+        :math:`\Delta T`, at least 1.
+    warmup_steps : int
+        N.
+
+    Attributes
+    ----------
+    n_spikes : int
+        How many entries were cut in all steps. Right after a reset v is small, and entries that merely vary count.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Adam`.
+
+    Notes
+    -----
+    Huang, Zhu, Jin, Liu, Wang, Liu, "SPAM: spike-aware Adam with momentum reset for stable LLM training", 2025.
+    Warm-up, bias correction and defaults are those of the authors' code, which however cuts nothing in the first 20
+    steps and in those after a reset, adds :math:`\epsilon` before the bias correction, and decays after the update.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.optim import SPAM
+    >>> weight, grad = np.array([1.0, 1.0]), np.array([1.0, 1.0])
+    >>> opt = SPAM([(weight, grad)], lr=0.1, threshold=5000.0)
+    >>> norm = opt.step()
+    >>> grad[0] = 1000.0
+    >>> norm = opt.step()
+    >>> opt.n_spikes, opt.state_dict()["moments"]["exp_avg"]["0"].round(3)
+    (1, array([0.314, 0.19 ]))
+    """
+
+    betas: tuple[float, float]
+    eps: float
+    threshold: float
+    reset_every: int
+    warmup_steps: int
+    n_spikes: int
+    _rule = _kernels.SPAM
+    _operands: ClassVar = {"exp_avg": "mean", "exp_avg_sq": "square"}
+    _counters = (*Optimizer._counters, "n_spikes")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        threshold: float = 5000.0,
+        reset_every: int = 500,
+        warmup_steps: int = 150,
+        *,
+        maximize: bool = False,
+        l1: float = 0.0,
+        max_consecutive_skips: int | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            max_consecutive_skips,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            threshold=threshold,
+            reset_every=reset_every,
+            warmup_steps=warmup_steps,
+            maximize=maximize,
+            l1=l1,
+        )
+
+    def _update(self, part: _Part, *arguments: Any) -> int:
+        if (self.n_steps + 1) % self._group(part).reset_every == 0:
+            for moment in part.moments.values():
+                for a in moment:
+                    a.fill(0)
+        spikes = super()._update(part, *arguments)
+        self.n_spikes += spikes
+        return spikes
+
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
+        since, N = t % group.reset_every, group.warmup_steps
+        warming = t >= group.reset_every and since < N
+        scale = 1.0 - 0.99 * (1.0 + math.cos(math.pi * since / (N + 1))) / 2.0 if warming else 1.0
+        return _adam_rates(group, scale * lr, t) | {
+            "shrink": 1.0 - lr * group.weight_decay,
+            "threshold": group.threshold,
+        }
 
 
 class RMSprop(Optimizer):
@@ -477,8 +842,9 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad)
-        What to update, in place, and with which gradients: float32 or float64 arrays.
+    params : layer, model, dict or iterable of (param, grad), or iterable of groups
+        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
+        the former as "params", and the hyperparameters that it does not share with the others.
     lr : float
         :math:`\eta`, at least 0.
     alpha : float
@@ -493,6 +859,10 @@ class RMSprop(Optimizer):
         Take :math:`v - m^2` in place of :math:`v`, with :math:`m \leftarrow \alpha m + (1 - \alpha) g`.
     maximize : bool
         Climb instead of descending.
+    l1 : float
+        L1 decay: added to the gradient, times the parameter's sign.
+    max_consecutive_skips : int, optional
+        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
 
     Raises
     ------
@@ -520,6 +890,7 @@ class RMSprop(Optimizer):
     momentum: float
     centered: bool
     _rule = _kernels.RMSPROP
+    _operands: ClassVar = {"square_avg": "square", "grad_avg": "mean", "momentum_buffer": "extra"}
 
     def __init__(
         self,
@@ -532,15 +903,12 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
+        l1: float = 0.0,
+        max_consecutive_skips: int | None = None,
     ) -> None:
-        moments = {"square_avg": "square"}
-        if centered:
-            moments["grad_avg"] = "mean"
-        if momentum != 0:
-            moments["momentum_buffer"] = "extra"
         super().__init__(
             params,
-            moments,
+            max_consecutive_skips,
             lr=lr,
             alpha=alpha,
             eps=eps,
@@ -548,18 +916,22 @@ class RMSprop(Optimizer):
             momentum=momentum,
             centered=centered,
             maximize=maximize,
+            l1=l1,
         )
 
-    def _rates(self, t: int) -> dict[str, float]:
+    def _moments(self, group: Any) -> Sequence[str]:
+        return ["square_avg"] + ["grad_avg"] * group.centered + ["momentum_buffer"] * (group.momentum != 0)
+
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
         return {
-            "step": self.lr,
-            "l2": self.weight_decay,
-            "keep_mean": self.alpha,
-            "take_mean": 1.0 - self.alpha,
-            "keep_square": self.alpha,
-            "take_square": 1.0 - self.alpha,
-            "momentum": self.momentum,
-            "eps": self.eps,
+            "step": lr,
+            "l2": group.weight_decay,
+            "keep_mean": group.alpha,
+            "take_mean": 1.0 - group.alpha,
+            "keep_square": group.alpha,
+            "take_square": 1.0 - group.alpha,
+            "momentum": group.momentum,
+            "eps": group.eps,
         }
 
 
@@ -570,8 +942,9 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad)
-        What to update, in place, and with which gradients: float32 or float64 arrays.
+    params : layer, model, dict or iterable of (param, grad), or iterable of groups
+        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
+        the former as "params", and the hyperparameters that it does not share with the others.
     lr : float
         :math:`\eta`, at least 0.
     lr_decay : float
@@ -584,6 +957,10 @@ class Adagrad(Optimizer):
         :math:`\epsilon`.
     maximize : bool
         Climb instead of descending.
+    l1 : float
+        L1 decay: added to the gradient, times the parameter's sign.
+    max_consecutive_skips : int, optional
+        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
 
     Raises
     ------
@@ -609,6 +986,7 @@ class Adagrad(Optimizer):
     initial_accumulator_value: float
     eps: float
     _rule = _kernels.ADAGRAD
+    _operands: ClassVar = {"sum": "square"}
 
     def __init__(
         self,
@@ -620,19 +998,23 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        l1: float = 0.0,
+        max_consecutive_skips: int | None = None,
     ) -> None:
         super().__init__(
             params,
-            {"sum": "square"},
+            max_consecutive_skips,
             lr=lr,
             lr_decay=lr_decay,
             weight_decay=weight_decay,
             initial_accumulator_value=initial_accumulator_value,
             eps=eps,
             maximize=maximize,
+            l1=l1,
         )
-        for a in self._moments["sum"]:
-            a.fill(self.initial_accumulator_value)
 
-    def _rates(self, t: int) -> dict[str, float]:
-        return {"step": self.lr / (1.0 + (t - 1) * self.lr_decay), "l2": self.weight_decay, "eps": self.eps}
+    def _start(self, group: Any) -> float:
+        return float(group.initial_accumulator_value)
+
+    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
+        return {"step": lr / (1.0 + (t - 1) * group.lr_decay), "l2": group.weight_decay, "eps": group.eps}

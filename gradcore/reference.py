@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import erfc, fsum, isinf, nan, pi, prod, sqrt
+from math import cos, erfc, fsum, isinf, nan, pi, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -382,8 +382,9 @@ def sgd(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
+    l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p
+    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     if momentum:
         b = g if t == 1 else momentum * state["momentum_buffer"] + (1 - dampening) * g
         state["momentum_buffer"] = b.copy()
@@ -403,8 +404,9 @@ def adam(
     weight_decay: float = 0.0,
     amsgrad: bool = False,
     maximize: bool = False,
+    l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p
+    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     zeros = np.zeros_like(p)
     m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
     v = state["exp_avg_sq"] = betas[1] * state.get("exp_avg_sq", zeros) + (1 - betas[1]) * g**2
@@ -417,8 +419,41 @@ def adam(
 def adamw(
     p: Array, g: Array, state: dict[str, Array], t: int, *, lr: float = 1e-3, weight_decay: float = 1e-2, **options: Any
 ) -> None:
-    p -= lr * weight_decay * p
+    decay = lr * weight_decay * p
     adam(p, g, state, t, lr=lr, **options)
+    p -= decay
+
+
+def spam(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    threshold: float = 5000.0,
+    reset_every: int = 500,
+    warmup_steps: int = 150,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
+    if t == 1 or t % reset_every == 0:
+        state["exp_avg"], state["exp_avg_sq"] = np.zeros_like(p), np.zeros_like(p)
+    since = t % reset_every if t >= reset_every else warmup_steps
+    if since < warmup_steps:
+        warm_lr = lr * (1 - 0.99 * (1 + cos(pi * since / (warmup_steps + 1))) / 2)
+    else:
+        warm_lr = lr
+    g = (-g if maximize else g) + l1 * np.sign(p)
+    v = state["exp_avg_sq"]
+    spikes = state["spikes"] = (v > 0) & (g**2 > threshold * v)
+    g = np.where(spikes, np.sign(g) * np.sqrt(threshold * v), g)
+    decay = lr * weight_decay * p
+    adam(p, g, state, t, lr=warm_lr, betas=betas, eps=eps)
+    p -= decay
 
 
 def rmsprop(
@@ -434,8 +469,9 @@ def rmsprop(
     momentum: float = 0.0,
     centered: bool = False,
     maximize: bool = False,
+    l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p
+    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     zeros = np.zeros_like(p)
     v = state["square_avg"] = alpha * state.get("square_avg", zeros) + (1 - alpha) * g**2
     if centered:
@@ -459,8 +495,9 @@ def adagrad(
     initial_accumulator_value: float = 0.0,
     eps: float = 1e-10,
     maximize: bool = False,
+    l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p
+    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     v = state["sum"] = state.get("sum", np.full_like(p, initial_accumulator_value)) + g**2
     p -= lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(v) + eps)
 

@@ -72,7 +72,7 @@ cdef extern from "gradcore.h" nogil:
 
     enum:
         GC_GRAD, GC_PARAM, GC_MEAN, GC_SQUARE, GC_EXTRA, GC_OPERANDS
-        GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD
+        GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM
 
     ctypedef struct gc_span:
         void *data[5]
@@ -87,11 +87,12 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_update:
         int rule
         double factor[2]
-        double l2, shrink, step
+        double l2, l1, shrink, step
         double keep_mean, take_mean, keep_square, take_square
         double eps, root
         double now, past
         double momentum
+        double threshold
 
     ctypedef struct gc_table:
         const char *isa
@@ -109,4 +110,4 @@ cdef extern from "gradcore.h" nogil:
     int gc_norm_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)
     void gc_norm_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factor)
     void gc_norm_clamp(const gc_table *, const gc_span *spans, Py_ssize_t n, double limit)
-    void gc_optim_update(const gc_table *, const gc_span *spans, Py_ssize_t n, const gc_update *)
+    Py_ssize_t gc_optim_update(const gc_table *, const gc_span *spans, Py_ssize_t n, const gc_update *)

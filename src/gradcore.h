@@ -113,16 +113,18 @@ typedef struct gc_norm {
     ptrdiff_t largest_block;   /* index where the block with the first largest entry begins */
 } gc_norm;
 
-/* g is the gradient times factor[0] * factor[1] (0 where it is not finite), plus l2 * p. optim.inc.h has the formulas. */
-enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD };
+/* g is the gradient times factor[0] * factor[1] (0 where it is not finite), plus l2 * p + l1 * sign(p). optim.inc.h has the
+ * formulas. */
+enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM };
 typedef struct gc_update {
     int rule;
     double factor[2];
-    double l2, shrink, step;
+    double l2, l1, shrink, step;
     double keep_mean, take_mean, keep_square, take_square;
     double eps, root;
     double now, past;          /* SGD with momentum: shares of gradient and momentum in the change */
     double momentum;           /* RMSprop */
+    double threshold;          /* SPAM: of g^2 over v, above which g is a spike */
 } gc_update;
 
 /* sum += x for sums that must not lose digits: what rounding takes away goes to rest. */
@@ -155,7 +157,8 @@ typedef struct gc_kernels {
     ptrdiff_t (*norm_find)(const void *g, ptrdiff_t n, double largest); /* index of the first entry with this magnitude */
     void (*scale_block)(void *g, ptrdiff_t n, const double factor[2]);  /* g *= both; 0 where g is not finite */
     void (*clamp_block)(void *g, ptrdiff_t n, double limit);            /* to [-limit, limit]; NaN stays */
-    void (*update_block)(const gc_update *, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n);
+    /* How many spikes were cut, which only SPAM does. */
+    ptrdiff_t (*update_block)(const gc_update *, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n);
 
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */
     double (*multiply_adds)(int threads, ptrdiff_t n);
@@ -185,7 +188,8 @@ void gc_over_blocks(const gc_span *spans, ptrdiff_t n, gc_block_body body, void 
 int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all);
 void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double factor[2]);
 void gc_norm_clamp(const gc_table *, const gc_span *spans, ptrdiff_t n, double limit);
-void gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *);
+/* How many spikes were cut. */
+ptrdiff_t gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *);
 
 /* ---- rows.c ------------------------------------------------------------------------------------------------------------- */
 

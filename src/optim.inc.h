@@ -14,17 +14,23 @@ INLINE REAL FN(root)(REAL x)
 /* gc_update in the precision of the arrays, by value, so that the compiler keeps it in registers. */
 typedef struct FN(rates) {
     double factor0, factor1;
-    REAL l2, shrink, step, keep_mean, take_mean, keep_square, take_square, eps, root, now, past, momentum;
+    REAL l2, l1, shrink, step, keep_mean, take_mean, keep_square, take_square, eps, root, now, past, momentum, threshold;
 } FN(rates);
 
 INLINE FN(rates) FN(rates_of)(const gc_update *u)
 {
-    return (FN(rates)){u->factor[0],         u->factor[1],           (REAL)u->l2,          (REAL)u->shrink, (REAL)u->step,
-                       (REAL)u->keep_mean,   (REAL)u->take_mean,     (REAL)u->keep_square, (REAL)u->take_square,
-                       (REAL)u->eps,         (REAL)u->root,          (REAL)u->now,         (REAL)u->past,   (REAL)u->momentum};
+    return (FN(rates)){u->factor[0],         u->factor[1],         (REAL)u->l2,       (REAL)u->l1,
+                       (REAL)u->shrink,      (REAL)u->step,        (REAL)u->keep_mean, (REAL)u->take_mean,
+                       (REAL)u->keep_square, (REAL)u->take_square, (REAL)u->eps,      (REAL)u->root,
+                       (REAL)u->now,         (REAL)u->past,        (REAL)u->momentum, (REAL)u->threshold};
 }
 
-INLINE REAL FN(gradient)(FN(rates) r, REAL g, REAL p) { return FN(clipped)(g, r.factor0, r.factor1) + r.l2 * p; }
+INLINE REAL FN(gradient)(FN(rates) r, REAL g, REAL p)
+{
+    const REAL d = FN(clipped)(g, r.factor0, r.factor1) + r.l2 * p;
+    if (r.l1 == 0) return d; /* the same for every entry: the compiler makes two loops of one */
+    return d + (p > 0 ? r.l1 : p < 0 ? -r.l1 : 0);
+}
 
 /* m = keep m + take g;  p = p - step (now g + past m);  without momentum p = p - step g */
 INLINE void FN(sgd)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean)
@@ -40,18 +46,28 @@ INLINE void FN(sgd)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *rest
     }
 }
 
-/* m = keep m + take g;  v = keep' v + take' g^2;  p = shrink p - step m / (sqrt(v) / root + eps), with AMSGrad the largest v */
-INLINE void FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean,
-                     REAL *restrict square, REAL *restrict most)
+/* m = keep m + take g;  v = keep' v + take' g^2;  p = shrink p - step m / (sqrt(v) / root + eps), with AMSGrad the largest v.
+ * SPAM: where g^2 > threshold v > 0, v being the one before this step, sign(g) sqrt(threshold v) takes the place of g; how
+ * often is returned. */
+INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean,
+                          REAL *restrict square, REAL *restrict most, int spam)
 {
+    int spikes = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        const REAL d = FN(gradient)(r, g[i], p[i]);
+        REAL d = FN(gradient)(r, g[i], p[i]);
+        if (spam) {
+            const REAL limit = r.threshold * square[i], cut = d < 0 ? -FN(root)(limit) : FN(root)(limit);
+            const int spike = limit > 0 && d * d > limit;
+            d = spike ? cut : d;
+            spikes += spike;
+        }
         mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
         square[i] = r.keep_square * square[i] + r.take_square * d * d;
         REAL v = square[i];
         if (most) v = most[i] = v > most[i] ? v : most[i];
         p[i] = r.shrink * p[i] - r.step * (mean[i] / (FN(root)(v) / r.root + r.eps));
     }
+    return spikes;
 }
 
 /* v = keep' v + take' g^2;  centered: m = keep m + take g, v - m^2 in place of v;  d = g / (sqrt(v) + eps);
@@ -85,7 +101,7 @@ INLINE void FN(adagrad)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
 }
 
 /* Which of the optional arrays there are is decided here, once a block, and compiled into the loops. */
-static void FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
+static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
 {
     const FN(rates) r = FN(rates_of)(u);
     REAL *a[GC_OPERANDS];
@@ -100,9 +116,9 @@ static void FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], 
         break;
     case GC_ADAM:
         if (extra)
-            FN(adam)(r, n, g, p, mean, square, extra);
+            FN(adam)(r, n, g, p, mean, square, extra, 0);
         else
-            FN(adam)(r, n, g, p, mean, square, NULL);
+            FN(adam)(r, n, g, p, mean, square, NULL, 0);
         break;
     case GC_RMSPROP:
         if (mean && extra)
@@ -117,5 +133,8 @@ static void FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], 
     case GC_ADAGRAD:
         FN(adagrad)(r, n, g, p, square);
         break;
+    case GC_SPAM:
+        return FN(adam)(r, n, g, p, mean, square, NULL, 1);
     }
+    return 0;
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import platform
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -26,26 +28,37 @@ TWINS = {
     "AdamW": reference.adamw,
     "RMSprop": reference.rmsprop,
     "Adagrad": reference.adagrad,
+    "SPAM": reference.spam,
 }
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "SGD": [
         {},
         {"lr": 0.1, "weight_decay": 0.1},
+        {"lr": 0.1, "l1": 0.1},
+        {"lr": 0.1, "maximize": True},
         {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "maximize": True},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "maximize": True, "l1": 0.1},
         {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True},
     ],
     "Adam": [
         {},
         {"amsgrad": True},
-        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"weight_decay": 0.1},
+        {"l1": 0.1},
+        {"maximize": True},
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True, "l1": 0.1},
         {"betas": (0.0, 0.0)},
     ],
-    "AdamW": [{}, {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True}, {"maximize": True}],
+    "AdamW": [{}, {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True}, {"maximize": True}, {"l1": 0.1}],
     "RMSprop": [
         {},
         {"centered": True},
         {"momentum": 0.9},
+        {"weight_decay": 0.1},
+        {"l1": 0.1},
+        {"maximize": True},
         {
             "lr": 0.1,
             "alpha": 0.9,
@@ -54,10 +67,15 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
             "momentum": 0.5,
             "centered": True,
             "maximize": True,
+            "l1": 0.1,
         },
     ],
     "Adagrad": [
         {},
+        {"lr_decay": 0.1},
+        {"weight_decay": 0.1},
+        {"l1": 0.1},
+        {"maximize": True},
         {
             "lr": 0.1,
             "lr_decay": 0.1,
@@ -65,13 +83,33 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
             "initial_accumulator_value": 0.2,
             "eps": 1e-3,
             "maximize": True,
+            "l1": 0.1,
         },
+    ],
+    "SPAM": [
+        {},
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "threshold": 4.0, "reset_every": 30, "warmup_steps": 10},
+        {"weight_decay": 0.1, "threshold": 20.0, "reset_every": 2, "warmup_steps": 5, "maximize": True, "l1": 0.1},
     ],
 }
 CASES = [(rule, options) for rule, cases in OPTIONS.items() for options in cases]
+OF_PYTORCH = [rule for rule in OPTIONS if rule != "SPAM"]
+OTHERS: dict[str, dict[str, Any]] = {  # for a second group
+    "SGD": {"lr": 0.01, "momentum": 0.5, "dampening": 0.0, "nesterov": True, "weight_decay": 0.05, "l1": 0.01},
+    "Adam": {"lr": 0.02, "betas": (0.5, 0.9), "amsgrad": True, "weight_decay": 0.05, "l1": 0.01},
+    "AdamW": {"lr": 0.02, "eps": 1e-4, "amsgrad": True, "weight_decay": 0.05, "maximize": True},
+    "RMSprop": {"lr": 0.02, "alpha": 0.8, "centered": True, "momentum": 0.3, "l1": 0.01},
+    "Adagrad": {"lr": 0.02, "lr_decay": 0.3, "weight_decay": 0.05, "maximize": True, "l1": 0.01},
+    "SPAM": {"lr": 0.02, "threshold": 9.0, "reset_every": 17, "warmup_steps": 3, "l1": 0.01},
+}
 each_case = pytest.mark.parametrize(("rule", "options"), CASES)
+each_case_of_pytorch = pytest.mark.parametrize(("rule", "options"), [case for case in CASES if case[0] in OF_PYTORCH])
 each_rule = pytest.mark.parametrize("rule", OPTIONS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+SHARED = np.ones(8)
+LAYER = gradcore.Linear(2, 2)
 
 
 def make(rule: str, params: Any, **options: Any) -> Any:
@@ -95,6 +133,27 @@ def everything(opt: Any, pairs: dict[str, tuple[Array, Array]]) -> list[bytes]:
     """The bits of parameters and moments."""
     moments = opt.state_dict()["moments"]
     return [p.tobytes() for p, _ in pairs.values()] + [a.tobytes() for m in moments.values() for a in m.values()]
+
+
+def numbers(opt: Any) -> dict[str, Any]:
+    """All of the state but the moments."""
+    return {name: value for name, value in opt.state_dict().items() if name != "moments"}
+
+
+def two_groups(pairs: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any]]:
+    """p0 and p1, which have the optimizer's hyperparameters, and the rest with others."""
+    first = {name: pairs[name] for name in ("p0", "p1")}
+    return [{"params": first}, {"params": {k: v for k, v in pairs.items() if k not in first}, **own}]
+
+
+def without_l1(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "l1"}
+
+
+def with_l1(g: Array, p: Array, options: dict[str, Any]) -> Array:
+    """The gradient as PyTorch, which has no l1 and turns the sign first where it maximizes, has to be given it."""
+    sign = -1 if options.get("maximize") else 1
+    return np.asarray(g + sign * options.get("l1", 0.0) * np.sign(p), g.dtype)
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------
@@ -122,16 +181,16 @@ def test_100_steps_agree_with_the_twin(rule: str, options: dict[str, Any], dtype
 
 @pytest.mark.peers
 @each_dtype
-@each_case
+@each_case_of_pytorch
 def test_100_steps_agree_with_pytorch(rule: str, options: dict[str, Any], dtype: Any) -> None:
     torch = pytest.importorskip("torch")
     pairs, draw = fresh(dtype)
     theirs = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p, _ in pairs.values()]
-    opt, other = make(rule, pairs, **options), getattr(torch.optim, rule)(theirs, **options)
+    opt, other = make(rule, pairs, **options), getattr(torch.optim, rule)(theirs, **without_l1(options))
     for _ in range(100):
         draw()
-        for parameter, (_, g) in zip(theirs, pairs.values(), strict=True):
-            parameter.grad = torch.from_numpy(g.copy())
+        for parameter, (p, g) in zip(theirs, pairs.values(), strict=True):
+            parameter.grad = torch.from_numpy(with_l1(g, p, options))
         opt.step()
         other.step()
     for parameter, (p, _) in zip(theirs, pairs.values(), strict=True):
@@ -139,13 +198,47 @@ def test_100_steps_agree_with_pytorch(rule: str, options: dict[str, Any], dtype:
 
 
 @pytest.mark.peers
-@each_rule
+@each_dtype
+@each_case_of_pytorch
+@pytest.mark.parametrize("max_norm", [None, 30.0])
+def test_groups_and_clipping_agree_with_pytorch(
+    rule: str, options: dict[str, Any], dtype: Any, max_norm: float | None
+) -> None:
+    torch = pytest.importorskip("torch")
+    options, own = without_l1(options), without_l1(OTHERS[rule])  # PyTorch clips before there is a decay
+    pairs, draw = fresh(dtype)
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(p.copy())) for name, (p, _) in pairs.items()}
+    opt = make(rule, two_groups(pairs, own), **options)
+    groups = [group | {"params": list(group["params"].values())} for group in two_groups(theirs, own)]
+    other = getattr(torch.optim, rule)(groups, **options)
+    for _ in range(100):
+        draw()
+        for name, (_, g) in pairs.items():
+            np.multiply(g, 1e8, out=g)  # so that the 1e-6 that PyTorch adds to the norm does not count
+            theirs[name].grad = torch.from_numpy(g.copy())
+        norm = opt.step(max_norm)
+        if max_norm is not None:
+            assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs.values(), max_norm)), rel=1e-5)
+        other.step()
+    for name, (p, _) in pairs.items():
+        assert relative_error(p, theirs[name].detach().numpy()) <= (1e-5 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("rule", OF_PYTORCH)
 def test_names_and_defaults_are_pytorchs(rule: str) -> None:
     torch = pytest.importorskip("torch")
     parameter = torch.nn.Parameter(torch.zeros(2))
     defaults = getattr(torch.optim, rule)([parameter]).defaults
     ours = make(rule, [(np.zeros(2), np.zeros(2))]).state_dict()["hyperparameters"]
+    assert ours.pop("l1") == 0
     assert ours == {name: defaults[name] for name in ours}
+
+
+def test_l1_pulls_towards_zero_and_leaves_a_zero_alone() -> None:
+    p, g = np.array([2.0, -2.0, 0.0, -0.0]), np.zeros(4)
+    optim.SGD([(p, g)], lr=0.5, l1=0.25).step()
+    assert p.tolist() == [1.875, -1.875, 0.0, 0.0]
 
 
 @each_rule
@@ -224,16 +317,19 @@ def test_a_skipped_step_changes_no_bit_and_is_counted(
     for steps, max_norm in enumerate((None, 1.0, math.inf), start=1):
         pairs["p2"][1][BLOCK] = value
         before = everything(opt, pairs)
+        counters = numbers(opt)
         norm = opt.step(max_norm)
         assert norm.skipped
         assert norm.worst == ("p2", (BLOCK,))
+        assert numbers(opt) == counters | {"n_skipped": steps, "n_consecutive_skips": 1}
         with pytest.raises(FloatingPointError, match=r"grads\['p2'\]: (NaN|Inf) at \(4096,\)"):
             opt.step(max_norm, nonfinite="raise")
         assert everything(opt, pairs) == before
+        assert numbers(opt) == counters | {"n_skipped": steps, "n_consecutive_skips": 1}
         draw()
         assert not opt.step(max_norm).skipped
         assert everything(opt, pairs) != before
-        assert (opt.n_steps, opt.n_skipped) == (steps, steps)
+        assert (opt.n_steps, opt.n_skipped, opt.n_consecutive_skips) == (steps, steps, 0)
 
 
 @each_dtype
@@ -259,6 +355,67 @@ def test_a_norm_beyond_the_dtype_makes_a_step_of_the_right_size() -> None:
         assert p == pytest.approx(np.full(4, -0.5), rel=1e-7)
 
 
+@each_rule
+def test_too_many_skipped_steps_in_a_row_raise_and_change_nothing(rule: str) -> None:
+    pairs = {"v": (np.ones(3), np.full(3, 2.0)), "w": (np.ones((2, 2)), np.zeros((2, 2)))}
+    opt = make(rule, pairs, max_consecutive_skips=2)
+    opt.step()
+    for good in (True, False):  # a step that is taken begins the count anew
+        pairs["w"][1][0] = math.nan, math.inf
+        for _ in range(2):
+            assert opt.step().skipped
+        if good:
+            pairs["w"][1][...] = 0
+            assert not opt.step().skipped
+    before, counters = everything(opt, pairs), numbers(opt)
+    assert (opt.n_skipped, opt.n_consecutive_skips) == (4, 2)
+    pairs["v"][1][0] = -math.inf
+    for _ in range(2):
+        with pytest.raises(FloatingPointError) as error:
+            opt.step(max_norm=1.0)
+        assert str(error.value) == (
+            "step 7: the gradient is not finite again, after 2 skipped steps in a row (max_consecutive_skips: 2): "
+            "grads['v'] has 0 NaN and 1 Inf in 3 entries; grads['w'] has 1 NaN and 1 Inf in 4 entries; "
+            "the last norm was 3.4641; nothing was changed"
+        )
+    assert (everything(opt, pairs), numbers(opt)) == (before, counters)
+    assert not opt.step(nonfinite="zero").skipped
+    assert opt.n_consecutive_skips == 0
+
+
+def test_skips_may_be_forbidden_or_the_limit_changed() -> None:
+    p, g = np.ones(2), np.full(2, math.nan)
+    opt = optim.SGD([(p, g)], max_consecutive_skips=0)
+    with pytest.raises(FloatingPointError, match=r"step 1: .* after 0 skipped .*no step was taken before"):
+        opt.step()
+    opt.max_consecutive_skips = None
+    for _ in range(9):
+        assert opt.step().skipped
+    opt.max_consecutive_skips = 5
+    with pytest.raises(FloatingPointError, match="after 9 skipped"):
+        opt.step()
+    for limit, error in ((-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="max_consecutive_skips: expected an integer"):
+            optim.Adam([], max_consecutive_skips=limit)  # type: ignore[arg-type]
+
+
+def test_skips_in_a_row_are_counted_on_after_a_restart() -> None:
+    opts = [optim.SGD([(np.ones(2), np.ones(2))], max_consecutive_skips=3) for _ in range(2)]
+    opts[0].step()
+    for opt in opts:
+        opt.grads[0][...] = math.nan
+    for _ in range(3):
+        opts[0].step()
+    opts[1].load_state_dict(opts[0].state_dict())
+    messages = []
+    for opt in opts:
+        with pytest.raises(FloatingPointError) as error:
+            opt.step()
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert "step 5" in messages[0]
+
+
 # ---- moments that fade -----------------------------------------------------------------------------------------------
 
 
@@ -279,6 +436,273 @@ def test_fading_moments_end_as_zeros_and_the_callers_mode_stays(dtype: Any) -> N
     assert gradcore.grad_norm(np.full(4, np.finfo(dtype).smallest_subnormal, dtype)) > 0
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64", "aarch64"), reason="no known flush-to-zero mode")
+@each_dtype
+@each_case
+def test_subnormal_moments_make_no_difference(rule: str, options: dict[str, Any], dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    tiny = float(np.finfo(dtype).tiny)
+    scale = np.repeat(
+        [1.0, tiny**0.5 / 8, tiny / 16], 70
+    )  # of gradients whose moments, squares and selves are subnormal
+    p, g = rng.uniform(1, 2, scale.size).astype(dtype), np.zeros(scale.size, dtype)
+    opt = make(rule, [(p, g)], **options)
+    twin, state = p.astype(np.float64), {}
+    subnormal = []
+    for t in range(1, 41):
+        g[...] = scale * rng.standard_normal(scale.size)
+        opt.step()
+        TWINS[rule](twin, g.astype(np.float64), state, t, **options)
+        for moment, arrays in opt.state_dict()["moments"].items():
+            assert not ((arrays["0"] != 0) & (np.abs(arrays["0"]) < tiny)).any()
+            subnormal.append(((state[moment] != 0) & (np.abs(state[moment]) < tiny)).any())
+    assert relative_error(p, twin) <= (1e-5 if dtype == np.float32 else 1e-12)
+    decays = options.keys() & {"l1", "weight_decay", "initial_accumulator_value"}
+    assert any(subnormal) or decays or (rule, options.get("momentum")) == ("SGD", None)
+
+
+# ---- SPAM ------------------------------------------------------------------------------------------------------------
+
+
+def test_10000_steps_of_spam_are_the_published_ones() -> None:
+    theta, reset_every, N, lr, beta1, beta2, eps, decay = 50.0, 300, 40, 0.01, 0.9, 0.999, 1e-6, 0.01
+    rng = np.random.default_rng(0)
+    p, g = rng.standard_normal(60), np.zeros(60)
+    want, m, v, n_spikes = p.copy(), np.zeros(60), np.zeros(60), 0
+    opt = optim.SPAM([(p, g)], lr, (beta1, beta2), eps, decay, theta, reset_every, N)
+    for t in range(1, 10_001):
+        g[...] = want + rng.standard_normal(60)
+        g[rng.random(60) < 0.01] *= 1000
+        opt.step()
+
+        if t % reset_every == 0:
+            m[:], v[:] = 0, 0
+        d = g.copy()
+        for i in range(60):
+            if v[i] > 0 and d[i] ** 2 > theta * v[i]:
+                d[i] = math.copysign(math.sqrt(theta * v[i]), d[i])
+                n_spikes += 1
+        m = beta1 * m + (1 - beta1) * d
+        v = beta2 * v + (1 - beta2) * d**2
+        steps_since = t - t // reset_every * reset_every
+        warm = 1.0
+        if t >= reset_every and steps_since < N:
+            warm = 0.01 + 0.99 * (1 - math.cos(math.pi * steps_since / (N + 1))) / 2
+        update = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        want = want - lr * decay * want - lr * warm * update
+    assert relative_error(p, want) <= 1e-12
+    assert opt.n_spikes == n_spikes > 5000
+
+
+def test_spikes_are_counted_alike_by_any_number_of_threads(
+    with_thread_counts: Callable[[Callable[[], Any]], list[Any]],
+) -> None:
+    rng = np.random.default_rng(0)
+    size = 33 * BLOCK + 1
+    gradients = rng.standard_normal((4, size), np.float32)
+    high = rng.random((4, size)) < 0.001
+    gradients[high] *= 1e6
+
+    def run() -> tuple[int, list[bytes]]:
+        pairs = {"p": (np.ones(size, np.float32), np.zeros(size, np.float32)), "q": (np.ones(3), np.ones(3))}
+        opt = optim.SPAM(pairs)
+        for gradient in gradients:
+            pairs["p"][1][...] = gradient
+            opt.step()
+        return opt.n_spikes, everything(opt, pairs)
+
+    results = with_thread_counts(run)
+    assert all(result == results[0] for result in results)
+    assert results[0][0] >= high[1:].sum()
+
+
+def test_the_size_of_a_spike_does_not_matter() -> None:
+    states = []
+    for spike in (1e3, 1e30):
+        p, g = np.ones(4, np.float32), np.ones(4, np.float32)
+        opt = optim.SPAM([(p, g)])
+        opt.step()
+        g[2] = -spike
+        opt.step()
+        assert opt.n_spikes == 1
+        states.append(everything(opt, {"p": (p, g)}))
+    assert states[0] == states[1]
+
+
+def test_a_reset_heals_a_moment_that_overflowed() -> None:
+    p, g = np.ones(2, np.float32), np.array([1e30, 1], np.float32)
+    opt = optim.SPAM([(p, g)], reset_every=3)
+    opt.step()
+    assert np.isinf(opt.state_dict()["moments"]["exp_avg_sq"]["0"][0])
+    g[...] = 1
+    for _ in range(2):
+        opt.step()
+    moments = opt.state_dict()["moments"]
+    assert moments["exp_avg"]["0"] == pytest.approx(0.1)
+    assert moments["exp_avg_sq"]["0"] == pytest.approx(0.001)
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+
+@each_dtype
+@each_case
+@pytest.mark.parametrize("max_norm", [None, 300.0])
+def test_groups_agree_with_the_twin(rule: str, options: dict[str, Any], dtype: Any, max_norm: float | None) -> None:
+    pairs, draw = fresh(dtype)
+    twin = {name: p.astype(np.float64) for name, (p, _) in pairs.items()}
+    states: dict[str, dict[str, Array]] = {name: {} for name in pairs}
+    opt = make(rule, two_groups(pairs, OTHERS[rule]), **options)
+    for t in range(1, 101):
+        draw()
+        for _, g in pairs.values():
+            np.multiply(g, 1000, out=g)
+        kept = [g.tobytes() for _, g in pairs.values()]
+        before = {name: p.copy() for name, (p, _) in pairs.items()}
+        norm = opt.step(max_norm)
+        assert norm.clipped == (max_norm is not None)
+        assert norm == pytest.approx(
+            math.sqrt(sum(float(np.sum(np.square(g, dtype=float))) for _, g in pairs.values()))
+        )
+        assert [g.tobytes() for _, g in pairs.values()] == kept
+        for name, (_, g) in pairs.items():
+            own = options if name in ("p0", "p1") else options | OTHERS[rule]
+            # An l1 takes parameters to and fro around zero: the twin must not decide for itself on which side it is.
+            gradient = with_l1(norm.coef * g.astype(np.float64), before[name], own)
+            TWINS[rule](twin[name], gradient, states[name], t, **without_l1(own))
+    for name, (p, _) in pairs.items():
+        assert relative_error(p, twin[name]) <= (1e-5 if dtype == np.float32 else 1e-12)
+
+
+@each_case
+def test_groups_that_differ_in_nothing_are_one(rule: str, options: dict[str, Any]) -> None:
+    (pairs, draw), (others, draw_others) = fresh(), fresh()
+    one, two = make(rule, pairs, **options), make(rule, two_groups(others, {}), **options)
+    for _ in range(4):
+        draw()
+        draw_others()
+        assert one.step(max_norm=0.5) == two.step(max_norm=0.5)
+    assert sorted(everything(one, pairs)) == sorted(everything(two, others))
+
+
+@each_case
+def test_groups_resume_where_they_stopped(rule: str, options: dict[str, Any]) -> None:
+    (pairs, draw), again = fresh(), fresh()[0]
+    opt = make(rule, two_groups(pairs, OTHERS[rule]), **options)
+    for _ in range(3):
+        draw()
+        opt.step(max_norm=1.0)
+    opt.groups[0].lr = 0.03
+    opt.groups[1].weight_decay = 0.2
+    resumed = make(rule, two_groups(again, OTHERS[rule]), **options)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert numbers(resumed) == numbers(opt)
+    assert repr(resumed) == repr(opt)
+    for name, (p, g) in again.items():
+        p[...] = pairs[name][0]
+        g[...] = pairs[name][1]
+    for _ in range(3):
+        opt.step(max_norm=1.0)
+        resumed.step(max_norm=1.0)
+    assert everything(opt, pairs) == everything(resumed, again)
+
+
+def test_a_group_has_the_optimizers_hyperparameters_but_for_its_own() -> None:
+    w, b = np.zeros(1), np.zeros(1)
+    opt = optim.SGD([{"params": [(w, np.ones(1))]}, {"params": [(b, np.ones(1))], "lr": 1.0}], lr=0.5)
+    assert [group.lr for group in opt.groups] == [0.5, 1.0]
+    opt.lr = 0.25
+    assert [group.lr for group in opt.groups] == [0.25, 1.0]
+    opt.groups[1].lr = 2.0
+    assert (opt.lr, opt.groups[1].lr) == (0.25, 2.0)
+    opt.step()
+    assert (w[0], b[0]) == (-0.25, -2.0)
+    assert "lr=2.0, momentum=0.0" in repr(opt.groups[1])
+    for name in ("learning_rate", "n_steps", "_own_lr"):
+        with pytest.raises(AttributeError, match=f"a group of SGD has no '{name}'"):
+            setattr(opt.groups[0], name, 1.0)
+        with pytest.raises(AttributeError, match=f"a group of SGD has no '{name}'"):
+            getattr(opt.groups[0], name)
+    opt.groups[1].lr = math.nan
+    with pytest.raises(ValueError, match="lr: expected a number"):
+        opt.step()
+    assert (w[0], b[0]) == (-0.25, -2.0)
+
+
+def test_nothing_keeps_a_dropped_optimizer_alive() -> None:
+    opt = optim.Adam([{"params": [(np.ones(1), np.ones(1))]}, {"params": [], "lr": 1.0}])
+    opt.step()
+    assert opt.groups[1].lr == 1
+    gone = weakref.ref(opt)
+    gc.disable()  # the moments go at once, not when cycles are looked for
+    try:
+        del opt
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_an_only_group_is_the_optimizer() -> None:
+    p = np.zeros(1)
+    opt = optim.SGD(iter([{"params": {"w": (p, np.ones(1))}, "lr": 0.25}]), lr=0.5)
+    assert (opt.lr, list(opt.grads)) == (0.25, ["w"])
+    opt.groups[0].lr *= 2
+    assert opt.lr == 0.5
+    opt.step()
+    assert p[0] == -0.5
+
+
+def test_names_stay_different_in_groups() -> None:
+    layers = [gradcore.Linear(2, 3), gradcore.Linear(3, 1)]
+    layers[0].flat_grads[...] = 1
+    pair = (np.zeros(1, np.float32), np.full(1, 4, np.float32))
+    groups: list[Any] = [{"params": layers[0]}, {"params": layers[1], "lr": 0.1}, {"params": [pair]}]
+    opt = optim.Adam(groups)
+    names = ["0.weight", "0.bias", "1.weight", "1.bias", "2.0"]
+    assert list(opt.grads) == names
+    norm = opt.step()
+    assert norm == 5
+    assert norm.per_array == {
+        "0.weight": pytest.approx(6**0.5), "0.bias": pytest.approx(3**0.5), "1.weight": 0, "1.bias": 0, "2.0": 4,
+    }  # fmt: skip
+    assert norm.worst == ("2.0", (0,))
+    assert list(opt.state_dict()["moments"]["exp_avg"]) == names
+    model = gradcore.Sequential(*layers)  # moves the parameters
+    model.flat_grads[...] = 1
+    before = model.flat_params.copy()
+    opt.step()
+    assert (model.flat_params != before).all()
+    opt.zero_grad()
+    assert not model.flat_grads.any()
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        ([{"params": []}, 5], TypeError, r'params\[1\]: expected a dict with "params", got int'),
+        (
+            [{"params": []}, {"lr": 0.1}],
+            TypeError,
+            r"params\[1\]: expected a dict with \"params\", got one of \['lr'\]",
+        ),
+        ([{"params": [], "beta": 0.1}], TypeError, r"params\[0\]: expected lr, momentum, .*, got 'beta'"),
+        ([{"params": [], "lr": -1.0}], ValueError, r"params\[0\]: lr: expected a number .*at least 0, got -1"),
+        ([{"params": [], "nesterov": True}], ValueError, r"params\[0\]: nesterov: needs a momentum"),
+        ([{"params": 5}], TypeError, r"params\[0\]\['params'\]: expected a layer"),
+        ([{"params": [np.ones(2)]}], TypeError, r"params\[0\]\['params'\]\[0\]: expected a pair"),
+        (
+            [{"params": {"v": (SHARED, np.ones(8))}}, {"params": [(SHARED[2:4], np.ones(2))]}],
+            ValueError,
+            r"^params\[0\]\['params'\]\['v'\] and params\[1\]\['params'\]\[0\] overlap",
+        ),
+        ([{"params": LAYER}, {"params": LAYER}], ValueError, r"params\[0\]\['params'\]\['weight'\] and .* overlap"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(groups: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        optim.SGD(groups)
+
+
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +721,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(rule: str, options: dict[st
     resumed = make(rule, again, **(options | {"lr": 123.0}))
     resumed.load_state_dict(state)
     assert (resumed.n_steps, resumed.n_skipped, resumed.lr) == (6, 1, opt.lr)
+    assert numbers(resumed) == numbers(opt)
     for _ in range(5):
         draw()
         for name, (_, g) in pairs.items():
@@ -322,6 +747,12 @@ def test_a_state_dict_is_a_copy() -> None:
         (lambda s: s.pop("n_steps"), KeyError, "n_steps"),
         (lambda s: s.update(n_steps=-1), ValueError, "n_steps"),
         (lambda s: s.update(n_skipped=0.5), TypeError, "n_skipped"),
+        (lambda s: s.pop("n_consecutive_skips"), KeyError, "n_consecutive_skips"),
+        (lambda s: s.update(last_norm=-1.0), ValueError, "last_norm"),
+        (lambda s: s.update(groups=[]), ValueError, "groups: expected 1, got 0"),
+        (lambda s: s.update(groups=[3]), TypeError, r"groups\[0\]: expected a dict, got int"),
+        (lambda s: s.update(groups=[{"momentum": 0.5}]), TypeError, r"groups\[0\]: expected lr, .*, got 'momentum'"),
+        (lambda s: s.update(groups=[{"betas": (0.5, 2.0)}]), ValueError, r"groups\[0\]: betas"),
         (lambda s: s["hyperparameters"].pop("lr"), KeyError, "lr"),
         (lambda s: s["hyperparameters"].update(lr=math.nan), ValueError, "lr"),
         (lambda s: s["hyperparameters"].update(betas=(0.9, 1.0)), ValueError, "betas"),
@@ -413,9 +844,6 @@ def test_nothing_to_update() -> None:
     assert optim.Adam([]).step(max_norm=1.0) == 0
 
 
-SHARED = np.ones(8)
-
-
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
@@ -479,6 +907,10 @@ def test_a_state_that_is_no_mapping_is_refused() -> None:
         ("AdamW", {"weight_decay": -1.0}, "weight_decay"),
         ("RMSprop", {"alpha": -0.5}, "alpha"),
         ("Adagrad", {"lr_decay": -0.5}, "lr_decay"),
+        ("SGD", {"l1": -0.5}, "l1"),
+        ("SPAM", {"threshold": -1.0}, "threshold"),
+        ("SPAM", {"reset_every": 0}, "reset_every"),
+        ("SPAM", {"warmup_steps": -1}, "warmup_steps"),
         ("Adagrad", {"initial_accumulator_value": math.nan}, "initial_accumulator_value"),
     ],
 )
@@ -513,5 +945,7 @@ def test_the_learning_rate_may_be_set_between_steps() -> None:
 
 def test_the_arguments_are_shown() -> None:
     assert repr(optim.AdamW([], lr=0.5)) == (
-        "AdamW(lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, maximize=False)"
+        "AdamW(lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, "
+        "maximize=False, l1=0.0, max_consecutive_skips=None)"
     )
+    assert repr(optim.SGD([{"params": []}, {"params": [], "lr": 1.0}])).endswith("groups=[{}, {'lr': 1.0}])")
