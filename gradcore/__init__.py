@@ -12,6 +12,7 @@ if _find_spec("gradcore._kernels") is None:
 
 from gradcore import init, losses, monitor, optim, spectral
 from gradcore._threads import get_num_threads, info, set_num_threads
+from gradcore.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.linear import (
     ELU,
     GELU,
@@ -58,9 +59,11 @@ __all__ = [
     "grad_norm",
     "info",
     "init",
+    "load_checkpoint",
     "losses",
     "monitor",
     "optim",
+    "save_checkpoint",
     "set_num_threads",
     "spectral",
 ]

@@ -15,23 +15,64 @@ import numpy as np
 NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes, *, keep_previous: bool = False) -> None:
     """Write `data` so that a reader finds the old file or the new one, whatever interrupts.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and then take the name at once.
+    The bytes go to a temporary file in the same folder, reach the disk, and then take the name at once. With
+    `keep_previous` the old file stays as `previous_path`. It gets that name last: were it first, it would for a moment
+    be the only file there is, under two names.
     """
     target = Path(os.path.realpath(path))  # through a link: what it points at is replaced, not the link
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, data)
+        kept = keep_previous and _second_name(target, old)
         os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        if kept:
+            os.replace(old, previous_path(path))
+    finally:
+        for left in (temporary, old):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    _sync_folder(target.parent)
+
+
+def previous_path(path: str | os.PathLike[str]) -> Path:
+    """Where `write_atomically` keeps what stood at `path` before."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f"{target.name}.previous")
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _second_name(file: Path, name: Path) -> bool:
+    """Have the file under another name too; False if there is no such file."""
+    if not file.exists():
+        return False
+    with contextlib.suppress(FileNotFoundError):  # left by a process of this number that was killed
+        name.unlink()
+    try:
+        os.link(file, name)
+    except (OSError, AttributeError):  # a file system, or a Python, without hard links
+        _write_through(name, file.read_bytes())
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where the system can do that."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows opens no folders, some network drives sync none
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def jsonable(value: Any) -> Any:

@@ -192,6 +192,10 @@ class Layer:
         for name, value in checked.items():
             self.params[name][...] = value
 
+    def _generators(self) -> list[np.random.Generator]:
+        """What `forward` draws random numbers from, one for each layer that does: with them it can be repeated."""
+        return []
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._describe())})"
 

@@ -621,6 +621,9 @@ class Sequential(Layer):
             start = part.stop
         self.flat_params, self.flat_grads = flat_params, flat_grads
 
+    def _generators(self) -> list[Generator]:
+        return [rng for layer in self.layers for rng in layer._generators()]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for layer in self.layers:

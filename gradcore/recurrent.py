@@ -298,6 +298,9 @@ class _Recurrent(Layer):
         bound = 1 / math.sqrt(self.hidden_size)
         self.flat_params[...] = self._rng.uniform(-bound, bound, self.flat_params.size)
 
+    def _generators(self) -> list[np.random.Generator]:
+        return [self._rng] if self.dropout and self.num_layers > 1 else []
+
     def _weights(self, arrays: dict[str, Array], k: int) -> list[Array | None]:
         """w_ih, w_hh, b_ih, b_hh of layer and direction k, from params or from grads."""
         return [arrays.get(name) for name in self._names[k]]

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "gradcore"
 FLOORS = [
     {"_check", "_kernels", "_files", "reference", "data"},
     {"_layer", "_threads", "progress"},
-    {"init", "losses", "norm", "monitor", "spectral", "report"},
+    {"checkpoint", "init", "losses", "norm", "monitor", "spectral", "report"},
     {"recurrent", "linear", "optim", "tasks"},
     {"train"},
     {"diagnose"},
@@ -62,7 +62,7 @@ def test_the_twin_imports_numpy_only() -> None:
 
 
 def test_import_loads_no_optional_package() -> None:
-    optional = ("torch", "jax", "matplotlib", "typer", "rich", "click", "hypothesis", "pytest")
+    optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "hypothesis", "pytest")
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

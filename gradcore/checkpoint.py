@@ -1,0 +1,356 @@
+"""Checkpoints: model, optimizer, generators and numbers in one safetensors file, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradcore._check import Array, refuse_mask
+from gradcore._files import NONFINITE, jsonable, previous_path, write_atomically
+from gradcore._layer import Layer
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+FORMAT, VERSION = "gradcore.checkpoint", "1"
+MISSING = 'checkpoints need safetensors: pip install "gradcore[checkpoint]"'
+MOST_HEADER = 100_000_000  # bytes
+
+# The format's names of what it stores, always little-endian.
+DTYPES = {
+    "BOOL": np.dtype("?"),
+    **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+    **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
+}
+
+KINDS = {"state": "the state of an object", "generator": "the state of a generator", "value": "a plain value"}
+STATE, GENERATOR, VALUE = KINDS
+
+# What reading a damaged file can raise.
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+Generator = np.random.Generator
+
+
+class _Part(NamedTuple):
+    """What a checkpoint holds of one part."""
+
+    kind: str  # one of KINDS
+    state: Any
+    shared: list[int]  # for each layer with dropout the first one that draws from the same generator
+    generators: list[Any]  # and that generator's state
+
+
+def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
+    """Write everything that a training run needs to go on, to the bit, into one file.
+
+    The file takes its name whole or not at all, whatever interrupts, and the one that had the name before stays beside
+    it with ``.previous`` after its name: at any moment one of the last two checkpoints can be loaded, also after a
+    crash of the machine.
+
+    Parameters
+    ----------
+    path : path
+        The file, by custom with the suffix ``.safetensors``. Any reader of that format finds the arrays under names
+        like ``model/weight_ih_l0``.
+    **parts
+        By names of your choice, any of
+
+        - an object with `state_dict` and `load_state_dict`: layer, model, optimizer and others like them. The state is
+          a copy, made of dicts with text as keys, lists, arrays, numbers, strings, bools and None. With a layer or
+          model goes the state of the generators that its dropout draws from, whoever made them.
+        - a `numpy.random.Generator`, such as the one that shuffles the batches. (What `Generator.spawn` counts is no
+          part of its state.)
+        - a plain value, made of the same things as a state: the step number, the best loss so far.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed.
+    TypeError
+        If something is of a type that cannot be stored.
+    ValueError
+        If all that is no array takes more than the 100 MB that the format allows.
+    OSError
+        If the file cannot be written; the old one is as it was then.
+
+    See Also
+    --------
+    load_checkpoint
+
+    Notes
+    -----
+    The arrays are tensors of the safetensors format [1]_, all else is one JSON text in its metadata, with a CRC-32 of
+    everything. Floats are exact, NaN and infinities included. Tuples come back as lists. Nothing is pickled. The whole
+    file is put together in memory first.
+
+    References
+    ----------
+    .. [1] https://huggingface.co/docs/safetensors/index#format
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np, gradcore
+    >>> rng = np.random.default_rng(0)
+    >>> model = gradcore.RNN(3, 5, num_layers=2, dropout=0.5, rng=rng)
+    >>> optimizer = gradcore.optim.Adam(model)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
+    >>> gradcore.save_checkpoint(path, model=model, optimizer=optimizer, rng=rng, step=7)
+
+    In another process, with the same model and optimizer built anew:
+
+    >>> gradcore.load_checkpoint(path, model=model, optimizer=optimizer, rng=rng)
+    {'step': 7}
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save
+    except ImportError:
+        raise ImportError(MISSING) from None
+    tensors: dict[str, Array] = {}
+    text = json.dumps({name: _document(name, part, tensors) for name, part in parts.items()}, allow_nan=False)
+    if "__metadata__" in tensors:
+        raise ValueError("__metadata__: the format keeps this name for itself")
+    metadata = {"format": FORMAT, "version": VERSION, "parts": text, "crc32": _checksum(tensors, text)}
+    try:
+        data = save(tensors, metadata)
+        if int.from_bytes(data[:8], "little") > MOST_HEADER:  # which some versions write, and none reads
+            raise SafetensorError("header too large")
+    except SafetensorError as error:
+        raise ValueError(f"parts: cannot be stored: {error}") from error
+    write_atomically(path, data, keep_previous=True)
+
+
+def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any]:
+    """Restore, in place, what `save_checkpoint` wrote; nothing is changed unless all of it fits.
+
+    Parameters
+    ----------
+    path : path
+        Of the file. Another than this is not read: hand in the one with ``.previous`` yourself if you want it.
+    **parts
+        Every object and generator that was saved, by the same names, built as they were then. Plain values are
+        returned and not handed in.
+
+    Returns
+    -------
+    dict
+        The plain values by name.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed.
+    FileNotFoundError
+        If there is no such file; the message names the previous one if that exists.
+    ValueError
+        If the file is damaged or something else, likewise; or if a part does not fit its object.
+    KeyError
+        If the checkpoint has no part of a given name, or one that was not handed in.
+    TypeError
+        If what was handed in cannot be restored, or a part does not fit it.
+
+    See Also
+    --------
+    save_checkpoint : has an example, and says what is restored.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np, gradcore
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
+    >>> rng = np.random.default_rng(0)
+    >>> gradcore.save_checkpoint(path, rng=rng, best=float("inf"))
+    >>> drawn = rng.random(3)
+    >>> gradcore.load_checkpoint(path, rng=rng)
+    {'best': inf}
+    >>> bool((rng.random(3) == drawn).all())
+    True
+    """
+    stored = _read(path)
+    absent = sorted(parts.keys() - stored.keys())
+    left_out = sorted(name for name, part in stored.items() if part.kind != VALUE and name not in parts)
+    if absent or left_out:
+        raise KeyError(f"{path}: the checkpoint has no part {absent}, and has {left_out} that were not handed in")
+
+    changes: list[tuple[str, Any, Any]] = []
+    for name, part in parts.items():
+        changes.append((name, part, _fitting(name, part, stored[name])))
+        if isinstance(part, Layer):
+            changes += zip([name] * len(stored[name].shared), part._generators(), stored[name].generators, strict=True)
+    before = [_state(part) for _, part, _ in changes]
+    try:
+        for name, part, state in changes:
+            try:
+                _restore(part, state)
+            except Exception as error:
+                kind = next((kind for kind in (KeyError, TypeError) if isinstance(error, kind)), ValueError)
+                raise kind(f"{name}: {error.args[0] if error.args else error}") from error
+    except BaseException:
+        for (_, part, _), state in zip(changes, before, strict=True):
+            _restore(part, state)
+        raise
+    return {name: part.state for name, part in stored.items() if part.kind == VALUE}
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _kind(part: Any) -> str:
+    if isinstance(part, Generator):
+        return GENERATOR
+    return STATE if callable(getattr(part, "state_dict", None)) else VALUE
+
+
+def _state(part: Any) -> Any:
+    return part.bit_generator.state if isinstance(part, Generator) else part.state_dict()
+
+
+def _restore(part: Any, state: Any) -> None:
+    if isinstance(part, Generator):
+        part.bit_generator.state = state
+    else:
+        part.load_state_dict(state)
+
+
+def _shared(layer: Layer) -> list[int]:
+    """For each generator of a layer the place of the first that is the same."""
+    sources = [id(rng.bit_generator) for rng in layer._generators()]
+    return [sources.index(source) for source in sources]
+
+
+def _fitting(name: str, part: Any, stored: _Part) -> Any:
+    """The stored state, if it is one for this kind of part."""
+    kind = _kind(part)
+    if kind == VALUE or not (kind == GENERATOR or callable(getattr(part, "load_state_dict", None))):
+        raise TypeError(
+            f"{name}: expected an object with state_dict and load_state_dict, or a numpy.random.Generator, "
+            f"got {type(part).__name__}; plain values are returned and not handed in"
+        )
+    if kind != stored.kind:
+        raise ValueError(f"{name}: expected {KINDS[kind]}, the checkpoint has {KINDS[stored.kind]}")
+    shared = _shared(part) if isinstance(part, Layer) else []
+    if shared != stored.shared:
+        raise ValueError(
+            f"{name}: layers with dropout share their generators as {shared}, in the checkpoint as {stored.shared}; "
+            "build the model as it was built then"
+        )
+    return stored.state
+
+
+def _document(name: str, part: Any, tensors: dict[str, Array]) -> dict[str, Any]:
+    """A part as JSON; its arrays are added to `tensors`."""
+    kind = _kind(part)
+    document = {"kind": kind, "state": _encode((name,), part if kind == VALUE else _state(part), tensors)}
+    if isinstance(part, Layer):
+        states = [_state(rng) for rng in part._generators()]
+        document |= {"shared": _shared(part), "generators": _encode((name, "generators"), states, tensors)}
+    return document
+
+
+# ---- values as JSON: each object in it has one key, which says what the object stands for ----------------------------
+
+
+def _encode(at: tuple[str, ...], value: Any, tensors: dict[str, Array]) -> Any:
+    label = "/".join(key.replace("~", "~0").replace("/", "~1") for key in at)  # RFC 6901: no two places have one label
+    if isinstance(value, np.ndarray):
+        refuse_mask(label, value)
+        dtype = value.dtype.newbyteorder("<")
+        if dtype not in DTYPES.values():
+            raise TypeError(f"{label}: expected bools, integers or floats of at most 64 bits, got {value.dtype}")
+        tensors[label] = np.asarray(value, dtype, order="C")
+        return {"array": label}
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"{label}: expected text as keys, got {wrong[0]!r}")
+        return {"dict": {key: _encode((*at, key), item, tensors) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_encode((*at, str(i)), item, tensors) for i, item in enumerate(value)]
+    try:
+        plain = jsonable(value)
+    except TypeError:
+        expected = "dicts, lists, arrays, numbers, strings, bools and None"
+        raise TypeError(f"{label}: expected {expected}, got {type(value).__name__}") from None
+    return {"float": plain} if isinstance(plain, str) and not isinstance(value, str) else plain
+
+
+def _decode(document: Any, tensors: Mapping[str, Array]) -> Any:
+    if isinstance(document, list):
+        return [_decode(item, tensors) for item in document]
+    if not isinstance(document, dict):
+        return document
+    ((what, content),) = document.items()
+    if what == "dict":
+        return {key: _decode(item, tensors) for key, item in content.items()}
+    return {"array": tensors, "float": NONFINITE}[what][content]
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def _checksum(tensors: Mapping[str, Array], text: str) -> str:
+    """Of all that is read back: the format has none of its own, so damage to its data would pass unseen."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        a = tensors[name]
+        crc = zlib.crc32(a.reshape(-1).data, zlib.crc32(f"{name} {a.dtype.str} {a.shape}".encode(), crc))
+    return f"{crc:08x}"
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, _Part]:
+    """The parts of a checkpoint, or an error that names the previous one too."""
+    try:
+        from safetensors import SafetensorError, deserialize
+    except ImportError:
+        raise ImportError(MISSING) from None
+    previous = previous_path(path)
+    hint = f"; the checkpoint before it is {previous}" if previous.exists() else ""
+    try:
+        data, metadata = _bytes(path)
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+            found = f"{metadata.get('format')} version {metadata.get('version')}"
+            raise ValueError(f"expected format {FORMAT} version {VERSION}, got {found}")
+        tensors = {
+            name: np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            for name, tensor in deserialize(data)
+        }
+        del data  # the tensors are copies
+        text = metadata["parts"]
+        if _checksum(tensors, text) != metadata["crc32"]:
+            raise ValueError("damaged: the checksum is another one")
+        return {name: _part(document, tensors) for name, document in json.loads(text).items()}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"no such checkpoint{hint}", str(path)) from None
+    except (*DAMAGE, SafetensorError) as error:
+        raise ValueError(f"{path}: not a checkpoint of gradcore: {error}{hint}") from error
+
+
+def _bytes(path: str | os.PathLike[str]) -> tuple[bytes, Any]:
+    """What the file holds, and its metadata; no more is read than the header says is there."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        left = os.fstat(file.fileno()).st_size - len(head)
+        n = int.from_bytes(head, "little")
+        if len(head) < 8 or n > left:
+            raise ValueError(f"cut off, or another format: {left} bytes follow where the header alone would take {n}")
+        text = file.read(n)
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", {})
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end != left - n:
+            raise ValueError(f"cut off or damaged: {left - n} bytes of tensors, expected {end}")
+        return head + text + file.read(left - n), metadata
+
+
+def _part(document: dict[str, Any], tensors: Mapping[str, Array]) -> _Part:
+    if document["kind"] not in KINDS:
+        raise ValueError(f"unknown kind {document['kind']}")
+    generators = _decode(document.get("generators", []), tensors)
+    return _Part(document["kind"], _decode(document["state"], tensors), document.get("shared", []), generators)
