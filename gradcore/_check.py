@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,20 @@ def number(name: str, value: Any, *, least: float = -np.inf, above: float = -np.
         bounds += [f"at most {most:g}"] * (most < np.inf)
         raise ValueError(f"{name}: expected a number{' ' * bool(bounds)}{' and '.join(bounds)}, got {value}")
     return number
+
+
+def number_at(name: str, value: Any, step: int) -> float:
+    """A number of at least 0, or what a schedule, a callable of the step, says at this one."""
+    return number(name, value(step) if callable(value) else value, least=0.0)
+
+
+def same_names(label: str, given: Any, wanted: Iterable[str]) -> None:
+    """An error unless `given` is a mapping with just the wanted names."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{label}: expected a mapping, got {type(given).__name__}")
+    missing, unknown = set(wanted) - set(given), set(given) - set(wanted)
+    if missing or unknown:
+        raise KeyError(f"{label}: missing {sorted(missing)}, unknown {sorted(unknown)}")
 
 
 def refuse_mask(name: str, value: Any) -> None:

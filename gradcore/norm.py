@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT32, FLOAT64, Array, number, refuse_mask, target
+from gradcore._check import FLOAT32, FLOAT64, Array, number, number_at, refuse_mask, target
+from gradcore.threshold import Threshold
 
 Key = str | int
 
@@ -28,6 +29,8 @@ class GradNorm(float):
     ----------
     coef : float
         What the gradients were multiplied by; 1.0 when they were left alone.
+    max_norm : float
+        The limit that was applied; inf where there was none.
     clipped : bool
         Whether the norm was above `max_norm`, so that they were multiplied.
     skipped : bool
@@ -49,9 +52,10 @@ class GradNorm(float):
     (inf, True, 1, ('w', (1,)))
     """
 
-    __slots__ = ("_each", "_keys", "clipped", "coef", "n_inf", "n_nan", "skipped", "worst")
+    __slots__ = ("_each", "_keys", "clipped", "coef", "max_norm", "n_inf", "n_nan", "skipped", "worst")
 
     coef: float
+    max_norm: float
     clipped: bool
     skipped: bool
     n_nan: int
@@ -115,11 +119,13 @@ class Gradients:
         """Bring what was written into copies to where they came from."""
         copy_back(self.arrays, self.views)
 
-    def measure(self, norm_type: float, max_norm: float, nonfinite: str | None) -> tuple[GradNorm, float, float]:
+    def measure(
+        self, norm_type: float, limit: float | Threshold, nonfinite: str | None
+    ) -> tuple[GradNorm, float, float]:
         """The norm, and the two factors by which the gradients have to be multiplied.
 
         nonfinite None reports without judging. With "skip" the caller looks at `.skipped`; with "zero" entries that are
-        not finite count as 0.
+        not finite count as 0. A Threshold sees the norm of gradients that will be used, and no other.
         """
         root, unit, n_nan, n_inf, worst_place, worst_index, each = _kernels.norm(self.arrays, norm_type)
         worst = None if worst_place < 0 else self._position(worst_place, worst_index)
@@ -131,14 +137,18 @@ class Gradients:
             raise FloatingPointError(f"{_label(worst[0])}: {what} at {worst[1]} ({count}); nothing was changed")
         remaining = not bad or nonfinite == "zero"
         norm = GradNorm(root * unit if remaining else math.nan if n_nan else math.inf)
-        norm.clipped = remaining and float(norm) > max_norm
+        if isinstance(limit, float):
+            norm.max_norm = limit
+        else:
+            norm.max_norm = number("max_norm", limit.update(float(norm)), least=0.0) if remaining else math.inf
+        norm.clipped = remaining and float(norm) > norm.max_norm
         norm.skipped = bad and nonfinite == "skip"
         norm.n_nan, norm.n_inf, norm.worst = n_nan, n_inf, worst
         norm._keys = self.keys
         norm._each = each[:, 1 if remaining else 0]
         if len(self.keys) > len(self.views):  # some are met twice, or have no gradient
             norm._each = np.append(norm._each, 0.0)[self.where]
-        norm.coef, factor0, factor1 = _coefficient(max_norm, root, unit) if norm.clipped else (1.0, 1.0, 1.0)
+        norm.coef, factor0, factor1 = _coefficient(norm.max_norm, root, unit) if norm.clipped else (1.0, 1.0, 1.0)
         return norm, factor0, factor1
 
     def _position(self, place: int, index: int) -> tuple[Key, tuple[int, ...]]:
@@ -311,6 +321,24 @@ def check_policy(nonfinite: str) -> None:
         raise ValueError(f'nonfinite: expected "raise", "skip" or "zero", got {nonfinite!r}')
 
 
+def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
+    """What `max_norm` stands for: a number, or a Threshold, which is asked once the norm is known.
+
+    A schedule gives its number at the step, where there is one.
+    """
+    if hasattr(max_norm, "update"):
+        threshold: Threshold = max_norm
+        return threshold
+    if step is not None:
+        return number_at("max_norm", max_norm, step)
+    if callable(max_norm):
+        raise TypeError(
+            "max_norm: expected a number or an object with update(norm), got a schedule, and no step is known here; "
+            "hand in its value, max_norm(step)"
+        )
+    return number("max_norm", max_norm, least=0.0)
+
+
 def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     r"""The norm of gradients, all arrays taken as one vector: :math:`(\sum_i |g_i|^p)^{1/p}`.
 
@@ -355,7 +383,9 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     return Gradients(grads, write=False).measure(p, math.inf, None)[0]
 
 
-def clip_grad_norm_(grads: Any, max_norm: float, norm_type: float = 2.0, *, nonfinite: str = "raise") -> GradNorm:
+def clip_grad_norm_(
+    grads: Any, max_norm: float | Threshold, norm_type: float = 2.0, *, nonfinite: str = "raise"
+) -> GradNorm:
     """Scale gradients, in place, so that their norm is at most `max_norm`.
 
     If ``norm > max_norm``, ``g *= max_norm / norm``; else the arrays keep their exact bits. There is no epsilon: after
@@ -365,8 +395,9 @@ def clip_grad_norm_(grads: Any, max_norm: float, norm_type: float = 2.0, *, nonf
     ----------
     grads : array, iterable or dict of arrays, layer, model, optimizer
         As for `grad_norm`; changed in place.
-    max_norm : float
-        At least 0; ``inf`` never clips.
+    max_norm : float or Threshold
+        At least 0; ``inf`` never clips. An object with ``update(norm)``, such as those of `gradcore.threshold`, is told
+        the norm and answers with the limit; not where the gradients are left alone because of `nonfinite`.
     norm_type : float
         p, positive; ``inf`` for the largest magnitude.
     nonfinite : {"raise", "skip", "zero"}
@@ -376,7 +407,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, norm_type: float = 2.0, *, nonf
     Returns
     -------
     GradNorm
-        The norm before clipping, the coefficient, whether it clipped, and where the worst entry is.
+        The norm before clipping, the limit, the coefficient, whether it clipped, and where the worst entry is.
 
     Raises
     ------
@@ -402,7 +433,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, norm_type: float = 2.0, *, nonf
     >>> g
     array([0.6, 0.8])
     """
-    limit = number("max_norm", max_norm, least=0.0)
+    limit = check_limit(max_norm, None)
     p = number("norm_type", norm_type, above=0.0)
     check_policy(nonfinite)
     found = Gradients(grads, write=True)

@@ -10,18 +10,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT32, FLOAT64, Array, array, number, size, target
+from gradcore._check import FLOAT32, FLOAT64, Array, array, number, number_at, same_names, size, target
 from gradcore._layer import Layer
 from gradcore.norm import (
     Gradients,
     GradNorm,
     as_view,
+    check_limit,
     check_policy,
     contiguous,
     copy_back,
     refuse_overlap,
     warn_if_exhausted,
 )
+from gradcore.schedule import Schedule
+from gradcore.threshold import Threshold
 
 __all__ = ["SGD", "SPAM", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -80,8 +83,9 @@ class Optimizer:
 
     Attributes
     ----------
-    lr : float
-        The learning rate, which may be set between steps; that of all groups that have none of their own.
+    lr : float or schedule
+        The learning rate, which may be set between steps; that of all groups that have none of their own. A schedule,
+        or any other callable, is asked for the number at `n_steps` by every step.
     groups : list of Group
         One for each group of parameters: ``opt.groups[1].lr`` is its learning rate, and may be set between steps.
     n_steps, n_skipped, n_consecutive_skips : int
@@ -93,7 +97,7 @@ class Optimizer:
         After so many skipped steps in a row, one more raises.
     """
 
-    lr: float
+    lr: float | Any  # or a Schedule; as Any, so that a type checker lets `opt.lr *= 0.5` pass
     weight_decay: float
     maximize: bool
     l1: float
@@ -171,13 +175,15 @@ class Optimizer:
         for grad in self._members()[2]:
             grad.fill(0)
 
-    def step(self, max_norm: float | None = None, nonfinite: str = "skip") -> GradNorm:
+    def step(self, max_norm: float | Threshold | Schedule | None = None, nonfinite: str = "skip") -> GradNorm:
         """Update the parameters in place: one pass over the gradients for their norm, one for the update.
 
         Parameters
         ----------
-        max_norm : float, optional
-            The gradients of all groups together count as if clipped to this norm; they are not written.
+        max_norm : float, Threshold or schedule, optional
+            The gradients of all groups together count as if clipped to this norm; they are not written. An object with
+            ``update(norm)``, such as those of `gradcore.threshold`, is told the norm and answers with the limit, unless
+            the step is skipped or raises; a schedule gives it for `n_steps`.
         nonfinite : {"skip", "raise", "zero"}
             What to do when a gradient is NaN or infinite: leave parameters and moments as they are, bit for bit, and
             count it in `n_skipped`; raise, changing nothing; or take such entries as 0.
@@ -193,10 +199,10 @@ class Optimizer:
             If an entry is not finite and `nonfinite` is "raise", or is "skip" and `max_consecutive_skips` steps in a
             row were skipped already; nothing is changed.
         ValueError
-            If `max_norm` or `lr` is negative or NaN.
+            If `max_norm` or `lr`, or what a schedule gives for it, is negative or NaN.
         """
-        limit = math.inf if max_norm is None else number("max_norm", max_norm, least=0.0)
-        lrs = [number("lr", self._group(part).lr, least=0.0) for part in self._parts]
+        limit = math.inf if max_norm is None else check_limit(max_norm, self.n_steps)
+        lrs = [number_at("lr", self._group(part).lr, self.n_steps) for part in self._parts]
         check_policy(nonfinite)
         names, params, grads = self._members()
         found = Gradients(_by_name(names, grads), write=False)
@@ -269,21 +275,26 @@ class Optimizer:
         dict
             ``rule``, ``n_steps`` and the other counters, ``last_norm``, ``hyperparameters`` (a dict), ``groups`` (for
             each a dict of the hyperparameters that are its own) and ``moments``, for each of PyTorch's names a dict of
-            arrays by parameter.
+            arrays by parameter. For a schedule, which holds no state, its number at `n_steps` stands.
         """
         return {
             "rule": type(self).__name__,
             **{counter: getattr(self, counter) for counter in self._counters},
             "last_norm": self.last_norm,
-            "hyperparameters": {name: getattr(self, name) for name in self._hyperparameters},
-            "groups": [dict(part.own) for part in self._parts],
+            "hyperparameters": self._numbers({name: getattr(self, name) for name in self._hyperparameters}),
+            "groups": [self._numbers(part.own) for part in self._parts],
             "moments": {
                 moment: {name: a.copy() for name, a in arrays.items()} for moment, arrays in self._arrays().items()
             },
         }
 
+    def _numbers(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """With a schedule's number in its place."""
+        lr = hyperparameters.get("lr")
+        return {**hyperparameters, "lr": number_at("lr", lr, self.n_steps)} if callable(lr) else dict(hyperparameters)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken; nothing is changed unless all of it fits.
+        """Go on from where `state_dict` was taken; nothing is changed unless all of it fits. Schedules are kept.
 
         Parameters
         ----------
@@ -297,14 +308,12 @@ class Optimizer:
         TypeError, ValueError
             If something has another dtype, shape or range, or the rule is another one.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
-        _same_names(
+        same_names(
             "state_dict", state_dict, ("rule", *self._counters, "last_norm", "hyperparameters", "groups", "moments")
         )
         if state_dict["rule"] != type(self).__name__:
             raise ValueError(f"state_dict: expected the state of {type(self).__name__}, got {state_dict['rule']!r}")
-        _same_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
+        same_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
         hyperparameters = _checked(state_dict["hyperparameters"])
         counts = {counter: size(counter, state_dict[counter]) for counter in self._counters}
         last_norm = state_dict["last_norm"]
@@ -315,14 +324,17 @@ class Optimizer:
             raise ValueError(f"groups: expected {len(self._parts)}, got {len(given_groups)}")
         groups = [_own(f"groups[{i}]", own, hyperparameters) for i, own in enumerate(given_groups)]
         moments = self._arrays()
-        _same_names("moments", state_dict["moments"], moments)
+        same_names("moments", state_dict["moments"], moments)
         values = {}
         for moment, arrays in moments.items():
             given = state_dict["moments"][moment]
-            _same_names(moment, given, arrays)
+            same_names(moment, given, arrays)
             values[moment] = {
                 name: array(f"{moment} of {name}", given[name], a.dtype, a.shape) for name, a in arrays.items()
             }
+        for has, gets in ((vars(self), hyperparameters), *zip((p.own for p in self._parts), groups, strict=True)):
+            if callable(has.get("lr")):
+                gets["lr"] = has["lr"]
         self._set(hyperparameters, groups)
         vars(self).update(counts)
         self.last_norm = last_norm
@@ -344,12 +356,6 @@ def _arguments(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
-def _same_names(label: str, given: Iterable[str], wanted: Iterable[str]) -> None:
-    missing, unknown = set(wanted) - set(given), set(given) - set(wanted)
-    if missing or unknown:
-        raise KeyError(f"{label}: missing {sorted(missing)}, unknown {sorted(unknown)}")
-
-
 def _checked(hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The values in their own types, or an error that names the one that is out of range."""
     checked: dict[str, Any] = {}
@@ -357,6 +363,8 @@ def _checked(hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, A
         label = where + name
         if isinstance(value, (bool, np.bool_)):
             checked[name] = bool(value)
+        elif name == "lr" and callable(value):
+            checked[name] = value
         elif name == "betas":
             if not isinstance(value, Sequence) or len(value) != 2:
                 raise TypeError(f"{label}: expected two numbers, got {value!r}")
@@ -462,7 +470,7 @@ class SGD(Optimizer):
     params : layer, model, dict or iterable of (param, grad), or iterable of groups
         What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
         the former as "params", and the hyperparameters that it does not share with the others.
-    lr : float
+    lr : float or schedule
         :math:`\eta`, at least 0.
     momentum, dampening : float
         :math:`\mu` and :math:`\tau`.
@@ -518,7 +526,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
@@ -580,7 +588,7 @@ class Adam(Optimizer):
     params : layer, model, dict or iterable of (param, grad), or iterable of groups
         What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
         the former as "params", and the hyperparameters that it does not share with the others.
-    lr : float
+    lr : float or schedule
         :math:`\eta`, at least 0.
     betas : (float, float)
         :math:`\beta_1, \beta_2`, at least 0 and below 1.
@@ -627,7 +635,7 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -689,7 +697,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -733,7 +741,7 @@ class SPAM(Optimizer):
     ----------
     params, maximize, l1, max_consecutive_skips
         As for `Adam`.
-    lr : float
+    lr : float or schedule
         :math:`\eta`, at least 0.
     betas : (float, float)
         :math:`\beta_1, \beta_2`, at least 0 and below 1.
@@ -790,7 +798,7 @@ class SPAM(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
@@ -845,7 +853,7 @@ class RMSprop(Optimizer):
     params : layer, model, dict or iterable of (param, grad), or iterable of groups
         What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
         the former as "params", and the hyperparameters that it does not share with the others.
-    lr : float
+    lr : float or schedule
         :math:`\eta`, at least 0.
     alpha : float
         :math:`\alpha`.
@@ -895,7 +903,7 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-2,
+        lr: float | Schedule = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -945,7 +953,7 @@ class Adagrad(Optimizer):
     params : layer, model, dict or iterable of (param, grad), or iterable of groups
         What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
         the former as "params", and the hyperparameters that it does not share with the others.
-    lr : float
+    lr : float or schedule
         :math:`\eta`, at least 0.
     lr_decay : float
         :math:`\kappa`.
@@ -991,7 +999,7 @@ class Adagrad(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-2,
+        lr: float | Schedule = 1e-2,
         lr_decay: float = 0.0,
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,

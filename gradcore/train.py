@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, number, size
+from gradcore._check import Array, size
 from gradcore._files import floats, json_text, write_atomically
 from gradcore.monitor import GradientMonitor, recurrent_profiles
+from gradcore.norm import check_limit
 from gradcore.progress import ProgressBar
+from gradcore.schedule import Schedule
+from gradcore.threshold import Threshold
 
 FORMAT = "gradcore.History"
 VERSION = 1
@@ -96,7 +99,7 @@ class History:
     coef : ndarray, (steps,), float64
         What the gradient was multiplied by: 1 where nothing was clipped.
     max_norm : ndarray, (steps,), float64
-        The threshold; inf without one.
+        The threshold; inf without one, and where an adaptive one set no limit.
     clipped, skipped : ndarray, (steps,), bool
     n_nan, n_inf : ndarray, (steps,), int64
         Entries of the gradient that were not finite.
@@ -191,7 +194,7 @@ class History:
         lr : float
             The learning rate.
         max_norm : float, optional
-            The threshold, None without clipping.
+            The threshold, None without clipping; `GradNorm.max_norm` knows what an adaptive one was.
         model, tape : optional
             Of `model.forward`, after `backward`: for the norms over time steps and layers.
         """
@@ -467,7 +470,7 @@ def fit(
     optimizer: Any,
     *,
     epochs: int,
-    max_norm: float | None = None,
+    max_norm: float | Threshold | Schedule | None = None,
     step_clip: float | None = None,
     nonfinite: str = "skip",
     monitor: GradientMonitor | None = None,
@@ -491,8 +494,8 @@ def fit(
         Over the parameters of `model`.
     epochs : int
         How often to go through `batches`.
-    max_norm : float, optional
-        Clip the gradient to this norm; None leaves it as it is.
+    max_norm : float, Threshold or schedule, optional
+        Clip the gradient to this norm, as `optimizer.step` does; None leaves it as it is.
     step_clip : float, optional
         Clip each sample's dL/dh_t to this norm inside the backward pass of recurrent layers.
     nonfinite : {"skip", "zero", "raise"}
@@ -543,7 +546,7 @@ def fit(
     """
     epochs = size("epochs", epochs)
     if max_norm is not None:
-        max_norm = number("max_norm", max_norm, least=0)
+        check_limit(max_norm, getattr(optimizer, "n_steps", 0))
     backward_options = {} if step_clip is None else {"step_clip": step_clip}
     callbacks = tuple(callbacks)
     if epochs > 1 and isinstance(batches, Iterator):
@@ -566,13 +569,16 @@ def fit(
             value, dy = loss(y, target)
             value = float(value)
             model.backward(tape, dy, **backward_options)
+            lr = getattr(optimizer, "lr", math.nan)
+            if callable(lr):
+                lr = lr(optimizer.n_steps)  # which the step is about to raise
             norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
 
-            lr = getattr(optimizer, "lr", math.nan)
-            history.append(value, norm, epoch=epoch, lr=lr, max_norm=max_norm, model=model, tape=tape)
+            limit = None if max_norm is None else norm.max_norm
+            history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, model=model, tape=tape)
             step = len(history) - 1
             if monitor is not None:
-                monitor.update(step, value, norm, model, tape, y, max_norm=max_norm)
+                monitor.update(step, value, norm, model, tape, y, max_norm=limit)
             answers = [callback(StepRecord(step, epoch, value, norm, model, tape, history)) for callback in callbacks]
 
             if bar.total is None and epoch > 0:

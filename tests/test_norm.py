@@ -375,6 +375,95 @@ def test_clipping_by_value(dtype: Any) -> None:
     assert not np.delete(g, 5).any()
 
 
+# ---- thresholds ------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A threshold that answers the same, and remembers what it was told."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.told = answer, []
+
+    def update(self, norm: float) -> Any:
+        self.told.append(norm)
+        return self.answer
+
+
+@each_dtype
+@pytest.mark.parametrize("nonfinite", ["raise", "skip", "zero"])
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_a_threshold_clips_as_the_number_does_that_it_answers(p: float, nonfinite: str, dtype: Any) -> None:
+    for limit in (0.0, 0.5, 1e6, math.inf):
+        g, h = random_array(BLOCK + 3, dtype), random_array(BLOCK + 3, dtype)
+        threshold = Recorder(limit)
+        norm, want = (clip_grad_norm_(a, m, p, nonfinite=nonfinite) for a, m in ((g, threshold), (h, limit)))
+        assert same_bits(g, h)
+        assert threshold.told == [float(want)]
+        assert type(threshold.told[0]) is float
+        assert (norm, norm.max_norm, norm.coef, norm.clipped) == (want, limit, want.coef, want.clipped)
+        assert want.max_norm == limit
+
+
+def test_a_threshold_sees_only_norms_of_gradients_that_are_used() -> None:
+    g = np.array([3.0, math.nan, 4.0, math.inf])
+    before = g.copy()
+    threshold = Recorder(1.0)
+    with pytest.raises(FloatingPointError):
+        clip_grad_norm_(g, threshold)
+    norm = clip_grad_norm_(g, threshold, nonfinite="skip")
+    assert (norm.skipped, norm.max_norm, norm.clipped) == (True, math.inf, False)
+    assert threshold.told == []
+    assert same_bits(g, before)
+    norm = clip_grad_norm_(g, threshold, nonfinite="zero")
+    assert threshold.told == [5.0]
+    assert (float(norm), norm.max_norm, norm.clipped) == (5.0, 1.0, True)
+    assert g == pytest.approx([0.6, 0.0, 0.8, 0.0])
+
+
+def test_a_norm_beyond_float64_reaches_a_threshold_as_inf() -> None:
+    g, threshold = np.full(4, 1.5e308), Recorder(1.0)
+    assert clip_grad_norm_(g, threshold).clipped
+    assert threshold.told == [math.inf]
+    assert g == pytest.approx(np.full(4, 0.5))
+
+
+def test_the_limit_is_told_where_there_is_none() -> None:
+    assert grad_norm(np.ones(4)).max_norm == math.inf
+    assert clip_grad_norm_(np.array([math.nan]), 2.0, nonfinite="skip").max_norm == 2
+
+
+def test_a_run_of_adaptive_clipping() -> None:
+    rng, threshold, plain = np.random.default_rng(0), gradcore.threshold.ZClip(), gradcore.threshold.ZClip()
+    n_clipped = 0
+    for t in range(300):
+        g = rng.standard_normal(50) * (100 if t % 40 == 39 else 1)
+        want = plain.update(float(grad_norm(g)))
+        norm = clip_grad_norm_(g, threshold)
+        assert norm.max_norm == want
+        assert grad_norm(g) <= want * (1 + 1e-15)
+        n_clipped += norm.clipped
+    assert 7 <= n_clipped < 30
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "error", "message"),
+    [
+        (Recorder(-1.0), ValueError, "max_norm: expected a number at least 0, got -1"),
+        (Recorder(math.nan), ValueError, "max_norm: expected a number at least 0, got nan"),
+        (Recorder(None), TypeError, "max_norm: expected a number, got NoneType"),
+        (gradcore.schedule.constant(1.0), TypeError, "max_norm: expected a number or an object .*, got a schedule"),
+        (lambda step: 1.0, TypeError, "max_norm: expected a number or an object .*, got a schedule"),
+    ],
+)
+def test_what_gives_no_limit_changes_nothing(max_norm: Any, error: type[Exception], message: str) -> None:
+    for nonfinite in ("raise", "zero"):
+        g = np.array([3.0, 4.0] if nonfinite == "raise" else [3.0, math.nan])
+        before = g.copy()
+        with pytest.raises(error, match=message):
+            clip_grad_norm_(g, max_norm, nonfinite=nonfinite)
+        assert same_bits(g, before)
+
+
 # ---- everything that holds gradients ---------------------------------------------------------------------------------
 
 
@@ -594,6 +683,7 @@ def test_a_result_is_a_float_that_can_be_copied_and_pickled() -> None:
     for other in (copy.copy(norm), copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
         assert other == 5
         assert (other.coef, other.clipped, other.worst, other.per_array) == (0.2, True, ("a", (1,)), {"a": 5.0})
+        assert other.max_norm == 1
 
 
 # ---- PyTorch ---------------------------------------------------------------------------------------------------------

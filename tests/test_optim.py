@@ -15,7 +15,7 @@ import pytest
 from tools import LAYOUTS, relative_error, same_bits
 
 import gradcore
-from gradcore import clip_grad_norm_, optim, reference
+from gradcore import clip_grad_norm_, optim, reference, schedule, threshold
 from gradcore._check import Array
 
 pytestmark = pytest.mark.kernels
@@ -729,6 +729,144 @@ def test_a_resumed_run_is_the_run_that_never_stopped(rule: str, options: dict[st
         opt.step(max_norm=1.0)
         resumed.step(max_norm=1.0)
     assert everything(opt, pairs) == everything(resumed, again)
+
+
+@each_case
+def test_a_schedule_is_a_number_set_before_every_step(rule: str, options: dict[str, Any]) -> None:
+    lr = schedule.chain((schedule.linear(0.0, 0.1, 3), 3), schedule.cosine(0.1, 0.01, 5))
+    max_norm = schedule.exponential(2.0, 0.7)
+    (pairs, draw), (others, draw_others) = fresh(), fresh()
+    opt, want = make(rule, pairs, **(options | {"lr": lr})), make(rule, others, **options)
+    taken = 0
+    for t in range(12):
+        draw()
+        draw_others()
+        if t in (0, 5):  # a skipped step is no step
+            for each in (pairs, others):
+                each["p0"][1][0, 0] = math.nan
+        want.lr = lr(taken)
+        norm, expected = opt.step(max_norm), want.step(max_norm(taken))
+        assert (norm.max_norm, norm.coef, norm.skipped) == (max_norm(taken), expected.coef, t in (0, 5))
+        taken += not norm.skipped
+    assert everything(opt, pairs) == everything(want, others)
+    assert opt.lr == lr
+
+
+def test_any_callable_of_the_step_is_a_schedule() -> None:
+    p, seen = np.zeros(1), []
+    opt = optim.SGD([(p, np.ones(1))], lr=lambda step: seen.append(step) or np.float32(0.5))
+    for _ in range(3):
+        opt.step(max_norm=lambda step: 1 if step < 2 else 0)
+    assert seen == [0, 1, 2]
+    assert p[0] == -1
+
+
+@each_case
+def test_a_threshold_in_the_step_is_one_before_it(rule: str, options: dict[str, Any]) -> None:
+    (pairs, draw), (others, draw_others) = fresh(), fresh()
+    opt, plain = make(rule, pairs, **options), make(rule, others, **options)
+    inside, before = (threshold.ZClip(warmup_steps=3, z_thresh=0.5) for _ in range(2))
+    clipped = 0
+    for t in range(30):
+        draw()
+        draw_others()
+        if t in (1, 20):
+            for each in (pairs, others):
+                each["p2"][1][BLOCK] = math.inf
+        norm, want = opt.step(inside), clip_grad_norm_(plain, before, nonfinite="skip")
+        plain.step()
+        assert (norm, norm.max_norm, norm.coef, norm.skipped) == (want, want.max_norm, want.coef, t in (1, 20))
+        clipped += norm.clipped
+    assert clipped > 3
+    assert everything(opt, pairs) == everything(plain, others)
+    assert inside.state_dict()["mean"] == before.state_dict()["mean"]
+
+
+def test_a_threshold_sees_no_step_that_is_not_taken() -> None:
+    g, limits = np.array([3.0, math.nan]), threshold.AutoClip()
+    opt = optim.SGD([(np.zeros(2), g)], max_consecutive_skips=1)
+    assert opt.step(limits).max_norm == math.inf
+    for arguments in ({}, {"nonfinite": "raise"}):
+        with pytest.raises(FloatingPointError):
+            opt.step(limits, **arguments)
+    g[1] = 4
+    opt.lr = lambda step: -1.0
+    with pytest.raises(ValueError, match="lr: expected a number at least 0, got -1"):
+        opt.step(limits)
+    assert len(limits.state_dict()["norms"]) == 0
+    opt.lr = 0.1
+    g[1] = math.inf
+    assert opt.step(limits, nonfinite="zero").max_norm == 3
+    assert limits.state_dict()["norms"].tolist() == [3.0]
+
+
+def test_groups_have_schedules_of_their_own() -> None:
+    w, b, c = np.zeros(1), np.zeros(1), np.zeros(1)
+    opt = optim.SGD(
+        [
+            {"params": [(w, np.ones(1))]},
+            {"params": [(b, np.ones(1))], "lr": schedule.constant(2.0)},
+            {"params": [(c, np.ones(1))], "lr": 0.125},
+        ],
+        lr=schedule.linear(1.0, 0.0, 4),
+    )
+    opt.step()
+    opt.step()
+    assert (w[0], b[0], c[0]) == (-1.75, -4.0, -0.25)
+    state = opt.state_dict()
+    assert state["hyperparameters"]["lr"] == 0.5
+    assert state["groups"] == [{}, {"lr": 2.0}, {"lr": 0.125}]
+    opt.groups[2].lr = schedule.exponential(1.0, 0.5)
+    opt.load_state_dict(state)
+    assert [group.lr for group in opt.groups] == [
+        schedule.linear(1.0, 0.0, 4), schedule.constant(2.0), schedule.exponential(1.0, 0.5),
+    ]  # fmt: skip
+    assert optim.SGD(iter([{"params": [], "lr": schedule.constant(2.0)}])).lr == schedule.constant(2.0)
+
+
+@each_case
+def test_a_run_with_a_schedule_resumes_where_it_stopped(rule: str, options: dict[str, Any]) -> None:
+    options = options | {"lr": schedule.cosine(0.1, 0.0, 8)}
+    pairs, draw = fresh(np.float32)
+    opt = make(rule, pairs, **options)
+    for _ in range(4):
+        draw()
+        opt.step()
+    state = copy.deepcopy(opt.state_dict())
+    assert state["hyperparameters"]["lr"] == options["lr"](4)
+    again = {name: (p.copy(), np.zeros_like(g)) for name, (p, g) in pairs.items()}
+    resumed, plain = make(rule, again, **options), make(rule, fresh(np.float32)[0], **(options | {"lr": 1.0}))
+    resumed.load_state_dict(state)
+    plain.load_state_dict(state)
+    assert (resumed.lr, plain.lr) == (options["lr"], options["lr"](4))
+    for _ in range(6):
+        draw()
+        for name, (_, g) in pairs.items():
+            again[name][1][...] = g
+        opt.step()
+        resumed.step()
+    assert everything(opt, pairs) == everything(resumed, again)
+
+
+def test_a_schedule_shows_where_it_comes_from() -> None:
+    assert repr(optim.Adam([], lr=schedule.constant(0.5))).startswith("Adam(lr=constant(value=0.5), betas")
+    with pytest.raises(TypeError, match="weight_decay: expected a number, got constant"):
+        optim.Adam([], weight_decay=schedule.constant(0.5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answer", [-1.0, math.nan, None, "fast"])
+@pytest.mark.parametrize("name", ["lr", "max_norm"])
+def test_a_schedule_that_gives_no_number_changes_nothing(name: str, answer: Any) -> None:
+    pairs, _ = fresh()
+    opt = optim.Adam(pairs)
+    before = everything(opt, pairs)
+    if name == "lr":
+        opt.lr = lambda step: answer
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected a number"):
+        opt.step(max_norm=(lambda step: answer) if name == "max_norm" else None)
+    opt.lr = 0.1
+    assert everything(opt, pairs) == before
+    assert opt.n_steps == 0
 
 
 def test_a_state_dict_is_a_copy() -> None:

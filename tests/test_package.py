@@ -20,7 +20,7 @@ PACKAGE = ROOT / "gradcore"
 # A module imports from lower floors only.
 FLOORS = [
     {"_check", "_kernels", "_files", "reference", "data"},
-    {"_layer", "_threads", "progress"},
+    {"_layer", "_threads", "progress", "schedule", "threshold"},
     {"checkpoint", "init", "losses", "norm", "monitor", "spectral", "report"},
     {"recurrent", "linear", "optim", "tasks"},
     {"train"},
@@ -128,6 +128,10 @@ optimizer = gradcore.optim.Adam(layer, lr=1e-3)
 found: gradcore.GradNorm = optimizer.step(max_norm=1.0)
 model = gradcore.Sequential(layer, gradcore.LastStep(), gradcore.Linear(10, 1, dtype=np.float64))
 history: gradcore.History = gradcore.fit(model, [(x, np.zeros((2, 1)))], gradcore.losses.mse, optimizer, epochs=1)
+optimizer = gradcore.optim.Adam(layer, lr=gradcore.schedule.chain((gradcore.schedule.constant(0.1), 9), lambda t: 0.01))
+optimizer.lr *= 0.5
+limit: float = optimizer.step(gradcore.threshold.ZClip()).max_norm + optimizer.step(gradcore.schedule.step(1, 0.5, 9))
+gradcore.clip_grad_norm_(layer, gradcore.threshold.AutoClip())
 radius: float = gradcore.spectral.spectral_radius(layer.params["weight_hh_l0"][:5])
 layer.forward("x", stat=None)
 """
@@ -141,7 +145,7 @@ def test_types_as_users_see_them(tmp_path: Path) -> None:
     run = subprocess.run([*command, str(PACKAGE), str(caller)], capture_output=True, text=True, cwd=ROOT, check=False)
     errors = [line for line in run.stdout.splitlines() if ": error:" in line]
     assert any("stat" in line for line in errors), "mypy missed the wrong keyword"
-    assert all("caller.py:15" in line for line in errors), run.stdout + run.stderr
+    assert all("caller.py:19" in line for line in errors), run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "cython-lint src"])

@@ -127,6 +127,64 @@ def test_history_of_a_run():
     assert list(history.dh_first) == list(history.dh_last) == ["0.l0", "0.l1"]
 
 
+def test_history_of_a_run_with_schedules():
+    model, batches = problem()
+    batches[1] = (batches[1][0], np.full_like(batches[1][1], np.nan))
+    lr, max_norm = gradcore.schedule.linear(0.0, 0.05, 5), gradcore.schedule.exponential(1.0, 0.8)
+    history = gradcore.fit(model, batches, MSE, sgd(model, lr), epochs=3, max_norm=max_norm)
+    steps = np.cumsum(~history.skipped) - ~history.skipped  # how many were taken before
+    assert history.skipped.sum() == 3
+    assert history.lr.tolist() == [lr(int(t)) for t in steps]
+    assert history.max_norm.tolist() == [max_norm(int(t)) for t in steps]
+    taken = ~history.skipped
+    np.testing.assert_array_equal(history.clipped[taken], history.grad_norm[taken] > history.max_norm[taken])
+    assert 0 < history.clipped.sum() < taken.sum()
+
+
+def test_history_of_a_run_with_an_adaptive_threshold():
+    model, batches = problem()
+    batches[1] = (batches[1][0], np.full_like(batches[1][1], np.nan))
+    monitor = GradientMonitor()
+    told = []
+    monitor.update = lambda *arguments, max_norm: told.append(max_norm)
+    threshold = gradcore.threshold.AutoClip(percentile=60.0)
+    history = gradcore.fit(model, batches, MSE, sgd(model), epochs=4, max_norm=threshold, monitor=monitor)
+    norms = history.grad_norm[~history.skipped]
+    assert threshold.state_dict()["norms"].tolist() == norms.tolist()
+    want = [np.percentile(norms[: i + 1], 60) for i in range(len(norms))]
+    np.testing.assert_allclose(history.max_norm[~history.skipped], want, rtol=1e-12)
+    assert (history.max_norm[history.skipped] == np.inf).all()
+    assert told == history.max_norm.tolist()
+    clipped = history.clipped
+    assert 0 < clipped.sum() < len(norms)
+    np.testing.assert_allclose(history.coef[clipped], history.max_norm[clipped] / history.grad_norm[clipped])
+    assert_same(gradcore.History.from_json(history.to_json()), history)
+
+
+def test_a_run_of_two_halves_is_the_whole_run():
+    lr, (whole, batches), (half, _) = gradcore.schedule.one_cycle(0.1, 24), problem(), problem()
+    thresholds = [gradcore.threshold.ZClip(warmup_steps=3, z_thresh=0.5) for _ in range(3)]
+    history = gradcore.fit(whole, batches, MSE, sgd(whole, lr), epochs=6, max_norm=thresholds[0])
+    first = sgd(half, lr)
+    gradcore.fit(half, batches, MSE, first, epochs=3, max_norm=thresholds[1])
+    second = sgd(half, lr)
+    second.load_state_dict(first.state_dict())
+    thresholds[2].load_state_dict(thresholds[1].state_dict())
+    rest = gradcore.fit(half, batches, MSE, second, epochs=3, max_norm=thresholds[2])
+    np.testing.assert_array_equal(whole.flat_params, half.flat_params)
+    np.testing.assert_array_equal(history.max_norm[12:], rest.max_norm)
+    np.testing.assert_array_equal(history.lr[12:], rest.lr)
+    assert np.isfinite(rest.max_norm).any()
+
+
+def test_an_optimizer_of_ones_own_needs_no_learning_rate():
+    model, batches = problem(n=1)
+    optimizer = SimpleNamespace(step=lambda max_norm, nonfinite: gradcore.clip_grad_norm_(model, max_norm))
+    history = gradcore.fit(model, batches, MSE, optimizer, epochs=1, max_norm=0.01)
+    assert np.isnan(history.lr[0])
+    assert history.max_norm[0] == 0.01
+
+
 def test_profiles_are_the_telemetry():
     rows = []
     history = run(callbacks=[lambda record: rows.append(record.tape.tapes[0].telemetry.dh_norm.copy())])
@@ -204,6 +262,9 @@ def test_bad_batches(batches, got):
         ({"max_norm": -1.0}, ValueError),
         ({"max_norm": math.nan}, ValueError),
         ({"max_norm": [1]}, TypeError),
+        ({"max_norm": lambda step: -1.0}, ValueError),
+        ({"max_norm": gradcore.schedule.constant}, TypeError),
+        ({"max_norm": -1.0, "epochs": 0}, ValueError),
         ({"nonfinite": "ignore"}, ValueError),
     ],
 )
