@@ -30,7 +30,9 @@ from gradcore.linear import (
 )
 from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
 from gradcore.recurrent import GRU, LSTM, RNN
+from gradcore.scaler import GradScaler
 from gradcore.train import History, fit
+from gradcore.units import UnitClip, clip_grad_units_
 
 __all__ = [
     "ELU",
@@ -41,6 +43,7 @@ __all__ = [
     "RNN",
     "SELU",
     "GradNorm",
+    "GradScaler",
     "History",
     "Identity",
     "LastStep",
@@ -51,8 +54,10 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Tanh",
+    "UnitClip",
     "__version__",
     "clip_grad_norm_",
+    "clip_grad_units_",
     "clip_grad_value_",
     "fit",
     "get_num_threads",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT32, FLOAT64, Array, number, number_at, refuse_mask, target
+from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, number, number_at, refuse_mask, target
 from gradcore.threshold import Threshold
 
 Key = str | int
@@ -28,11 +28,13 @@ class GradNorm(float):
     Attributes
     ----------
     coef : float
-        What the gradients were multiplied by; 1.0 when they were left alone.
+        What the gradients were multiplied by; 1.0 when they were left alone. With `per_array` the least of `coefs`.
+    coefs : dict of str to float, or ndarray of float64
+        What each array was multiplied by, in the form of `per_array`; below 1 for those that were clipped.
     max_norm : float
         The limit that was applied; inf where there was none.
     clipped : bool
-        Whether the norm was above `max_norm`, so that they were multiplied.
+        Whether the norm was above `max_norm`, so that they were multiplied. With `per_array`, whether any was.
     skipped : bool
         Whether ``nonfinite="skip"`` left them alone because of entries that are not finite.
     n_nan, n_inf : int
@@ -52,7 +54,7 @@ class GradNorm(float):
     (inf, True, 1, ('w', (1,)))
     """
 
-    __slots__ = ("_each", "_keys", "clipped", "coef", "max_norm", "n_inf", "n_nan", "skipped", "worst")
+    __slots__ = ("_coefs", "_each", "_keys", "clipped", "coef", "max_norm", "n_inf", "n_nan", "skipped", "worst")
 
     coef: float
     max_norm: float
@@ -63,13 +65,15 @@ class GradNorm(float):
     worst: tuple[Key, tuple[int, ...]] | None
     _keys: Sequence[Key]  # names, or a range of indices
     _each: Array
+    _coefs: Array | None  # None where all have been multiplied by the same
 
     @property
     def per_array(self) -> dict[str, float] | Array:
-        if isinstance(self._keys, range):
-            return self._each
-        names: Sequence[Any] = self._keys
-        return dict(zip(names, self._each.tolist(), strict=True))
+        return by_key(self._keys, self._each)
+
+    @property
+    def coefs(self) -> dict[str, float] | Array:
+        return by_key(self._keys, np.full(len(self._keys), self.coef) if self._coefs is None else self._coefs)
 
 
 class Gradients:
@@ -87,6 +91,7 @@ class Gradients:
     where: Sequence[int]  # for each key its place in the two lists, -1 for one without a gradient
     views: list[Array]  # the caller's memory
     arrays: list[Array]  # the same where the kernels can use it, else a contiguous copy
+    each: Array  # what `measure` found for each array: its norm, and norm, root and unit of its finite entries
 
     def __init__(self, grads: Any, *, write: bool) -> None:
         self.keys, given = _named(grads)
@@ -102,6 +107,8 @@ class Gradients:
             if view is None:
                 self.where.append(-1)
                 continue
+            if view.dtype not in (FLOAT16, FLOAT32, FLOAT64):
+                raise TypeError(f"{label}: expected float16, float32 or float64, got {view.dtype}")
             if write:
                 target(label, view)
             place = places.setdefault(_memory(view), len(self.views))
@@ -120,21 +127,24 @@ class Gradients:
         copy_back(self.arrays, self.views)
 
     def measure(
-        self, norm_type: float, limit: float | Threshold, nonfinite: str | None
+        self, norm_type: float, limit: float | Threshold, nonfinite: str | None, scale: float = 1.0
     ) -> tuple[GradNorm, float, float]:
-        """The norm, and the two factors by which the gradients have to be multiplied.
+        """The norm of the gradients over `scale`, and the two factors by which the gradients have to be multiplied.
 
         nonfinite None reports without judging. With "skip" the caller looks at `.skipped`; with "zero" entries that are
         not finite count as 0. A Threshold sees the norm of gradients that will be used, and no other.
         """
-        root, unit, n_nan, n_inf, worst_place, worst_index, each = _kernels.norm(self.arrays, norm_type)
+        root, unit, n_nan, n_inf, worst_place, worst_index, self.each = _kernels.norm(self.arrays, norm_type)
+        if scale != 1:
+            root /= scale
+            with np.errstate(over="ignore"):
+                self.each[:, :3] /= scale
         worst = None if worst_place < 0 else self._position(worst_place, worst_index)
         bad = n_nan + n_inf > 0
         if bad and nonfinite == "raise":
             assert worst is not None
-            what = "NaN" if np.isnan(self.arrays[worst_place].reshape(-1)[worst_index]) else "Inf"
-            count = f"{n_nan} NaN and {n_inf} Inf in all"
-            raise FloatingPointError(f"{_label(worst[0])}: {what} at {worst[1]} ({count}); nothing was changed")
+            entry = self.arrays[worst_place].reshape(-1)[worst_index]
+            raise nonfinite_error(_label(worst[0]), entry, worst[1], n_nan, n_inf)
         remaining = not bad or nonfinite == "zero"
         norm = GradNorm(root * unit if remaining else math.nan if n_nan else math.inf)
         if isinstance(limit, float):
@@ -145,11 +155,31 @@ class Gradients:
         norm.skipped = bad and nonfinite == "skip"
         norm.n_nan, norm.n_inf, norm.worst = n_nan, n_inf, worst
         norm._keys = self.keys
-        norm._each = each[:, 1 if remaining else 0]
-        if len(self.keys) > len(self.views):  # some are met twice, or have no gradient
-            norm._each = np.append(norm._each, 0.0)[self.where]
-        norm.coef, factor0, factor1 = _coefficient(norm.max_norm, root, unit) if norm.clipped else (1.0, 1.0, 1.0)
-        return norm, factor0, factor1
+        norm._each = self._for_keys(self.each[:, 1 if remaining else 0], 0.0)
+        norm._coefs = None
+        norm.coef, factor0, factor1 = coefficient(norm.max_norm, root, unit) if norm.clipped else (1.0, 1.0, 1.0)
+        return norm, factor0, factor1 / scale
+
+    def limit_each(self, norm: GradNorm, max_norm: float) -> Array:
+        """Two factors for each array, (n, 2), by which its own norm comes to max_norm at most; `norm` is told of it."""
+        coefs, factors = np.ones(len(self.arrays)), np.ones((len(self.arrays), 2))
+        for i in np.flatnonzero(self.each[:, 1] > max_norm):
+            coefs[i], *factors[i] = coefficient(max_norm, *self.each[i, 2:].tolist())
+        norm._coefs = self._for_keys(coefs, 1.0)
+        norm.coef = float(coefs.min(initial=1.0))
+        norm.clipped = norm.coef < 1
+        norm.max_norm = max_norm
+        return factors
+
+    def multiply(self, factors: Array) -> None:
+        """Each array by its two factors, (n, 2), and what is not finite by 0; those that stay the same are left out."""
+        touched = (factors != 1).any(axis=1) | ~np.isfinite(self.each[:, 0])
+        _kernels.scale([a for a, touch in zip(self.arrays, touched, strict=True) if touch], factors[touched])
+        self.write_back()
+
+    def _for_keys(self, values: Array, missing: float) -> Array:
+        """What was found for each array, for each key; some are met twice, or have no gradient."""
+        return np.append(values, missing)[self.where] if len(self.keys) > len(self.views) else values
 
     def _position(self, place: int, index: int) -> tuple[Key, tuple[int, ...]]:
         """The key of an array and the position of the entry with this flat index."""
@@ -160,7 +190,7 @@ class Gradients:
         return self.keys[self.where.index(place)], position
 
 
-def _coefficient(max_norm: float, root: float, unit: float) -> tuple[float, float, float]:
+def coefficient(max_norm: float, root: float, unit: float) -> tuple[float, float, float]:
     """max_norm / (root * unit), below 1, and two factors that have it as their product.
 
     The norm may lie above the range of a double, and the coefficient below it.
@@ -172,6 +202,16 @@ def _coefficient(max_norm: float, root: float, unit: float) -> tuple[float, floa
     if exponent > -1000:
         return coef, coef, 1.0
     return coef, math.ldexp(mantissa, exponent - exponent // 2), math.ldexp(1.0, exponent // 2)
+
+
+def by_key(keys: Sequence[Any], values: Array) -> dict[Any, Any] | Array:
+    """A dict where there are names, else the array."""
+    return values if isinstance(keys, range) else dict(zip(keys, values.tolist(), strict=True))
+
+
+def nonfinite_error(label: str, entry: Any, position: tuple[int, ...], n_nan: int, n_inf: int) -> FloatingPointError:
+    what, count = "NaN" if np.isnan(entry) else "Inf", f"{n_nan} NaN and {n_inf} Inf in all"
+    return FloatingPointError(f"{label}: {what} at {position} ({count}); nothing was changed")
 
 
 def _label(key: Key) -> str:
@@ -198,10 +238,10 @@ def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
     return range(len(given)), given
 
 
-def warn_if_exhausted(name: str, given: Any, members: Sequence[Any]) -> None:
+def warn_if_exhausted(name: str, given: Any, members: Sequence[Any], stacklevel: int = 5) -> None:
     """For an iterator that gave nothing: most likely somebody has gone through it before."""
     if not members and isinstance(given, Iterator):
-        warnings.warn(f"{name}: an iterator that is exhausted, so there is nothing to work on", stacklevel=5)
+        warnings.warn(f"{name}: an iterator that is exhausted, so there is nothing to work on", stacklevel=stacklevel)
 
 
 def _exports(value: Any) -> bool:
@@ -216,7 +256,7 @@ def _exports(value: Any) -> bool:
 
 
 def as_view(label: str, value: Any) -> Array | None:
-    """The memory of an array, or of an object's `.grad`, as a NumPy array of real numbers; None where `.grad` is."""
+    """The memory of an array, or of an object's `.grad`, as a NumPy array of any dtype; None where `.grad` is."""
     torch = sys.modules.get("torch")  # who hands in its tensors has imported it
     tensor = False
     if torch is not None and isinstance(value, torch.Tensor):
@@ -240,8 +280,6 @@ def as_view(label: str, value: Any) -> Array | None:
             view = np.asarray(memoryview(value))
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{label}: expected an array on the CPU, got {type(value).__name__}: {error}") from None
-    if view.dtype not in (FLOAT32, FLOAT64):
-        raise TypeError(f"{label}: expected float32 or float64, got {view.dtype}")
     return view
 
 
@@ -316,6 +354,39 @@ def copy_back(arrays: Sequence[Array], views: Sequence[Array]) -> None:
             view[...] = array
 
 
+def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
+    """Names, parameters and gradients from a dict or list of pairs."""
+    keys: Sequence[Any]
+    if isinstance(given, Mapping):
+        keys, members = list(given), list(given.values())
+    elif isinstance(given, list):
+        keys, members = range(len(given)), given
+    else:
+        expected = "a layer, a model, or a dict or iterable of (param, grad) pairs"
+        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
+    if len({str(key) for key in keys}) < len(keys):
+        raise ValueError(f"{name}: two keys are the same as text, by which states and norms go")
+    params: list[Array] = []
+    grads: list[Array] = []
+    for key, pair in zip(keys, members, strict=True):
+        label, gradient = f"{name}[{key!r}]", f"gradient of {name}[{key!r}]"
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise TypeError(f"{label}: expected a pair (param, grad), got {type(pair).__name__}")
+        param = target(label, pair[0])
+        if param.dtype not in (FLOAT32, FLOAT64):
+            raise TypeError(f"{label}: expected float32 or float64, got {param.dtype}")
+        grad = as_view(gradient, pair[1])
+        if grad is None:
+            raise TypeError(f"{gradient}: expected an array, got None")
+        if grad.dtype != param.dtype:
+            raise TypeError(f"{gradient}: expected {param.dtype}, got {grad.dtype}")
+        if grad.shape != param.shape:
+            raise ValueError(f"{gradient}: expected shape {param.shape}, got {grad.shape}")
+        params.append(param)
+        grads.append(grad)
+    return keys, params, grads
+
+
 def check_policy(nonfinite: str) -> None:
     if nonfinite not in ("raise", "skip", "zero"):
         raise ValueError(f'nonfinite: expected "raise", "skip" or "zero", got {nonfinite!r}')
@@ -348,8 +419,8 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     Parameters
     ----------
     grads : array, iterable or dict of arrays, layer, model, optimizer
-        float32 or float64, of any shape and layout. Objects that export the buffer protocol or DLPack on the CPU, or
-        that have a `.grad` (None counts as absent), serve as arrays. The same memory met twice counts once.
+        float16, float32 or float64, of any shape and layout. Objects that export the buffer protocol or DLPack on the
+        CPU, or that have a `.grad` (None counts as absent), serve as arrays. The same memory met twice counts once.
     norm_type : float
         p, positive; ``inf`` for the largest magnitude.
 
@@ -361,7 +432,7 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     Raises
     ------
     TypeError
-        If something is not an array of float32 or float64.
+        If something is not an array of float16, float32 or float64.
     ValueError
         If arrays overlap in part, or `norm_type` is not positive.
 
@@ -384,12 +455,17 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
 
 
 def clip_grad_norm_(
-    grads: Any, max_norm: float | Threshold, norm_type: float = 2.0, *, nonfinite: str = "raise"
+    grads: Any,
+    max_norm: float | Threshold,
+    norm_type: float = 2.0,
+    *,
+    nonfinite: str = "raise",
+    per_array: bool = False,
 ) -> GradNorm:
     """Scale gradients, in place, so that their norm is at most `max_norm`.
 
     If ``norm > max_norm``, ``g *= max_norm / norm``; else the arrays keep their exact bits. There is no epsilon: after
-    clipping the norm is `max_norm` up to rounding.
+    clipping the norm is `max_norm` up to rounding, which is done once, to the nearest or else to even.
 
     Parameters
     ----------
@@ -403,18 +479,22 @@ def clip_grad_norm_(
     nonfinite : {"raise", "skip", "zero"}
         What to do when an entry is NaN or infinite: raise, changing nothing; change nothing and say so in the result;
         or set such entries to 0 and clip the rest by the norm of what remains.
+    per_array : bool
+        Clip each array by its own norm, not all by the norm of all; `max_norm` has to be a number. That changes the
+        direction of the whole.
 
     Returns
     -------
     GradNorm
-        The norm before clipping, the limit, the coefficient, whether it clipped, and where the worst entry is.
+        The norm of all before clipping, the limit, the coefficient or coefficients, whether it clipped, and where the
+        worst entry is.
 
     Raises
     ------
     FloatingPointError
         If an entry is not finite and `nonfinite` is "raise"; it names the array and the position.
     TypeError
-        If something is not an array of float32 or float64.
+        If something is not an array of float16, float32 or float64.
     ValueError
         If an array is read-only, arrays overlap in part, or a number is out of range.
 
@@ -432,15 +512,25 @@ def clip_grad_norm_(
     (5.0, 0.2, True)
     >>> g
     array([0.6, 0.8])
+    >>> clip_grad_norm_({"weight": np.array([3.0, 4.0]), "bias": np.array([0.5])}, max_norm=1.0, per_array=True).coefs
+    {'weight': 0.2, 'bias': 1.0}
     """
     limit = check_limit(max_norm, None)
     p = number("norm_type", norm_type, above=0.0)
     check_policy(nonfinite)
+    if per_array and not isinstance(limit, float):
+        raise TypeError(f"max_norm: expected a number with per_array, got {type(limit).__name__}")
     found = Gradients(grads, write=True)
-    norm, factor0, factor1 = found.measure(p, limit, nonfinite)
-    if norm.clipped or (nonfinite == "zero" and norm.n_nan + norm.n_inf > 0):
-        _kernels.scale(found.arrays, factor0, factor1)
-        found.write_back()
+    norm, *common = found.measure(p, math.inf if per_array else limit, nonfinite)
+    if norm.skipped:
+        return norm
+    if per_array:
+        assert isinstance(limit, float)
+        factors = found.limit_each(norm, limit)
+    else:
+        factors = np.full((len(found.arrays), 2), common)
+    if norm.clipped or norm.n_nan + norm.n_inf > 0:
+        found.multiply(factors)
     return norm
 
 
@@ -459,7 +549,7 @@ def clip_grad_value_(grads: Any, clip_value: float) -> None:
     Raises
     ------
     TypeError
-        If something is not an array of float32 or float64.
+        If something is not an array of float16, float32 or float64.
     ValueError
         If an array is read-only, arrays overlap in part, or `clip_value` is negative or NaN.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,16 +11,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT32, FLOAT64, Array, array, number, number_at, same_names, size, target
+from gradcore._check import Array, array, number, number_at, same_names, size
 from gradcore._layer import Layer
 from gradcore.norm import (
     Gradients,
     GradNorm,
-    as_view,
     check_limit,
     check_policy,
     contiguous,
     copy_back,
+    pairs,
     refuse_overlap,
     warn_if_exhausted,
 )
@@ -165,6 +166,12 @@ class Optimizer:
         )
 
     @property
+    def params(self) -> dict[str, Array] | list[Array]:
+        """The parameters, as `grads`."""
+        names, params, _ = self._members()
+        return _by_name(names, params)
+
+    @property
     def grads(self) -> dict[str, Array] | list[Array]:
         """The gradients: a dict where they have names, else a list. Of several groups "1.weight" is group 1's."""
         names, _, grads = self._members()
@@ -175,7 +182,13 @@ class Optimizer:
         for grad in self._members()[2]:
             grad.fill(0)
 
-    def step(self, max_norm: float | Threshold | Schedule | None = None, nonfinite: str = "skip") -> GradNorm:
+    def step(
+        self,
+        max_norm: float | Threshold | Schedule | None = None,
+        nonfinite: str = "skip",
+        *,
+        scale: float = 1.0,
+    ) -> GradNorm:
         """Update the parameters in place: one pass over the gradients for their norm, one for the update.
 
         Parameters
@@ -187,11 +200,13 @@ class Optimizer:
         nonfinite : {"skip", "raise", "zero"}
             What to do when a gradient is NaN or infinite: leave parameters and moments as they are, bit for bit, and
             count it in `n_skipped`; raise, changing nothing; or take such entries as 0.
+        scale : float
+            By what the loss was multiplied: the gradients count as divided by it. They are not written.
 
         Returns
         -------
         GradNorm
-            The norm before clipping, and what was done.
+            The norm before clipping, over `scale`, and what was done.
 
         Raises
         ------
@@ -199,19 +214,18 @@ class Optimizer:
             If an entry is not finite and `nonfinite` is "raise", or is "skip" and `max_consecutive_skips` steps in a
             row were skipped already; nothing is changed.
         ValueError
-            If `max_norm` or `lr`, or what a schedule gives for it, is negative or NaN.
+            If `max_norm` or `lr`, or what a schedule gives for it, is negative or NaN, or `scale` or its reciprocal is
+            not a positive number.
         """
         limit = math.inf if max_norm is None else check_limit(max_norm, self.n_steps)
+        scale = number("scale", scale, least=sys.float_info.min, most=sys.float_info.max)
         lrs = [number_at("lr", self._group(part).lr, self.n_steps) for part in self._parts]
         check_policy(nonfinite)
         names, params, grads = self._members()
         found = Gradients(_by_name(names, grads), write=False)
-        norm, factor0, factor1 = found.measure(2.0, limit, nonfinite)
+        norm, factor0, factor1 = found.measure(2.0, limit, nonfinite, scale)
         if norm.skipped:
-            if self.max_consecutive_skips is not None and self.n_consecutive_skips >= self.max_consecutive_skips:
-                raise FloatingPointError(self._too_many_skips(found))
-            self.n_skipped += 1
-            self.n_consecutive_skips += 1
+            self._skip(found)
             return norm
         plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
         grads = [found.arrays[place] for place in found.where]
@@ -225,6 +239,13 @@ class Optimizer:
         self.n_consecutive_skips = 0
         self.last_norm = float(norm)
         return norm
+
+    def _skip(self, found: Gradients) -> None:
+        """Count a step that is not taken, or raise if it is one too many."""
+        if self.max_consecutive_skips is not None and self.n_consecutive_skips >= self.max_consecutive_skips:
+            raise FloatingPointError(self._too_many_skips(found))
+        self.n_skipped += 1
+        self.n_consecutive_skips += 1
 
     def _update(
         self, part: _Part, lr: float, factors: tuple[float, float], grads: list[Array], params: list[Array]
@@ -417,46 +438,13 @@ def _parts(given: Any, defaults: Mapping[str, Any]) -> list[_Part]:
         if isinstance(members, Layer):
             part = _Part(members, (), [], [], own)
         else:
-            part = _Part(None, *_pairs(label, members), own)
+            part = _Part(None, *pairs(label, members), own)
         for name, p, g in zip(*part.members(), strict=True):
             labels += [f"{label}[{name!r}]", f"gradient of {label}[{name!r}]"]
             arrays += [p, g]
         parts.append(part)
     refuse_overlap(labels, arrays)
     return parts
-
-
-def _pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-    """Names, parameters and gradients from a dict or list of pairs."""
-    keys: Sequence[Any]
-    if isinstance(given, Mapping):
-        keys, pairs = list(given), list(given.values())
-    elif isinstance(given, list):
-        keys, pairs = range(len(given)), given
-    else:
-        expected = "a layer, a model, or a dict or iterable of (param, grad) pairs"
-        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
-    if len({str(key) for key in keys}) < len(keys):
-        raise ValueError(f"{name}: two keys are the same as text, by which states and norms go")
-    params: list[Array] = []
-    grads: list[Array] = []
-    for key, pair in zip(keys, pairs, strict=True):
-        label, gradient = f"{name}[{key!r}]", f"gradient of {name}[{key!r}]"
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-            raise TypeError(f"{label}: expected a pair (param, grad), got {type(pair).__name__}")
-        param = target(label, pair[0])
-        if param.dtype not in (FLOAT32, FLOAT64):
-            raise TypeError(f"{label}: expected float32 or float64, got {param.dtype}")
-        grad = as_view(gradient, pair[1])
-        if grad is None:
-            raise TypeError(f"{gradient}: expected an array, got None")
-        if grad.dtype != param.dtype:
-            raise TypeError(f"{gradient}: expected {param.dtype}, got {grad.dtype}")
-        if grad.shape != param.shape:
-            raise ValueError(f"{gradient}: expected shape {param.shape}, got {grad.shape}")
-        params.append(param)
-        grads.append(grad)
-    return keys, params, grads
 
 
 class SGD(Optimizer):

@@ -3,7 +3,7 @@
 cdef extern from "gradcore.h" nogil:
     enum:
         GC_OK, GC_NOMEM
-        GC_F32, GC_F64
+        GC_F32, GC_F64, GC_F16
         GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
 
     ctypedef struct gc_recurrent:
@@ -108,6 +108,6 @@ cdef extern from "gradcore.h" nogil:
 
     void gc_number_blocks(gc_span *spans, Py_ssize_t n)
     int gc_norm_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)
-    void gc_norm_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factor)
+    void gc_norm_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factors)
     void gc_norm_clamp(const gc_table *, const gc_span *spans, Py_ssize_t n, double limit)
     Py_ssize_t gc_optim_update(const gc_table *, const gc_span *spans, Py_ssize_t n, const gc_update *)

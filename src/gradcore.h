@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 enum { GC_OK = 0, GC_NOMEM = 1 };
-enum { GC_F32 = 0, GC_F64 = 1 };
+enum { GC_F32 = 0, GC_F64 = 1, GC_F16 = 2 }; /* GC_F16 has no kernels: norms and clipping take it as doubles */
 
 /* ---- recurrent: one layer, one direction, a batch of sequences -------------------------------------------------------- */
 
@@ -85,12 +85,12 @@ enum {
 enum { GC_BLOCK = 4096 }; /* elements: the unit of work and of rounding; a block belongs to one array */
 enum { GC_GRAD, GC_PARAM, GC_MEAN, GC_SQUARE, GC_EXTRA, GC_OPERANDS };
 
-/* One array of a list, of either element type; for an optimizer the arrays of the same shape that go with it. */
+/* One array of a list, of any element type; for an optimizer the arrays of the same shape that go with it. */
 typedef struct gc_span {
     void *data[GC_OPERANDS]; /* (n,) each, aliasing nothing; norms and clipping use GC_GRAD alone */
     ptrdiff_t n;
     ptrdiff_t first_block;   /* blocks are numbered through the list: gc_number_blocks sets it */
-    int real;                /* GC_F32 or GC_F64 */
+    int real;                /* GC_F32 or GC_F64; without an optimizer GC_F16 too */
 } gc_span;
 
 /* What a block tells about its finite entries, and how many it has that are not. */
@@ -167,6 +167,9 @@ typedef struct gc_kernels {
 typedef struct gc_table {
     const char *isa;
     gc_kernels real[2]; /* [GC_F32], [GC_F64] */
+    /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */
+    void (*halves_to_doubles)(const uint16_t *half, ptrdiff_t n, double *x);
+    void (*doubles_to_halves)(const double *x, ptrdiff_t n, uint16_t *half);
 } gc_table;
 
 /* ---- dispatch.c ------------------------------------------------------------------------------------------------------- */
@@ -186,7 +189,8 @@ void gc_over_blocks(const gc_span *spans, ptrdiff_t n, gc_block_body body, void 
 
 /* p is positive or INFINITY; `arrays` (n,) and `all` are overwritten. GC_OK or GC_NOMEM. Reads only. */
 int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all);
-void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double factor[2]);
+/* Each array by its two factors of `factors` (n, 2). */
+void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double *factors);
 void gc_norm_clamp(const gc_table *, const gc_span *spans, ptrdiff_t n, double limit);
 /* How many spikes were cut. */
 ptrdiff_t gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, const gc_update *);

@@ -13,12 +13,34 @@ typedef struct job {
     double p;
     const double *units;    /* of each array, 0 to leave it out; NULL for 1 everywhere */
     gc_norm_block *blocks;  /* what is found, by the blocks' numbers */
-    double factor[2], limit;
+    const double *factors;  /* (n, 2) */
+    double limit;
 } job;
+
+static const gc_kernels *kernels_of(const gc_table *table, const gc_span *span)
+{
+    return &table->real[span->real == GC_F16 ? GC_F64 : span->real];
+}
 
 static void *data_at(const gc_span *span, ptrdiff_t start)
 {
-    return (char *)span->data[0] + start * (ptrdiff_t)(span->real == GC_F32 ? sizeof(float) : sizeof(double));
+    static const ptrdiff_t size[] = {[GC_F32] = 4, [GC_F64] = 8, [GC_F16] = 2};
+    return (char *)span->data[GC_GRAD] + start * size[span->real];
+}
+
+/* A block as its kernels take it: in place, or halves as doubles in the buffer, which close_block brings back. Doubles,
+ * because their sums are compensated, and a product that is rounded to float first would be rounded twice. */
+static void *open_block(const gc_table *table, const gc_span *span, ptrdiff_t start, ptrdiff_t n, double buffer[GC_BLOCK])
+{
+    void *data = data_at(span, start);
+    if (span->real != GC_F16) return data;
+    table->halves_to_doubles(data, n, buffer);
+    return buffer;
+}
+
+static void close_block(const gc_table *table, const gc_span *span, ptrdiff_t start, ptrdiff_t n, double buffer[GC_BLOCK])
+{
+    if (span->real == GC_F16) table->doubles_to_halves(buffer, n, data_at(span, start));
 }
 
 static void measure_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
@@ -28,7 +50,8 @@ static void measure_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
     const double unit = j->units ? j->units[i] : 1;
     if (unit == 0) return;
     gc_norm_block *found = &j->blocks[span->first_block + start / GC_BLOCK];
-    j->table->real[span->real].norm_block(data_at(span, start), n, j->p, unit, found);
+    double buffer[GC_BLOCK];
+    kernels_of(j->table, span)->norm_block(open_block(j->table, span, start, n, buffer), n, j->p, unit, found);
 }
 
 /* What to divide an array's entries by before they are raised to the power p. A power of two where that will do, because
@@ -85,8 +108,11 @@ static void gather_all(const job *j, const gc_norm *arrays, ptrdiff_t n, gc_norm
     if (all->worst < 0 && largest_array >= 0) {
         const gc_span *span = &j->spans[largest_array];
         const ptrdiff_t start = arrays[largest_array].largest_block;
+        const ptrdiff_t n = span->n - start < GC_BLOCK ? span->n - start : GC_BLOCK;
+        double buffer[GC_BLOCK];
+        const void *block = open_block(j->table, span, start, n, buffer);
         all->worst_array = largest_array;
-        all->worst = start + j->table->real[span->real].norm_find(data_at(span, start), span->n - start, all->largest);
+        all->worst = start + kernels_of(j->table, span)->norm_find(block, n, all->largest);
     }
 
     double rest = 0;
@@ -140,19 +166,25 @@ done:
 static void scale_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     const job *j = arg;
-    j->table->real[j->spans[i].real].scale_block(data_at(&j->spans[i], start), n, j->factor);
+    const gc_span *span = &j->spans[i];
+    double buffer[GC_BLOCK];
+    kernels_of(j->table, span)->scale_block(open_block(j->table, span, start, n, buffer), n, &j->factors[2 * i]);
+    close_block(j->table, span, start, n, buffer);
 }
 
-void gc_norm_scale(const gc_table *table, const gc_span *spans, ptrdiff_t n, const double factor[2])
+void gc_norm_scale(const gc_table *table, const gc_span *spans, ptrdiff_t n, const double *factors)
 {
-    job j = {.table = table, .spans = spans, .factor = {factor[0], factor[1]}};
+    job j = {.table = table, .spans = spans, .factors = factors};
     gc_over_blocks(spans, n, scale_block, &j);
 }
 
 static void clamp_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     const job *j = arg;
-    j->table->real[j->spans[i].real].clamp_block(data_at(&j->spans[i], start), n, j->limit);
+    const gc_span *span = &j->spans[i];
+    double buffer[GC_BLOCK];
+    kernels_of(j->table, span)->clamp_block(open_block(j->table, span, start, n, buffer), n, j->limit);
+    close_block(j->table, span, start, n, buffer);
 }
 
 void gc_norm_clamp(const gc_table *table, const gc_span *spans, ptrdiff_t n, double limit)

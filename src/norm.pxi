@@ -39,7 +39,7 @@ def bounds(cnp.ndarray a):
 
 
 def plain(list arrays, bint write):
-    """Whether the kernels can work on all of them as they are: contiguous arrays of real numbers without overlap."""
+    """Whether the kernels can work on all of them as they are: contiguous float arrays without overlap."""
     cdef Py_ssize_t n = len(arrays), i
     cdef cnp.ndarray a
     cdef bint good = True
@@ -52,7 +52,8 @@ def plain(list arrays, bint write):
             good = False
             break
         a = item
-        if (not cnp.PyArray_ISCARRAY_RO(a) or cnp.PyArray_TYPE(a) not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64)
+        if (not cnp.PyArray_ISCARRAY_RO(a)
+                or cnp.PyArray_TYPE(a) not in (cnp.NPY_FLOAT16, cnp.NPY_FLOAT32, cnp.NPY_FLOAT64)
                 or (write and not cnp.PyArray_ISWRITEABLE(a))):
             good = False
             break
@@ -67,10 +68,11 @@ def plain(list arrays, bint write):
     return good
 
 
-cdef gc_span *spans_of(list arrays, bint write) except NULL:
-    """To be freed by the caller."""
+cdef gc_span *spans_of(list arrays, bint write, bint halves) except NULL:
+    """To be freed by the caller. Arrays of float16 are refused unless `halves`."""
     cdef Py_ssize_t n = len(arrays), i
     cdef int operand
+    cdef bint half
     cdef cnp.ndarray a
     cdef gc_span *spans = <gc_span *> malloc(max(n, 1) * sizeof(gc_span))
     if spans == NULL:
@@ -78,11 +80,15 @@ cdef gc_span *spans_of(list arrays, bint write) except NULL:
     try:
         for i in range(n):
             a = arrays[i]
-            spans[i].real = real_of(a)
+            half = halves and cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT16
+            spans[i].real = GC_F16 if half else real_of(a)
             spans[i].n = cnp.PyArray_SIZE(a)
             for operand in range(GC_OPERANDS):
                 spans[i].data[operand] = NULL
-            spans[i].data[GC_GRAD] = pointer(a, spans[i].real, spans[i].n, write)
+            if half:
+                spans[i].data[GC_GRAD] = typed_pointer(a, cnp.NPY_FLOAT16, spans[i].n, write)
+            else:
+                spans[i].data[GC_GRAD] = pointer(a, spans[i].real, spans[i].n, write)
     except BaseException:
         free(spans)
         raise
@@ -91,16 +97,16 @@ cdef gc_span *spans_of(list arrays, bint write) except NULL:
 
 
 def norm(list arrays, double p):
-    """(root, unit, n_nan, n_inf, worst_array, worst) of the list, and (n, 2): each array's norm, and that of its finite
-    entries alone."""
+    """(root, unit, n_nan, n_inf, worst_array, worst) of the list, and (n, 4): each array's norm, that of its finite
+    entries alone, and the latter's root and unit."""
     cdef Py_ssize_t n = len(arrays), i
     cdef gc_norm total
     cdef int status
     cdef cnp.npy_intp[2] shape
-    shape[0], shape[1] = n, 2
+    shape[0], shape[1] = n, 4
     cdef cnp.ndarray each = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
     cdef double *out = <double *> cnp.PyArray_DATA(each)
-    cdef gc_span *spans = spans_of(arrays, False)
+    cdef gc_span *spans = spans_of(arrays, False, True)
     cdef gc_norm *found = <gc_norm *> malloc(max(n, 1) * sizeof(gc_norm))
     if found == NULL:
         free(spans)
@@ -109,8 +115,9 @@ def norm(list arrays, double p):
         status = gc_norm_measure(TABLE, spans, n, p, found, &total)
         if status == GC_OK:
             for i in range(n):
-                out[2 * i + 1] = found[i].root * found[i].unit
-                out[2 * i] = NAN if found[i].n_nan else INFINITY if found[i].n_inf else out[2 * i + 1]
+                out[4 * i + 1] = found[i].root * found[i].unit
+                out[4 * i] = NAN if found[i].n_nan else INFINITY if found[i].n_inf else out[4 * i + 1]
+                out[4 * i + 2], out[4 * i + 3] = found[i].root, found[i].unit
     free(found)
     free(spans)
     if status != GC_OK:
@@ -118,21 +125,20 @@ def norm(list arrays, double p):
     return total.root, total.unit, total.n_nan, total.n_inf, total.worst_array, total.worst, each
 
 
-def scale(list arrays, double factor0, double factor1):
-    """Multiplies every entry by both factors, in place; what is not finite becomes 0."""
-    cdef double[2] factor
+def scale(list arrays, cnp.ndarray factors):
+    """Multiplies the entries of each array by its two factors of (n, 2), in place; what is not finite becomes 0."""
     cdef Py_ssize_t n = len(arrays)
-    cdef gc_span *spans = spans_of(arrays, True)
-    factor[0], factor[1] = factor0, factor1
+    cdef const double *pairs = <const double *> pointer(factors, GC_F64, 2 * n, False)
+    cdef gc_span *spans = spans_of(arrays, True, True)
     with nogil:
-        gc_norm_scale(TABLE, spans, n, factor)
+        gc_norm_scale(TABLE, spans, n, pairs)
     free(spans)
 
 
 def clamp(list arrays, double limit):
     """Limits every entry to [-limit, limit], in place."""
     cdef Py_ssize_t n = len(arrays)
-    cdef gc_span *spans = spans_of(arrays, True)
+    cdef gc_span *spans = spans_of(arrays, True, True)
     with nogil:
         gc_norm_clamp(TABLE, spans, n, limit)
     free(spans)

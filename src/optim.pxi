@@ -21,7 +21,7 @@ def update(int rule, double factor0, double factor1, list grads, list params,
     u.factor[0], u.factor[1] = factor0, factor1
     u.keep_mean, u.take_mean, u.keep_square, u.take_square = keep_mean, take_mean, keep_square, take_square
     u.eps, u.root, u.now, u.past, u.momentum, u.threshold = eps, root, now, past, momentum, threshold
-    spans = spans_of(grads, False)
+    spans = spans_of(grads, False, False)
     try:
         for operand, arrays in ((GC_PARAM, params), (GC_MEAN, mean), (GC_SQUARE, square), (GC_EXTRA, extra)):
             if arrays is None:

@@ -26,6 +26,7 @@ INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
 #include "parts.h"
+#include "half.h"
 
 #define GC_BITS 32
 #include "kernels.inc.h"
@@ -56,4 +57,6 @@ extern const gc_table GC_JOIN(gc_table_, GC_ISA);
 const gc_table GC_JOIN(gc_table_, GC_ISA) = {
     .isa = GC_TEXT(GC_ISA),
     .real = {KERNELS(f32), KERNELS(f64)},
+    .halves_to_doubles = halves_to_doubles,
+    .doubles_to_halves = doubles_to_halves,
 };

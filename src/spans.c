@@ -1,4 +1,4 @@
-/* Work over a list of arrays, of either element type: the blocks of all of them are numbered through and shared out. */
+/* Work over a list of arrays, of any element type: the blocks of all of them are numbered through and shared out. */
 #include "gradcore.h"
 
 /* A thread that gets fewer blocks than this is not worth waking. */

@@ -308,6 +308,35 @@ def test_clipping_in_the_step_is_clipping_before_it(rule: str, options: dict[str
 
 @each_dtype
 @each_case
+def test_a_scaled_step_is_the_same_step(rule: str, options: dict[str, Any], dtype: Any) -> None:
+    pairs, draw = fresh(dtype)
+    times = {name: (p.copy(), np.zeros_like(g)) for name, (p, g) in pairs.items()}
+    plain, opt = make(rule, pairs, **options), make(rule, times, **options)
+    for max_norm in (None, 0.7, 1e9):
+        draw()
+        for name, (_, g) in pairs.items():
+            times[name][1][...] = g * dtype(2.0**20)
+        kept = [g.tobytes() for _, g in times.values()]
+        want, norm = plain.step(max_norm), opt.step(max_norm, scale=2.0**20)
+        assert (norm, norm.coef, norm.clipped, norm.worst) == (want, want.coef, want.clipped, want.worst)
+        assert norm.per_array == want.per_array
+        assert [g.tobytes() for _, g in times.values()] == kept
+    assert everything(opt, times) == everything(plain, pairs)
+    assert opt.last_norm == plain.last_norm
+
+
+def test_parameters_go_by_the_names_of_the_gradients() -> None:
+    pairs, _ = fresh()
+    opt = optim.SGD(two_groups(pairs, {"lr": 0.5}))
+    assert isinstance(opt.params, dict)
+    assert isinstance(opt.grads, dict)
+    assert opt.params.keys() == opt.grads.keys()
+    assert opt.params["1.p2"] is pairs["p2"][0]
+    assert optim.SGD(list(pairs.values())).params[2] is pairs["p2"][0]
+
+
+@each_dtype
+@each_case
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_skipped_step_changes_no_bit_and_is_counted(
     rule: str, options: dict[str, Any], dtype: Any, value: float
@@ -1062,7 +1091,8 @@ def test_bad_arguments_of_a_step_change_nothing(rule: str, options: dict[str, An
     pairs, _ = fresh()
     opt = make(rule, pairs, **options)
     before = everything(opt, pairs)
-    for arguments in ({"max_norm": -1.0}, {"max_norm": math.nan}, {"nonfinite": "ignore"}):
+    scales: list[dict[str, Any]] = [{"scale": bad} for bad in (0.0, -1.0, math.nan, math.inf, 5e-324)]
+    for arguments in ({"max_norm": -1.0}, {"max_norm": math.nan}, {"nonfinite": "ignore"}, *scales):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             opt.step(**arguments)
     opt.lr = math.nan

@@ -22,8 +22,8 @@ FLOORS = [
     {"_check", "_kernels", "_files", "reference", "data"},
     {"_layer", "_threads", "progress", "schedule", "threshold"},
     {"checkpoint", "init", "losses", "norm", "monitor", "spectral", "report"},
-    {"recurrent", "linear", "optim", "tasks"},
-    {"train"},
+    {"recurrent", "linear", "optim", "units", "tasks"},
+    {"train", "scaler"},
     {"diagnose"},
     {"cli"},
 ]

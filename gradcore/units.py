@@ -1,0 +1,226 @@
+"""Adaptive gradient clipping: each unit's gradient by the norm of the unit's own parameters."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradcore import _kernels
+from gradcore._check import Array, number, target
+from gradcore.norm import (
+    Gradients,
+    Key,
+    by_key,
+    check_policy,
+    coefficient,
+    contiguous,
+    copy_back,
+    nonfinite_error,
+    pairs,
+    refuse_overlap,
+    warn_if_exhausted,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitClip:
+    r"""What `clip_grad_units_` saw and did.
+
+    Attributes
+    ----------
+    n_clipped : dict of str to int, or ndarray of int64
+        How many units of each array were cut: by name where they came with names, else in their order.
+    ratio : float
+        The largest :math:`\|G_i\| / \max(\|W_i\|, \epsilon)` of any unit, before cutting. Of the finite entries with
+        ``nonfinite="zero"``; NaN or inf where ``nonfinite="skip"`` met another one.
+    worst : tuple or None
+        ``(name or index, unit)`` of the first entry that is not finite, or else of the first with that ratio. None when
+        there is no unit.
+    n_nan, n_inf : int
+        How many entries of the gradients were NaN, and how many infinite.
+    skipped : bool
+        Whether ``nonfinite="skip"`` left them alone because of those.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import clip_grad_units_
+    >>> done = clip_grad_units_([(np.ones((2, 4)), np.ones((2, 4))), (np.ones(3), np.zeros(3))])
+    >>> done.clipped, done.n_clipped
+    (True, array([2, 0]))
+    """
+
+    n_clipped: dict[str, int] | Array
+    ratio: float
+    worst: tuple[Key, int] | None
+    n_nan: int
+    n_inf: int
+    skipped: bool
+
+    @property
+    def clipped(self) -> bool:
+        """Whether any unit was cut."""
+        counts = self.n_clipped.values() if isinstance(self.n_clipped, dict) else self.n_clipped
+        return any(n > 0 for n in counts)
+
+
+def clip_grad_units_(
+    params: Any, clip_factor: float = 0.01, eps: float = 1e-3, axis: int = 0, *, nonfinite: str = "raise"
+) -> UnitClip:
+    r"""Scale each unit's gradient, in place, so that its norm is small beside that of the unit's parameters.
+
+    Where :math:`\|G_i\| > \lambda \max(\|W_i\|, \epsilon)`, :math:`G_i \leftarrow \lambda \max(\|W_i\|, \epsilon)\,
+    G_i / \|G_i\|`; other units keep their exact bits. A unit is an index along `axis`; of an array with one dimension
+    or none each entry is a unit.
+
+    Parameters
+    ----------
+    params : layer, model, optimizer, or dict or iterable of (param, grad)
+        float32 or float64 arrays; the gradients are changed, the parameters only read.
+    clip_factor : float
+        :math:`\lambda`, at least 0.
+    eps : float
+        :math:`\epsilon`, at least 0, for units that start with parameters of 0.
+    axis : int
+        Which axis counts the units, of arrays with at least two: 0 for weights (out, in), as layers have them here and
+        in PyTorch, -1 for (in, out).
+    nonfinite : {"raise", "skip", "zero"}
+        What to do when an entry of a gradient is NaN or infinite: raise, changing nothing; change nothing and say so in
+        the result; or set such entries to 0 and go by the norms of what remains.
+
+    Returns
+    -------
+    UnitClip
+        How many units of each array were cut, and where the worst was.
+
+    Raises
+    ------
+    FloatingPointError
+        If an entry is not finite and `nonfinite` is "raise", or a parameter is not finite; nothing is changed.
+    TypeError, ValueError
+        If parameters and gradients do not match, cannot be written or share memory, or a number is out of range.
+
+    Notes
+    -----
+    Brock, De, Smith, Simonyan, "High-performance large-scale image recognition without normalization", 2021, equation
+    3. The authors' code takes a vector as one unit, and leaves out a network's last layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore import clip_grad_units_
+    >>> weight, grad = np.array([[3.0, 4.0], [6.0, 8.0]]), np.array([[0.5, 0.0], [0.0, 0.1]])
+    >>> clip_grad_units_({"weight": (weight, grad)})
+    UnitClip(n_clipped={'weight': 1}, ratio=0.1, worst=('weight', 0), n_nan=0, n_inf=0, skipped=False)
+    >>> grad
+    array([[0.05, 0.  ],
+           [0.  , 0.1 ]])
+    """
+    factor, least = number("clip_factor", clip_factor, least=0.0), number("eps", eps, least=0.0)
+    check_policy(nonfinite)
+    keys, weights, grads = _with_params(params)
+    labels = [f"params[{key!r}]" for key in keys]
+    for label, grad in zip(labels, grads, strict=True):
+        target(f"gradient of {label}", grad)
+        _check_axis(label, axis, grad.ndim)
+    refuse_overlap([*labels, *(f"gradient of {label}" for label in labels)], [*weights, *grads])
+    n_nan, n_inf, place, position = _nonfinite(weights)
+    if position is not None:
+        raise nonfinite_error(labels[place], weights[place][position], position, n_nan, n_inf)
+    n_nan, n_inf, place, position = _nonfinite(grads)
+    counts, ratio, worst = np.zeros(len(grads), np.int64), -1.0, None
+    if position is not None:
+        if nonfinite == "raise":
+            raise nonfinite_error(f"gradient of {labels[place]}", grads[place][position], position, n_nan, n_inf)
+        worst = keys[place], position[axis if len(position) > 1 else 0] if position else 0
+        if nonfinite == "skip":
+            return UnitClip(by_key(keys, counts), math.nan if n_nan else math.inf, worst, n_nan, n_inf, True)
+    for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
+        counts[i], ratios = _clip_array(weight, grad, factor, least, axis)
+        if ratios.max(initial=-1.0) > ratio:
+            ratio = float(ratios.max())
+            worst = worst if position is not None else (keys[i], int(ratios.argmax()))
+    return UnitClip(by_key(keys, counts), max(ratio, 0.0), worst, n_nan, n_inf, False)
+
+
+def _with_params(given: Any) -> tuple[Sequence[Key], list[Array], list[Array]]:
+    """Names, parameters and gradients of whatever holds both."""
+    if not isinstance(given, Mapping):
+        params, grads = getattr(given, "params", None), getattr(given, "grads", None)
+        if params is not None and grads is not None:  # a layer, a model, an optimizer
+            named = isinstance(params, Mapping)
+            both = list(zip(params.values() if named else params, grads.values() if named else grads, strict=True))
+            given = dict(zip(params, both, strict=True)) if named else both
+        elif isinstance(given, Iterable):
+            members = list(given)
+            warn_if_exhausted("params", given, members, stacklevel=4)
+            given = members
+    return pairs("params", given)
+
+
+def _check_axis(label: str, axis: Any, ndim: int) -> None:
+    if isinstance(axis, (bool, np.bool_)) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis: expected an integer, got {type(axis).__name__}")
+    if ndim > 1 and not -ndim <= axis < ndim:
+        raise ValueError(f"axis: expected an integer from {-ndim} to {ndim - 1} for {label}, got {axis}")
+
+
+def _nonfinite(arrays: list[Array]) -> tuple[int, int, int, tuple[int, ...] | None]:
+    """How many entries are NaN, how many infinite, and array and position of the first, None without any."""
+    n_nan = n_inf = place = 0
+    position = None
+    for i, a in enumerate(arrays):  # one at a time, because of the copies
+        norm = Gradients([a], write=False).measure(math.inf, math.inf, None)[0]
+        if position is None and norm.n_nan + norm.n_inf:
+            assert norm.worst is not None
+            place, position = i, norm.worst[1]
+        n_nan, n_inf = n_nan + norm.n_nan, n_inf + norm.n_inf
+    return n_nan, n_inf, place, position
+
+
+def _by_unit(a: Array, axis: int) -> tuple[Array, Array]:
+    """The array with its units first, and that as contiguous rows, a copy where the layout asks for it."""
+    first = a if a.ndim < 2 else np.moveaxis(a, axis, 0)
+    n = first.shape[0] if a.ndim else 1
+    return first, contiguous(first).reshape(n, math.prod(first.shape[1:]))
+
+
+def _norms(rows: Array) -> tuple[Array, Array]:
+    """Root and unit of each row's norm, whose product may lie beyond the range of float64; of the finite entries."""
+    if rows.shape[1] == 1:  # a vector, of which there may be a million rows
+        root = np.abs(rows[:, 0], dtype=np.float64)
+        return np.where(np.isfinite(root), root, 0.0), np.ones(len(rows))
+    each = _kernels.norm(list(rows), 2.0)[-1]
+    return each[:, 2], each[:, 3]
+
+
+def _clip_array(weight: Array, grad: Array, factor: float, least: float, axis: int) -> tuple[int, Array]:
+    """How many units were cut, and each one's ratio before."""
+    with np.errstate(over="ignore", divide="ignore"):
+        root, unit = _norms(_by_unit(weight, axis)[1])
+        against = np.minimum(np.maximum(root * unit, least), sys.float_info.max)
+        limits = factor * against
+        first, rows = _by_unit(grad, axis)
+        root, unit = _norms(rows)
+        ratios = np.divide(root, against, out=np.zeros(len(rows)), where=root > 0) * unit
+        cut = root * unit > limits
+    bad = ~np.isfinite(rows).all(axis=1)
+    if not (cut.any() or bad.any()):
+        return 0, ratios
+    if rows.shape[1] == 1:
+        rows[cut, 0] = np.copysign(limits[cut], rows[cut, 0])
+        rows[bad] = 0
+    else:
+        touched = np.flatnonzero(cut | bad)
+        factors = np.ones((len(touched), 2))
+        for i, j in enumerate(touched):
+            if cut[j]:
+                factors[i] = coefficient(float(limits[j]), float(root[j]), float(unit[j]))[1:]
+        _kernels.scale([rows[j] for j in touched], factors)
+    copy_back([rows.reshape(first.shape)], [first])
+    return int(cut.sum()), ratios
