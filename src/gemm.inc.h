@@ -7,18 +7,25 @@
 #error "gemm.inc.h needs real.inc.h and simd.inc.h"
 #endif
 
-#define MR 6                /* rows of a tile; with NV vectors each its sums fill the registers */
-#define NV GC_MICRO_VECTORS /* vectors of a row: 4, or 2 where there are 16 registers. Three rows of 4 would be as many sums, but
-                               read B twice as often as L2 can give it (bench/NOTES.md) */
-#define NR (NV * V)         /* columns of a panel */
-#define NW 4                /* vectors of a tile at most: of LOW rows two panels side by side, or there were too few sums */
+/* A tile is as many rows of two vectors as its sums fill the registers, beside two vectors of B and one of A: four vectors
+ * wide it would read B twice as often, and L2 cannot give it that fast (bench/NOTES.md). The three gates of a GRU are one
+ * tile, and of LOW rows two panels side by side are, or there were too few sums to hide the latency. */
+#define NV 2
+#define NR (NV * V) /* columns of a panel */
+#define NW 4        /* vectors of a tile at most */
+#if GC_REGISTERS == 32
+#define MR 14
+#define MR_3 9
+#define LOW 6
+#else
+#define MR 6
+#define MR_3 4
 #define LOW 3
-/* Whether tiles fetch the packed panel that comes next: 5 to 40 % where W is in L3, for AVX2; nothing for AVX-512. */
-#define FETCH_NEXT (NV == 2)
+#endif
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    FEW_VECTORS = GC_MICRO_VECTORS == 2,
+    FEW_VECTORS = GC_REGISTERS == 16,
     KC = FEW_VECTORS ? 288 : 384, /* rows that one block of gemm_tn sums at most: half a chunk of recurrent.inc.h, and with few
                                      vectors a panel of them fits in L1 beside a stripe of A */
     NC_BYTES = (FEW_VECTORS ? 1024 : 384) * 1024, /* of B in such a block, packed. Either it stays in L2 beside a panel of A, or
@@ -26,9 +33,12 @@ enum {
     COLUMNS = 48                  /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
 };
 #endif
-/* Rows of B that gemm sums at most before it goes on to the next columns: a panel of them stays near L1 for all tiles. With
- * AVX-512 whole panels were as fast. */
-#define DEPTH (NV == 2 ? 640 : PTRDIFF_MAX / 2)
+/* Columns of B that a tile of gemm_tn takes: with many registers six rows of four vectors, because its A is packed and its B
+ * in L2, and both are used as often. */
+#define WIDE (GC_REGISTERS == 16 ? NR : 2 * NR)
+/* Rows of B that gemm sums at most before it goes on to the next columns: a panel of them stays near L1 for all tiles, and so
+ * do the rows of A. */
+#define DEPTH (GC_REGISTERS == 16 ? 640 : 1024)
 
 /* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j] (of four vectors that are more than a
  * panel the second half is in the panel behind), C[i, j] = c[i * c_row + j] and start[i, j] = start[i * start_row + j]: a
@@ -64,15 +74,37 @@ INLINE void FN(finish)(const int rows, const int vectors, const ptrdiff_t last, 
         }
 }
 
+/* How the packed panel that comes next is fetched: near the registers where vectors are narrow. Where they are wide a panel
+ * fills L1, so it goes to L2, and a matrix that stays there by itself is left alone. */
+#define PREFETCH_NEXT(address) (GC_REGISTERS == 16 ? PREFETCH(address) : PREFETCH_L2(address))
+#define FETCH_BYTES (GC_REGISTERS == 16 ? 0 : 1 << 20)
+
+/* The panel at `next` of a packed matrix (K, N), if it is to be fetched. */
+INLINE uintptr_t FN(next_panel)(const REAL *next, ptrdiff_t K, ptrdiff_t N)
+{
+    return K * N * (ptrdiff_t)sizeof(REAL) > FETCH_BYTES ? (uintptr_t)next : 0;
+}
+
+/* Has the compiler make multiples of x in the addresses themselves; it would keep each in a register of its own, more than
+ * there are, and fetch them back from vector registers at the cost of multiply-adds. */
+#if defined(__GNUC__)
+#define ADDRESS(x) __asm__("" : "+r"(x))
+#else
+#define ADDRESS(x) ((void)(x))
+#endif
+
 /* C[rows, n] for n columns that fill `vectors` vectors. The first two are constants where this is inlined: the sums live in
  * registers. */
 INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(product) *p)
 {
-    const ptrdiff_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row, last = n - (vectors - 1) * V;
+    const ptrdiff_t b_row = p->b_row, last = n - (vectors - 1) * V;
     const ptrdiff_t start_row = p->start_row, ahead_k = p->ahead ? p->ahead_k : 0;
-    const REAL *a = p->a, *b = p->b, *start = p->start;
-    uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)a, next = p->next;
-    const ptrdiff_t behind = vectors == 4 && NV < 4 ? p->b_panel - NR : 0, next_k = p->next_k;
+    const REAL *b = p->b, *start = p->start;
+    uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)b, next = p->next;
+    const ptrdiff_t behind = vectors == 4 ? p->b_panel - NR : 0, next_k = p->next_k;
+    const ptrdiff_t a_column = p->a_column * (ptrdiff_t)sizeof(REAL);
+    ptrdiff_t row = p->a_row * (ptrdiff_t)sizeof(REAL), rows_3 = 3 * row;
+    const char *a[] = {(const char *)p->a, (const char *)p->a + 5 * row, (const char *)p->a + 10 * row};
     VEC sum[MR][NW];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
@@ -83,21 +115,25 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
         }
     for (ptrdiff_t k = p->K; k > 0; k--) {
         VEC bk[NW];
+        ADDRESS(row);
+        ADDRESS(rows_3);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) bk[v] = FN(v_load)(b + v * V + (v >= NV ? behind : 0));
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            VEC aik = FN(v_set1)(a[i * a_row]);
+            const REAL *element = (const REAL *)(a[i / 5] + (i % 5 == 3 ? rows_3 : i % 5 * row));
+            VEC aik = FN(v_set1)(*element);
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) sum[i][v] = FN(v_fma)(aik, bk[v], sum[i][v]);
         }
         PREFETCH((const void *)ahead);
         ahead += (uintptr_t)ahead_k;
-        if (FETCH_NEXT && rows > LOW) {
-            PREFETCH((const void *)next);
+        if (rows > LOW) {
+            PREFETCH_NEXT((const void *)next);
             next += (uintptr_t)next_k;
         }
-        a += a_column;
+#pragma GCC unroll 3
+        for (int i = 0; i < (rows + 4) / 5; i++) a[i] += a_column;
         b += b_row;
     }
     if (last == V) /* as it mostly is: no test for each row */
@@ -106,53 +142,55 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
         FN(finish)(rows, vectors, last, sum, start, start_row, p->c, p->c_row);
 }
 
+/* A function for each tile: in a large function for all of them registers of one are spilled for another's sake. */
 #define TILE(rows, vectors)                                                                                                    \
-    case rows:                                                                                                                 \
-        FN(tile)(rows, vectors, n, p);                                                                                         \
-        break;
-#define TILES_3(vectors) TILE(1, vectors) TILE(2, vectors) TILE(3, vectors)
-#define TILES_4(vectors) TILES_3(vectors) TILE(4, vectors)
-#define TILES_6(vectors) TILES_4(vectors) TILE(5, vectors) TILE(6, vectors)
-#define TILES(vectors, HEIGHTS)                                                                                                \
-    static void FN(tile_##vectors)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)                                          \
-    {                                                                                                                          \
-        switch (rows) {                                                                                                        \
-            HEIGHTS(vectors)                                                                                                   \
-        }                                                                                                                      \
-    }
-TILES(1, TILES_6)
-TILES(2, TILES_6)
-#if GC_MICRO_VECTORS == 4
-TILES(3, TILES_6)
-TILES(4, TILES_6)
+    static void FN(tile_##rows##x##vectors)(ptrdiff_t n, const FN(product) * p) { FN(tile)(rows, vectors, n, p); }
+#define TILE_NAME(rows, vectors) FN(tile_##rows##x##vectors),
+#define UP_TO_3(DO, vectors) DO(1, vectors) DO(2, vectors) DO(3, vectors)
+#define UP_TO_4(DO, vectors) UP_TO_3(DO, vectors) DO(4, vectors)
+#define UP_TO_6(DO, vectors) UP_TO_4(DO, vectors) DO(5, vectors) DO(6, vectors)
+#define UP_TO_9(DO, vectors) UP_TO_6(DO, vectors) DO(7, vectors) DO(8, vectors) DO(9, vectors)
+#define UP_TO_14(DO, vectors)                                                                                                  \
+    UP_TO_9(DO, vectors) DO(10, vectors) DO(11, vectors) DO(12, vectors) DO(13, vectors) DO(14, vectors)
+#if GC_REGISTERS == 32
+#define UP_TO_MR UP_TO_14
+#define UP_TO_MR_3 UP_TO_9
+#define UP_TO_LOW UP_TO_6
 #else
-TILES(3, TILES_4)
-TILES(4, TILES_3)
+#define UP_TO_MR UP_TO_6
+#define UP_TO_MR_3 UP_TO_4
+#define UP_TO_LOW UP_TO_3
 #endif
-#undef TILES
-#undef TILES_6
-#undef TILES_4
-#undef TILES_3
-#undef TILE
+UP_TO_MR(TILE, 1) UP_TO_MR(TILE, 2) UP_TO_MR_3(TILE, 3) UP_TO_LOW(TILE, 4)
 
 /* C[rows, n] for n <= NW * V columns. */
 INLINE void FN(tile_of)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)
 {
-    static void (*const kernels[NW])(ptrdiff_t, ptrdiff_t, const FN(product) *) = {FN(tile_1), FN(tile_2), FN(tile_3),
-                                                                                   FN(tile_4)};
-    kernels[(n - 1) / V](rows, n, p);
+    static void (*const kernels[NW][MR])(ptrdiff_t, const FN(product) *) = {
+        {UP_TO_MR(TILE_NAME, 1)}, {UP_TO_MR(TILE_NAME, 2)}, {UP_TO_MR_3(TILE_NAME, 3)}, {UP_TO_LOW(TILE_NAME, 4)}};
+    kernels[(n - 1) / V][rows - 1](n, p);
 }
+#undef TILE
+#undef TILE_NAME
+#undef UP_TO_3
+#undef UP_TO_4
+#undef UP_TO_6
+#undef UP_TO_9
+#undef UP_TO_14
+#undef UP_TO_MR
+#undef UP_TO_MR_3
+#undef UP_TO_LOW
 
 /* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. At most MR rows for NR
- * columns, 4 for three vectors (of a GRU), LOW for four that are two panels. */
+ * columns, MR_3 for three vectors, LOW for four that are two panels. */
 INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole)
 {
-    const ptrdiff_t most = n <= NR ? MR : n <= 3 * V ? 4 : LOW, tiles = (M + most - 1) / most;
+    const ptrdiff_t most = n <= NR ? MR : n <= 3 * V ? MR_3 : LOW, tiles = (M + most - 1) / most;
     static const REAL zeros[NW * V];
     FN(product) p = *whole;
     if (!p.start) p.start = zeros, p.start_row = 0;
     const REAL *start = p.start;
-    if (FETCH_NEXT && p.next) /* shared out between the tiles */
+    if (p.next) /* shared out between the tiles */
         p.next_k = gc_min(64, gc_max(16, (n + V - 1) / V * V * (ptrdiff_t)sizeof(REAL) / gc_max(tiles, 1)));
     else
         p.next = (uintptr_t)p.a, p.next_k = 0;
@@ -193,15 +231,15 @@ static void FN(transpose)(ptrdiff_t K, ptrdiff_t n, const REAL *from, ptrdiff_t 
 }
 
 /* Pack this thread's share of B[k, n] = src[k * row + n * column], where one of the two is 1. If that is column, the rows
- * begin with first_row and go round. */
-static void FN(pack)(ptrdiff_t K, ptrdiff_t N, const REAL *src, ptrdiff_t row, ptrdiff_t column, ptrdiff_t first_row,
-                     REAL *packed, int thread, int n_threads)
+ * begin with first_row and go round. Panels of `nr` columns: NR, WIDE for gemm_tn. */
+static void FN(pack)(ptrdiff_t K, ptrdiff_t N, ptrdiff_t nr, const REAL *src, ptrdiff_t row, ptrdiff_t column,
+                     ptrdiff_t first_row, REAL *packed, int thread, int n_threads)
 {
-    ptrdiff_t panels = (N + NR - 1) / NR;
+    ptrdiff_t panels = (N + nr - 1) / nr;
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
-        ptrdiff_t n = gc_min(NR, N - p * NR), width = (n + V - 1) / V * V;
-        const REAL *from = src + p * NR * column;
-        REAL *to = packed + p * NR * K;
+        ptrdiff_t n = gc_min(nr, N - p * nr), width = (n + V - 1) / V * V;
+        const REAL *from = src + p * nr * column;
+        REAL *to = packed + p * nr * K;
         if (row == 1) {
             for (ptrdiff_t j = 0; j < n; j += V) FN(transpose)(K, gc_min(V, n - j), from + j * column, column, to + j, width);
             continue;
@@ -220,7 +258,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
                      ptrdiff_t n_ahead)
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
-    const ptrdiff_t block = 16 * MR; /* rows of A that stay in L2 while all panels pass over them */
+    const ptrdiff_t block = 8 * 14;  /* rows of A that stay in L2 while all panels pass over them */
     const ptrdiff_t depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
     for (ptrdiff_t m = 0; m < M; m += block)
         for (ptrdiff_t depth = 0; depth < depths; depth++) {
@@ -228,12 +266,12 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
             for (ptrdiff_t j = j0, n; j < j1; j += n) {
                 const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
                 n = gc_min(panel + NR, j1) - j;
-                if (NV == 2 && M <= LOW && gc_min(panel + 2 * NR, j1) - j > NR + V) n = gc_min(panel + 2 * NR, j1) - j;
+                if (M <= LOW && gc_min(panel + 2 * NR, j1) - j > NR + V) n = gc_min(panel + 2 * NR, j1) - j;
                 const REAL *b = packed + panel * K + k0 * width + j % NR;
                 REAL *to = c + m * c_row + j;
                 FN(product) p = {depth_k, a + m * a_row + k0, a_row, 1, b, width, NR * K, to, c_row,
                                  depth ? to : start ? start + m * start_row + j : NULL, depth ? c_row : start_row,
-                                 line, end, 64, depth_k * 64, (uintptr_t)(b + width * K), 0};
+                                 line, end, 64, depth_k * 64, FN(next_panel)(b + width * K, K, N), 0};
                 FN(panel)(gc_min(block, M - m), n, &p);
                 line = p.ahead;
             }
@@ -245,7 +283,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
 /* A tile reads MR elements of each row of A^T. Where the registers hold few vectors they are packed as stripes of just MR
  * columns, so that nothing else comes to L1 beside the panel of B; V elements are left between two stripes, because the last
  * vector of a row reaches over its end. Stores of whole cache lines that overlap would cost more than they save. */
-#define STRIPE (NV == 2 ? MR : COLUMNS)
+#define STRIPE (GC_REGISTERS == 16 ? MR : COLUMNS)
 #define STRIPE_SIZE(kc) ((kc)*STRIPE + V)
 
 /* Elements of scratch that each thread needs for gemm_tn. */
@@ -287,23 +325,23 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
     if (m0 == m1) return;
     for (ptrdiff_t block = 0; block < blocks; block++) {
         const ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
-        const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / NR) * NR;
+        const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / WIDE) * WIDE;
         for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);
-            FN(pack)(kc, columns, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
+            FN(pack)(kc, columns, WIDE, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
             for (ptrdiff_t m = m0; m < m1; m += COLUMNS) {
                 const ptrdiff_t rows = gc_min(COLUMNS, m1 - m);
                 const REAL *from = a + k0 * a_row + m;
                 const uintptr_t ahead_end = (uintptr_t)(from + kc * a_row + 2 * COLUMNS - 1);
                 FN(pack_stripes)(kc, rows, from, a_row, packed_a, sums && !j0 ? sums + m : NULL);
-                for (ptrdiff_t j = 0; j < columns; j += NR) {
-                    const ptrdiff_t n = gc_min(NR, columns - j);
+                for (ptrdiff_t j = 0; j < columns; j += WIDE) {
+                    const ptrdiff_t n = gc_min(WIDE, columns - j);
                     for (ptrdiff_t i = 0; i < rows; i += STRIPE) {
                         REAL *to = c + (m + i) * c_row + j0 + j;
                         /* the columns of A that come next, a line of their rows for each tile */
-                        const uintptr_t ahead = j ? 0 : (uintptr_t)(from + COLUMNS + i / MR * line);
+                        const uintptr_t ahead = j ? 0 : (uintptr_t)(from + COLUMNS + i / STRIPE * line);
                         FN(product) p = {kc, packed_a + i / STRIPE * STRIPE_SIZE(kc), 1, STRIPE, work + j * kc,
-                                         (n + V - 1) / V * V, 0, to, c_row, to, c_row, ahead, ahead_end,
+                                         (n + V - 1) / V * V, NR, to, c_row, to, c_row, ahead, ahead_end,
                                          a_row * (ptrdiff_t)sizeof(REAL), 64, 0, 0};
                         FN(panel)(gc_min(STRIPE, rows - i), n, &p);
                     }

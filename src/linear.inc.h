@@ -46,7 +46,7 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     const FN(linear_plan) *plan = arg;
     const gc_linear *s = plan->s;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    FN(pack)(F, O, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team));
+    FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team));
     gc_barrier(team);
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, (REAL *)s->y + first * O, O, s->b,
@@ -67,7 +67,7 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     const gc_linear *s = plan->s;
     const REAL *dy = s->dy;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    FN(pack)(O, F, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team));
+    FN(pack)(O, F, NR, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team));
     share(O, team, thread, &first, &end);
     FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db,
                 plan->products + thread * FN(gemm_tn_work)());

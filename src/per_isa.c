@@ -17,9 +17,11 @@
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #define PREFETCH(address) __builtin_prefetch(address)
+#define PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #else
 #define INLINE static __forceinline
 #define PREFETCH(address) ((void)(address))
+#define PREFETCH_L2(address) ((void)(address))
 #endif
 
 INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }

@@ -276,7 +276,7 @@ INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrd
         const ptrdiff_t n = gc_min(most, width - part);
         const REAL *b = packed + (u * plan->G + part) * K;
         FN(product) p = {K, a, a_row, 1, b, gc_min(plan->part, n), NR * K, pre + part, PANEL, start + part,
-                         start_row, 0, 0, 0, 0, (uintptr_t)(b + n * K), 0};
+                         start_row, 0, 0, 0, 0, FN(next_panel)(b + n * K, K, plan->G * plan->s->H), 0};
         FN(panel)(rows, n, &p);
     }
 }
@@ -608,14 +608,14 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     const int n_threads = gc_team_size(team);
     unsigned long long mode = gc_ftz_enter();
 
-    FN(pack)(GH, H, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads);
+    FN(pack)(GH, H, NR, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads);
     const int narrow = plan->narrow_size > 0;
     if (s->dx && narrow) {
         for (ptrdiff_t m = GH * thread / n_threads; m < GH * (thread + 1) / n_threads; m++) /* (F, G*H) */
             for (ptrdiff_t f = 0; f < F; f++)
                 plan->w_ih[f * GH + m] = ((const REAL *)s->w_ih)[(m + n_first < GH ? m + n_first : m + n_first - GH) * F + f];
     } else if (s->dx) {
-        FN(pack)(GH, F, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads);
+        FN(pack)(GH, F, NR, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads);
     }
     gc_barrier(team);
 

@@ -20,7 +20,7 @@
 /* ---- AVX-512 ---------------------------------------------------------------------------------------------------------- */
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
-#define GC_MICRO_VECTORS 4
+#define GC_REGISTERS 32
 #if GC_BITS == 32
 #define V 16
 #define VEC __m512
@@ -75,7 +75,7 @@ INLINE VEC FN(v_zip_second)(VEC a, VEC b)
 /* ---- AVX2 + FMA ------------------------------------------------------------------------------------------------------- */
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
-#define GC_MICRO_VECTORS 2
+#define GC_REGISTERS 16
 #if GC_BITS == 32
 #define V 8
 #define VEC __m256
@@ -126,7 +126,7 @@ INLINE VEC FN(v_zip_second)(VEC a, VEC b)
 #ifndef GC_VECTOR_BYTES
 #define GC_VECTOR_BYTES 16
 #endif
-#define GC_MICRO_VECTORS (GC_VECTOR_BYTES == 64 ? 4 : 2)
+#define GC_REGISTERS (GC_VECTOR_BYTES == 64 ? 32 : 16)
 #define V (GC_VECTOR_BYTES * 8 / GC_BITS)
 #if GC_BITS == 32
 typedef float gc_vec_f32 __attribute__((vector_size(GC_VECTOR_BYTES)));
@@ -183,7 +183,7 @@ INLINE VEC FN(v_zip_second)(VEC a, VEC b)
 
 /* ---- one element at a time; GC_SCALAR asks for it, to test it ------------------------------------------------------------ */
 #else
-#define GC_MICRO_VECTORS 2
+#define GC_REGISTERS 16
 #define V 1
 #define VEC REAL
 INLINE VEC FN(v_load)(const REAL *p) { return *p; }
