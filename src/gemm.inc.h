@@ -30,6 +30,7 @@ enum {
                                      vectors a panel of them fits in L1 beside a stripe of A */
     NC_BYTES = (FEW_VECTORS ? 1024 : 384) * 1024, /* of B in such a block, packed. Either it stays in L2 beside a panel of A, or
                                      it comes from L3 slowly enough, and A is packed less often */
+    BLOCK = 112,                  /* rows of A at most that stay in L2 while all panels of gemm pass over them */
     COLUMNS = 48                  /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
 };
 #endif
@@ -60,24 +61,18 @@ typedef struct {
     ptrdiff_t next_k;
 } FN(product);
 
-/* C = start + the sums of a tile, whose last vector has `last` elements. */
-INLINE void FN(finish)(const int rows, const int vectors, const ptrdiff_t last, VEC sum[MR][NW], const REAL *start,
-                       ptrdiff_t start_row, REAL *c, ptrdiff_t c_row)
+/* Columns of B of which a tile takes up to four vectors: two panels side by side for so few rows that there were too few sums
+ * otherwise, and where both stay in L1 as long as all tiles need them. */
+#define PAIR_BYTES (GC_REGISTERS == 16 ? 0 : 32 * 1024)
+INLINE ptrdiff_t FN(columns_at_once)(ptrdiff_t M, ptrdiff_t K)
 {
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            const ptrdiff_t live = v == vectors - 1 ? last : V;
-            const VEC from = FN(v_get)(start + i * start_row + v * V, live);
-            FN(v_put)(c + i * c_row + v * V, FN(v_add)(from, sum[i][v]), live);
-        }
+    return M <= LOW || K * 2 * NR * (ptrdiff_t)sizeof(REAL) <= PAIR_BYTES ? 2 * NR : NR;
 }
 
 /* How the packed panel that comes next is fetched: near the registers where vectors are narrow. Where they are wide a panel
  * fills L1, so it goes to L2, and a matrix that stays there by itself is left alone. */
 #define PREFETCH_NEXT(address) (GC_REGISTERS == 16 ? PREFETCH(address) : PREFETCH_L2(address))
-#define FETCH_BYTES (GC_REGISTERS == 16 ? 0 : 1 << 20)
+#define FETCH_BYTES (GC_REGISTERS == 16 ? 0 : 1 << 19)
 
 /* The panel at `next` of a packed matrix (K, N), if it is to be fetched. */
 INLINE uintptr_t FN(next_panel)(const REAL *next, ptrdiff_t K, ptrdiff_t N)
@@ -85,13 +80,30 @@ INLINE uintptr_t FN(next_panel)(const REAL *next, ptrdiff_t K, ptrdiff_t N)
     return K * N * (ptrdiff_t)sizeof(REAL) > FETCH_BYTES ? (uintptr_t)next : 0;
 }
 
-/* Has the compiler make multiples of x in the addresses themselves; it would keep each in a register of its own, more than
- * there are, and fetch them back from vector registers at the cost of multiply-adds. */
+/* Has the compiler make what it needs of x in the addresses themselves. It would keep every multiple, or every row's address, in
+ * a register of its own, more than there are, and fetch them back from vector registers at the cost of multiply-adds. */
 #if defined(__GNUC__)
 #define ADDRESS(x) __asm__("" : "+r"(x))
 #else
 #define ADDRESS(x) ((void)(x))
 #endif
+
+/* C = start + the sums of a tile, whose last vector has `last` elements. */
+INLINE void FN(finish)(const int rows, const int vectors, const ptrdiff_t last, VEC sum[MR][NW], const REAL *start,
+                       ptrdiff_t start_row, REAL *c, ptrdiff_t c_row)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++, start += start_row, c += c_row) {
+        ADDRESS(start);
+        ADDRESS(c);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            const ptrdiff_t live = v == vectors - 1 ? last : V;
+            const VEC from = FN(v_get)(start + v * V, live);
+            FN(v_put)(c + v * V, FN(v_add)(from, sum[i][v]), live);
+        }
+    }
+}
 
 /* C[rows, n] for n columns that fill `vectors` vectors. The first two are constants where this is inlined: the sums live in
  * registers. */
@@ -99,7 +111,7 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
 {
     const ptrdiff_t b_row = p->b_row, last = n - (vectors - 1) * V;
     const ptrdiff_t start_row = p->start_row, ahead_k = p->ahead ? p->ahead_k : 0;
-    const REAL *b = p->b, *start = p->start;
+    const REAL *b = p->b, *start = p->start, *from = start;
     uintptr_t ahead = p->ahead ? p->ahead : (uintptr_t)b, next = p->next;
     const ptrdiff_t behind = vectors == 4 ? p->b_panel - NR : 0, next_k = p->next_k;
     const ptrdiff_t a_column = p->a_column * (ptrdiff_t)sizeof(REAL);
@@ -107,12 +119,14 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
     const char *a[] = {(const char *)p->a, (const char *)p->a + 5 * row, (const char *)p->a + 10 * row};
     VEC sum[MR][NW];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++, from += start_row) {
+        ADDRESS(from);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
             sum[i][v] = FN(v_zero)();
-            if (v * V * sizeof(REAL) % 64 == 0) PREFETCH(start + i * start_row + v * V);
+            if (v * V * sizeof(REAL) % 64 == 0) PREFETCH(from + v * V);
         }
+    }
     for (ptrdiff_t k = p->K; k > 0; k--) {
         VEC bk[NW];
         ADDRESS(row);
@@ -258,21 +272,22 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
                      ptrdiff_t n_ahead)
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
-    const ptrdiff_t block = 8 * 14;  /* rows of A that stay in L2 while all panels pass over them */
-    const ptrdiff_t depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
-    for (ptrdiff_t m = 0; m < M; m += block)
+    const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK;
+    const ptrdiff_t depths = gc_max(1, (K + DEPTH - 1) / DEPTH), wide = FN(columns_at_once)(M, K);
+    for (ptrdiff_t block = 0; block < blocks; block++)
         for (ptrdiff_t depth = 0; depth < depths; depth++) {
+            const ptrdiff_t m = M * block / blocks, rows = M * (block + 1) / blocks - m;
             const ptrdiff_t k0 = K * depth / depths, depth_k = K * (depth + 1) / depths - k0;
             for (ptrdiff_t j = j0, n; j < j1; j += n) {
                 const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
-                n = gc_min(panel + NR, j1) - j;
-                if (M <= LOW && gc_min(panel + 2 * NR, j1) - j > NR + V) n = gc_min(panel + 2 * NR, j1) - j;
+                n = gc_min(panel + wide, j1) - j;
+                if (n <= NR + V) n = gc_min(panel + NR, j1) - j;
                 const REAL *b = packed + panel * K + k0 * width + j % NR;
                 REAL *to = c + m * c_row + j;
                 FN(product) p = {depth_k, a + m * a_row + k0, a_row, 1, b, width, NR * K, to, c_row,
                                  depth ? to : start ? start + m * start_row + j : NULL, depth ? c_row : start_row,
                                  line, end, 64, depth_k * 64, FN(next_panel)(b + width * K, K, N), 0};
-                FN(panel)(gc_min(block, M - m), n, &p);
+                FN(panel)(rows, n, &p);
                 line = p.ahead;
             }
         }

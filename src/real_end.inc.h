@@ -19,6 +19,7 @@
 #undef ADDRESS
 #undef PREFETCH_NEXT
 #undef FETCH_BYTES
+#undef PAIR_BYTES
 #undef WIDE
 #undef NR
 #undef NV

@@ -271,7 +271,7 @@ INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrd
                               ptrdiff_t a_row, const REAL *packed, const REAL *start, ptrdiff_t start_row, REAL *pre)
 {
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, plan->s->H - u) + V - 1) / V * V);
-    const ptrdiff_t most = rows <= LOW && width == PANEL ? PANEL : plan->part;
+    const ptrdiff_t most = width == PANEL && FN(columns_at_once)(rows, K) == PANEL ? PANEL : plan->part;
     for (ptrdiff_t part = 0; part < width; part += most) {
         const ptrdiff_t n = gc_min(most, width - part);
         const REAL *b = packed + (u * plan->G + part) * K;
