@@ -265,30 +265,36 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, ptrdiff_t nr, const REAL *src, pt
     }
 }
 
-/* Columns [j0, j1) of C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed; j0 is a multiple of V. Meanwhile
- * so many elements from `ahead` on are fetched. */
+/* Columns [j0, j1) of C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed; j0 is a multiple of V. B is walked
+ * through once for each block of rows, to and fro, the first time from its end if `back`: what L2 has kept of one walk is
+ * where the next begins. Meanwhile so many elements from `ahead` on are fetched. */
 static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row,
-                     const REAL *packed, REAL *c, ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row, const REAL *ahead,
-                     ptrdiff_t n_ahead)
+                     const REAL *packed, int back, REAL *c, ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row,
+                     const REAL *ahead, ptrdiff_t n_ahead)
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
-    const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK;
-    const ptrdiff_t depths = gc_max(1, (K + DEPTH - 1) / DEPTH), wide = FN(columns_at_once)(M, K);
-    for (ptrdiff_t block = 0; block < blocks; block++)
-        for (ptrdiff_t depth = 0; depth < depths; depth++) {
+    const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK, depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
+    const ptrdiff_t wide = FN(columns_at_once)(M, K), first = j0 / NR * NR, steps = (j1 - first + wide - 1) / wide;
+    const ptrdiff_t last = (j1 - 1) / NR * NR;
+    for (ptrdiff_t block = 0; block < blocks; block++, back = !back)
+        for (ptrdiff_t i = 0; i < steps; i++) {
+            const ptrdiff_t at = first + (back ? steps - 1 - i : i) * wide, j_end = gc_min(j1, at + wide);
             const ptrdiff_t m = M * block / blocks, rows = M * (block + 1) / blocks - m;
-            const ptrdiff_t k0 = K * depth / depths, depth_k = K * (depth + 1) / depths - k0;
-            for (ptrdiff_t j = j0, n; j < j1; j += n) {
+            for (ptrdiff_t j = gc_max(j0, at), n; j < j_end; j += n) {
                 const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
-                n = gc_min(panel + wide, j1) - j;
-                if (n <= NR + V) n = gc_min(panel + NR, j1) - j;
-                const REAL *b = packed + panel * K + k0 * width + j % NR;
+                const ptrdiff_t next_panel = back ? gc_max(panel - NR, first) : gc_min(panel + NR, last);
                 REAL *to = c + m * c_row + j;
-                FN(product) p = {depth_k, a + m * a_row + k0, a_row, 1, b, width, NR * K, to, c_row,
-                                 depth ? to : start ? start + m * start_row + j : NULL, depth ? c_row : start_row,
-                                 line, end, 64, depth_k * 64, FN(next_panel)(b + width * K, K, N), 0};
-                FN(panel)(rows, n, &p);
-                line = p.ahead;
+                n = j_end - j <= NR + V ? gc_min(panel + NR, j_end) - j : j_end - j;
+                for (ptrdiff_t depth = 0; depth < depths; depth++) {
+                    const ptrdiff_t k0 = K * depth / depths, depth_k = K * (depth + 1) / depths - k0;
+                    const REAL *b = packed + panel * K + k0 * width + j % NR;
+                    const REAL *next = depth < depths - 1 ? b + width * depth_k : packed + next_panel * K;
+                    FN(product) p = {depth_k, a + m * a_row + k0, a_row, 1, b, width, NR * K, to, c_row,
+                                     depth ? to : start ? start + m * start_row + j : NULL, depth ? c_row : start_row,
+                                     line, end, 64, depth_k * 64, FN(next_panel)(next, K, N), 0};
+                    FN(panel)(rows, n, &p);
+                    line = p.ahead;
+                }
             }
         }
 }

@@ -49,8 +49,8 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team));
     gc_barrier(team);
     share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, (REAL *)s->y + first * O, O, s->b,
-             0, NULL, 0); /* (l1) */
+    FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, 0, (REAL *)s->y + first * O, O,
+             s->b, 0, NULL, 0); /* (l1) */
 }
 
 static void FN(linear_forward)(const gc_linear *s)
@@ -73,7 +73,7 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
                 plan->products + thread * FN(gemm_tn_work)());
     gc_barrier(team);
     share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0);
+    FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, 0, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0);
 }
 
 static void FN(linear_backward)(const gc_linear *s)

@@ -266,36 +266,39 @@ static void FN(gru_step)(const FN(panel_step) *p)
     }
 }
 
-/* pre = start + A W for `rows` rows of A and the panel of unit u, whose columns in pre begin with `start`'s. */
-INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t K, const REAL *a,
-                              ptrdiff_t a_row, const REAL *packed, const REAL *start, ptrdiff_t start_row, REAL *pre)
+/* pre = start + A W for `rows` rows of A and the panel of unit u, whose columns in pre begin with `start`'s; the panel of
+ * unit `next` comes after it. */
+INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, ptrdiff_t K,
+                              const REAL *a, ptrdiff_t a_row, const REAL *packed, const REAL *start, ptrdiff_t start_row,
+                              REAL *pre)
 {
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, plan->s->H - u) + V - 1) / V * V);
     const ptrdiff_t most = width == PANEL && FN(columns_at_once)(rows, K) == PANEL ? PANEL : plan->part;
     for (ptrdiff_t part = 0; part < width; part += most) {
         const ptrdiff_t n = gc_min(most, width - part);
-        const REAL *b = packed + (u * plan->G + part) * K;
+        const REAL *b = packed + (u * plan->G + part) * K, *then = part + n < width ? b + n * K : packed + next * plan->G * K;
         FN(product) p = {K, a, a_row, 1, b, gc_min(plan->part, n), NR * K, pre + part, PANEL, start + part,
-                         start_row, 0, 0, 0, 0, FN(next_panel)(b + n * K, K, plan->G * plan->s->H), 0};
+                         start_row, 0, 0, 0, 0, FN(next_panel)(then, K, plan->G * plan->s->H), 0};
         FN(panel)(rows, n, &p);
     }
 }
 
 /* The pre-activations of `rows` rows and the panel of unit u: the input's part, from the bias. */
-static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *x, REAL *pre)
+static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, const REAL *x, REAL *pre)
 {
     const gc_recurrent *s = plan->s;
     const REAL *bias = plan->bias + u * plan->K;
-    FN(panel_product)(plan, rows, u, s->F, x, s->F, plan->w_ih, bias, 0, pre);
+    FN(panel_product)(plan, rows, u, next, s->F, x, s->F, plan->w_ih, bias, 0, pre);
     if (s->cell == GC_GRU)
         for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * PANEL + 3 * V, FN(v_load)(bias + 3 * V));
 }
 
 /* They get the recurrent part. */
-static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, const REAL *h_in, REAL *pre)
+static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, const REAL *h_in,
+                               REAL *pre)
 {
     REAL *to = pre + (plan->s->cell == GC_GRU ? V : 0);
-    FN(panel_product)(plan, rows, u, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to);
+    FN(panel_product)(plan, rows, u, next, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to);
 }
 
 /* The panel of unit u from its pre-activations: `rows` sequences from `first` on, whose rows begin with `row`. */
@@ -338,12 +341,13 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
 
         for (ptrdiff_t u = input.u0; plan->whole_chunk && u < input.u1; u += panel) {
             REAL *pre = plan->pre + u / panel * panel_pre;
+            const ptrdiff_t next = gc_min(u + panel, (s->H - 1) / panel * panel);
             if (input.end - input.first == input.alive) /* all its rows, which follow each other */
-                FN(input_part)(plan, input.rows, u, x + input.row0 * s->F, pre);
+                FN(input_part)(plan, input.rows, u, next, x + input.row0 * s->F, pre);
             else
                 for (ptrdiff_t i = input.i0; i < input.i1; i++) {
                     ptrdiff_t t = step_at(s, i), row = s->offsets[t] + input.first;
-                    FN(input_part)(plan, own_rows(s, &input, t), u, x + row * s->F, pre + (row - input.row0) * PANEL);
+                    FN(input_part)(plan, own_rows(s, &input, t), u, next, x + row * s->F, pre + (row - input.row0) * PANEL);
                 }
         }
         if (all_help) gc_barrier(team);
@@ -357,10 +361,13 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int apart = plan->whole_chunk && rows <= MR;
             REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * PANEL;
-            for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += panel) {
+            /* to and fro, so that a step begins with what L2 has kept of W_hh from the one before */
+            const ptrdiff_t panels = (chunk.u1 - chunk.u0 + panel - 1) / panel, way = i % 2 ? -panel : panel;
+            for (ptrdiff_t n = 0, u = chunk.u0 + (i % 2 ? (panels - 1) * panel : 0); n < panels; n++, u += way) {
+                const ptrdiff_t next = n < panels - 1 ? u + way : u;
                 REAL *panel_of_u = pre + (plan->whole_chunk ? u / panel * panel_pre : 0);
-                if (!plan->whole_chunk) FN(input_part)(plan, rows, u, x + row * s->F, panel_of_u);
-                FN(recurrent_part)(plan, rows, u, h_in, panel_of_u);
+                if (!plan->whole_chunk) FN(input_part)(plan, rows, u, next, x + row * s->F, panel_of_u);
+                FN(recurrent_part)(plan, rows, u, next, h_in, panel_of_u);
                 if (!apart) FN(panel_gates)(plan, rows, chunk.first, row, u, panel_of_u);
             }
             for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
@@ -538,7 +545,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         for (ptrdiff_t b = from; b < to; b++) s->dc_norm[row0 + b] = FN(l2_norm)(carry + b * H, H);
     }
     if (s->cell != GC_GRU) carry = NULL;
-    FN(gemm)(rows, chunk->u0, chunk->u1, H, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh, dh, H, carry, H, before,
+    FN(gemm)(rows, chunk->u0, chunk->u1, H, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh, (int)(i % 2), dh, H, carry, H, before,
              rows * plan->gates_row);
 }
 
@@ -639,7 +646,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
             if (narrow)
                 FN(narrow_dx)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, s->dx_adds);
             else
-                FN(gemm)(end - first, 0, F, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, F,
+                FN(gemm)(end - first, 0, F, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, 0, dx, F,
                      s->dx_adds ? dx : NULL, F, NULL, 0);
         }
         gc_barrier(team);
