@@ -38,6 +38,11 @@ INLINE ptrdiff_t n_alive(const gc_recurrent *s, ptrdiff_t t) { return s->offsets
 /* The step that is walked as number i. */
 INLINE ptrdiff_t step_at(const gc_recurrent *s, ptrdiff_t i) { return s->reverse ? s->T - 1 - i : i; }
 
+/* Memory that will be needed, [line, end). */
+typedef struct {
+    uintptr_t line, end;
+} gc_lines;
+
 /* One thread's part of a chunk of steps, [i0, i1) in the order of the walk. */
 typedef struct {
     ptrdiff_t i0, i1;
@@ -267,10 +272,10 @@ static void FN(gru_step)(const FN(panel_step) *p)
 }
 
 /* pre = start + A W for `rows` rows of A and the panel of unit u, whose columns in pre begin with `start`'s; the panel of
- * unit `next` comes after it. */
+ * unit `next` comes after it. Meanwhile the lines `ahead`, which go forward, are fetched. */
 INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, ptrdiff_t K,
                               const REAL *a, ptrdiff_t a_row, const REAL *packed, const REAL *start, ptrdiff_t start_row,
-                              REAL *pre)
+                              REAL *pre, gc_lines *ahead)
 {
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, plan->s->H - u) + V - 1) / V * V);
     const ptrdiff_t most = width == PANEL && FN(columns_at_once)(rows, K) == PANEL ? PANEL : plan->part;
@@ -278,8 +283,9 @@ INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrd
         const ptrdiff_t n = gc_min(most, width - part);
         const REAL *b = packed + (u * plan->G + part) * K, *then = part + n < width ? b + n * K : packed + next * plan->G * K;
         FN(product) p = {K, a, a_row, 1, b, gc_min(plan->part, n), NR * K, pre + part, PANEL, start + part,
-                         start_row, 0, 0, 0, 0, FN(next_panel)(then, K, plan->G * plan->s->H), 0};
+                         start_row, ahead->line, ahead->end, 64, K * 64, FN(next_panel)(then, K, plan->G * plan->s->H), 0};
         FN(panel)(rows, n, &p);
+        ahead->line = p.ahead;
     }
 }
 
@@ -288,17 +294,18 @@ static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff
 {
     const gc_recurrent *s = plan->s;
     const REAL *bias = plan->bias + u * plan->K;
-    FN(panel_product)(plan, rows, u, next, s->F, x, s->F, plan->w_ih, bias, 0, pre);
+    gc_lines none = {0, 0};
+    FN(panel_product)(plan, rows, u, next, s->F, x, s->F, plan->w_ih, bias, 0, pre, &none);
     if (s->cell == GC_GRU)
         for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * PANEL + 3 * V, FN(v_load)(bias + 3 * V));
 }
 
 /* They get the recurrent part. */
 static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, const REAL *h_in,
-                               REAL *pre)
+                               REAL *pre, gc_lines *ahead)
 {
     REAL *to = pre + (plan->s->cell == GC_GRU ? V : 0);
-    FN(panel_product)(plan, rows, u, next, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to);
+    FN(panel_product)(plan, rows, u, next, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to, ahead);
 }
 
 /* The panel of unit u from its pre-activations: `rows` sequences from `first` on, whose rows begin with `row`. */
@@ -308,9 +315,11 @@ static void FN(panel_gates)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdif
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H;
     REAL *gates = s->gates, *c = s->c, *c_in = s->c_in;
-    FN(panel_step) p = {rows, gc_min(plan->panel, H - u), pre, (REAL *)s->h + first * H + u, c ? c + first * H + u : NULL, H,
-                        (REAL *)s->y + (s->y_at ? 0 : row) * s->ld_y + u, gates ? gates + row * plan->gates_row + u * plan->K : NULL,
-                        c_in ? c_in + row * plan->h_row + u : NULL, s->y_at ? s->y_at + row : NULL, s->ld_y, plan->gates_row, plan->h_row, plan->stream};
+    FN(panel_step) p = {.rows = rows, .units = gc_min(plan->panel, H - u), .pre = pre, .h = (REAL *)s->h + first * H + u,
+                        .c = c ? c + first * H + u : NULL, .H = H, .y = (REAL *)s->y + (s->y_at ? 0 : row) * s->ld_y + u,
+                        .gates = gates ? gates + row * plan->gates_row + u * plan->K : NULL,
+                        .c_in = c_in ? c_in + row * plan->h_row + u : NULL, .y_at = s->y_at ? s->y_at + row : NULL,
+                        .y_row = s->ld_y, .gates_row = plan->gates_row, .c_row = plan->h_row, .stream = plan->stream};
     if (s->cell == GC_LSTM)
         FN(lstm_step)(&p);
     else if (s->cell == GC_GRU)
@@ -361,13 +370,19 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int apart = plan->whole_chunk && rows <= MR;
             REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * PANEL;
+            /* where the next step's gates will be written, if they do not pass by the caches */
+            gc_lines ahead = {0, 0};
+            if (s->gates && !plan->stream && !chunk.by_units && i + 1 < s->T) {
+                const REAL *gates = s->gates, *next = gates + (s->offsets[step_at(s, i + 1)] + chunk.first) * plan->gates_row;
+                ahead = (gc_lines){(uintptr_t)next, (uintptr_t)next + (uintptr_t)(rows * plan->gates_row) * sizeof(REAL)};
+            }
             /* to and fro, so that a step begins with what L2 has kept of W_hh from the one before */
             const ptrdiff_t panels = (chunk.u1 - chunk.u0 + panel - 1) / panel, way = i % 2 ? -panel : panel;
             for (ptrdiff_t n = 0, u = chunk.u0 + (i % 2 ? (panels - 1) * panel : 0); n < panels; n++, u += way) {
                 const ptrdiff_t next = n < panels - 1 ? u + way : u;
                 REAL *panel_of_u = pre + (plan->whole_chunk ? u / panel * panel_pre : 0);
                 if (!plan->whole_chunk) FN(input_part)(plan, rows, u, next, x + row * s->F, panel_of_u);
-                FN(recurrent_part)(plan, rows, u, next, h_in, panel_of_u);
+                FN(recurrent_part)(plan, rows, u, next, h_in, panel_of_u, &ahead);
                 if (!apart) FN(panel_gates)(plan, rows, chunk.first, row, u, panel_of_u);
             }
             for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
@@ -545,8 +560,8 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         for (ptrdiff_t b = from; b < to; b++) s->dc_norm[row0 + b] = FN(l2_norm)(carry + b * H, H);
     }
     if (s->cell != GC_GRU) carry = NULL;
-    FN(gemm)(rows, chunk->u0, chunk->u1, H, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh, (int)(i % 2), dh, H, carry, H, before,
-             rows * plan->gates_row);
+    FN(gemm)(rows, chunk->u0, chunk->u1, H, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh, (int)(i % 2), dh, H,
+             carry, H, before, rows * plan->gates_row);
 }
 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
