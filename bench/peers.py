@@ -2,13 +2,14 @@
 
 Every run is verified before it is timed. Of each round the peers and gradcore take their turns one after the other, so
 that a ratio compares neighbours in time. Printed are medians over the rounds, and the quotients of everybody's fastest
-turn ("best over"), which others on the machine disturb least; "peak" is the fastest turn's share of the processor's
-limit. What is not installed is left out.
+turn ("best over"), which others on the machine disturb least; "peak" is the share of what the processor can do at most,
+as it showed right after the turn, for its clock varies. What is not installed is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import math
@@ -18,8 +19,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import bench_norm
+import bench_optim
 import numpy as np
 from figures import GATES, SHAPES, Shape, flop
 
@@ -47,74 +50,85 @@ Row = dict[str, Any]
 SLICE = 0.03  # seconds that one turn takes at least
 PAUSE = 0.005  # seconds in which the threads of whoever came before stop spinning
 WAIT = 3.0  # seconds to wait at most until every thread has a core of its own
-WHOLE = 0.93  # of the processor's limit that shows it
+WHOLE = (
+    0.6  # of the processor's limit that shows it: two threads on one core have half, a warm processor three quarters
+)
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------
 
 
-def multiply_adds(dtype: str = "float32") -> float:
-    """GFLOP/s of nothing but multiply-adds on all threads of gradcore."""
+class Turn(NamedTuple):
+    seconds: float  # per call
+    limit: float  # GFLOP/s in float32 of nothing but multiply-adds, after it
+
+
+def multiply_adds() -> float:
+    """GFLOP/s in float32 of nothing but multiply-adds on all threads of gradcore, in half a millisecond."""
     start = time.perf_counter()
-    n = _kernels.multiply_adds(np.dtype(dtype), 200_000)
+    n = _kernels.multiply_adds(np.dtype("float32"), 200_000)
     return 2.0 * n / (time.perf_counter() - start) / 1e9
 
 
-_best: dict[tuple[int, str], float] = {}
+_best: dict[int, float] = {}
 
 
-def peak(dtype: str = "float32") -> float:
-    """The most of them that were seen so far, a look of half a second included.
+def peak() -> float:
+    """The most of them that were seen so far on so many threads, a look of half a second included.
 
     On several threads the look takes as long as they are far below so many times one thread, up to WAIT seconds.
     """
     threads, start = gradcore.get_num_threads(), time.perf_counter()
-    expected = WHOLE * threads * _best.get((1, dtype), 0.0)
-    _best.setdefault((threads, dtype), 0.0)
-    while (elapsed := time.perf_counter() - start) < 0.5 or (_best[threads, dtype] < expected and elapsed < WAIT):
-        _best[threads, dtype] = max(_best[threads, dtype], multiply_adds(dtype))
-    return _best[threads, dtype]
+    expected = WHOLE * threads * _best.get(1, 0.0)
+    _best.setdefault(threads, 0.0)
+    while (elapsed := time.perf_counter() - start) < 0.5 or (_best[threads] < expected and elapsed < WAIT):
+        _best[threads] = max(_best[threads], multiply_adds())
+    return _best[threads]
 
 
-def whole(seconds: float) -> bool:
-    """Whether the processor is ours within so many seconds; virtual processors that were idle may share a core."""
-    at_most, start = _best[gradcore.get_num_threads(), "float32"], time.perf_counter()
-    while multiply_adds() < WHOLE * at_most:
+def whole(seconds: float) -> float:
+    """What the processor can do, once it is ours within so many seconds, else 0.
+
+    Virtual processors that were idle may share a core.
+    """
+    at_most, start = _best[gradcore.get_num_threads()], time.perf_counter()
+    while (now := multiply_adds()) < WHOLE * at_most:
         if time.perf_counter() - start > seconds:
-            return False
-    return True
+            return 0.0
+    return now
 
 
-def turn(run: Run) -> float:
-    """Seconds per call, of a time with the whole processor before and after it, if there is one in five."""
+def turn(run: Run) -> Turn:
+    """A turn with the whole processor before and after it, if there is one in five."""
     for _ in range(5):
         time.sleep(PAUSE)
-        whole(WAIT)
+        before = whole(WAIT)
         run()
         calls, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < SLICE or not calls:
             run()
             calls += 1
-        if whole(0.02):
+        if after := whole(0.02):
             break
-    return elapsed / calls
+    return Turn(elapsed / calls, after or before)
 
 
-def interleave(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of each, round by round, the order turning from round to round."""
-    names, times = list(runs), {name: [] for name in runs}
+def interleave(runs: dict[str, Run], rounds: int) -> dict[str, list[Turn]]:
+    """The turns of each, round by round, the order turning from round to round."""
+    names: list[str] = list(runs)
+    turns: dict[str, list[Turn]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     peak()
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(turn(runs[name]))
-    return times
+            turns[name].append(turn(runs[name]))
+    return turns
 
 
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+def ratio(turns: dict[str, list[Turn]], name: str, base: str) -> float:
     """How many times as long `name` takes as `base`: the median over the rounds."""
-    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+    return statistics.median(a.seconds / b.seconds for a, b in zip(turns[name], turns[base], strict=True))
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -295,14 +309,15 @@ def _onnx_session(cell: str, layer: Any, threads: int) -> Any:
 
 
 def compare(job: Job, runs: dict[str, Run], rounds: int, work: float) -> Row:
-    times, at_most = interleave(runs, rounds), peak(str(job.x.dtype))
+    turns, lanes = interleave(runs, rounds), 4 / job.x.itemsize
     row: Row = {"cell": job.cell, "shape": job.shape, "dtype": str(job.x.dtype), "threads": gradcore.get_num_threads()}
+    least = {name: min(t.seconds for t in turns[name]) for name in runs}
     for name in runs:
-        row[f"{name} ms"] = 1e3 * statistics.median(times[name])
-        row[f"{name} peak"] = work / min(times[name]) / 1e9 / at_most
+        row[f"{name} ms"] = 1e3 * statistics.median(t.seconds for t in turns[name])
+        row[f"{name} peak"] = statistics.median(work / t.seconds / 1e9 / (t.limit * lanes) for t in turns[name])
         if name != "gradcore":
-            row[f"over {name}"] = ratio(times, name, "gradcore")
-            row[f"best over {name}"] = min(times[name]) / min(times["gradcore"])
+            row[f"over {name}"] = ratio(turns, name, "gradcore")
+            row[f"best over {name}"] = least[name] / least["gradcore"]
     return row
 
 
@@ -459,8 +474,64 @@ def _status(name: str) -> int:
     return int(line.split()[1])
 
 
+def norm(rounds: int) -> Iterator[Row]:
+    """Norms and clipping beside PyTorch, reading beside a plain sum on two threads, a small norm beside NumPy's."""
+    for threads in THREADS:
+        gradcore.set_num_threads(threads)
+        for which in bench_norm.LISTS:
+            for what, make in (
+                ("norm", lambda run, arrays: run.norm),
+                ("clip that fires", bench_norm.clip_that_fires),
+                ("clip that does not", bench_norm.clip_that_does_not_fire),
+            ):
+                runs: dict[str, Run] = {}
+                for name, system in (("gradcore", bench_norm.OfGradcore), ("torch", bench_norm.OfTorch)):
+                    if name == "gradcore" or torch is not None:
+                        arrays = bench_norm.make(which)
+                        runs[name] = make(system(arrays), arrays)
+                if what == "norm":
+                    runs["sum"] = _plain_sum(bench_norm.make(which), threads)
+                    if len(arrays) == 1:
+                        runs["numpy"] = lambda a=arrays[0]: np.linalg.norm(a)
+                yield _beside({"what": what, "arrays": which}, runs, rounds)
+
+
+def optim(rounds: int) -> Iterator[Row]:
+    """Clipping and a step of Adam beside PyTorch's, fused and by default."""
+    systems = {"gradcore": bench_optim.OfGradcore}
+    if torch is not None:
+        systems |= {"torch": bench_optim.OfTorch, "torch by default": bench_optim.OfTorchByDefault}
+    for threads in THREADS:
+        gradcore.set_num_threads(threads)
+        for which in bench_optim.LISTS:
+            runs: dict[str, Run] = {}
+            for name, system in systems.items():
+                pairs = bench_optim.make(which)
+                run = system(pairs, "Adam", {})
+                bench_optim.verify(run, "Adam", pairs)
+                runs[name] = lambda run=run: run.step(1.0)
+            yield _beside({"what": "clip + Adam", "arrays": which}, runs, rounds)
+
+
+def _beside(row: Row, runs: dict[str, Run], rounds: int) -> Row:
+    turns = interleave(runs, rounds)
+    row["threads"] = gradcore.get_num_threads()
+    for name in runs:
+        row[f"{name} ms"] = 1e3 * statistics.median(t.seconds for t in turns[name])
+        if name != "gradcore":
+            row[f"over {name}"] = ratio(turns, name, "gradcore")
+    return row
+
+
+def _plain_sum(arrays: list[Array], threads: int) -> Run:
+    """Reading and adding, the arrays or halves of a single one shared between so many threads."""
+    parts = np.array_split(arrays[0].ravel(), threads) if len(arrays) == 1 else arrays
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(np.sum, parts)) if arrays[0].size > 2**16 else [a.sum() for a in arrays]
+
+
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
-    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behaviour, memory)
+    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behaviour, memory, norm, optim)
 }
 
 
@@ -520,10 +591,9 @@ def processor() -> str:
 def machine() -> Row:
     versions = {m.__name__: m.__version__ for m in (np, torch, jax, onnxruntime) if m is not None}
     gradcore.set_num_threads(1)
-    peaks = {dtype: peak(dtype) for dtype in ("float32", "float64")}
     return gradcore.info() | {
         "date": datetime.date.today().isoformat(), "processor": processor(), "versions": versions,
-        "GFLOP/s of one core": peaks,
+        "GFLOP/s of one core": peak(),
     }  # fmt: skip
 
 

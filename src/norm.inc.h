@@ -55,16 +55,21 @@ INLINE BITS FN(norm_lanes)(const REAL *g, ptrdiff_t n, int power, double per_uni
     BITS top[LANES] = {0}, largest = 0;
     double sum[LANES] = {0}, rest[LANES] = {0};
     ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES) {
+        FETCH_AHEAD(g + i, LANES);
         for (int lane = 0; lane < LANES; lane++)
             FN(norm_entry)(g[i + lane], power, per_unit, &top[lane], &sum[lane], &rest[lane]);
+    }
     for (int lane = 0; i + lane < n; lane++)
         FN(norm_entry)(g[i + lane], power, per_unit, &top[lane], &sum[lane], &rest[lane]);
-    for (int lane = 0; lane < LANES; lane++) {
-        largest = top[lane] > largest ? top[lane] : largest;
-        gc_add(&out->sum, &out->rest, sum[lane]);
-        out->rest += rest[lane];
-    }
+    for (int lane = 0; lane < LANES; lane++) largest = top[lane] > largest ? top[lane] : largest;
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) {
+            gc_add(&sum[lane], &rest[lane], sum[lane + half]);
+            rest[lane] += rest[lane + half];
+        }
+    out->sum = sum[0];
+    out->rest = rest[0];
     out->largest = FN(from_bits)(largest);
     return largest;
 }
@@ -125,7 +130,12 @@ static void FN(scale_block)(void *data, ptrdiff_t n, const double factor[2])
 {
     REAL *g = data;
     const double factor0 = factor[0], factor1 = factor[1];
-    for (ptrdiff_t i = 0; i < n; i++) g[i] = FN(clipped)(g[i], factor0, factor1);
+    ptrdiff_t i = 0;
+    for (; i + FEW <= n; i += FEW) {
+        FETCH_AHEAD(g + i, FEW);
+        for (int j = 0; j < FEW; j++) g[i + j] = FN(clipped)(g[i + j], factor0, factor1);
+    }
+    for (; i < n; i++) g[i] = FN(clipped)(g[i], factor0, factor1);
 }
 
 static void FN(clamp_block)(void *data, ptrdiff_t n, double limit)

@@ -100,14 +100,11 @@ INLINE void FN(adagrad)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
     }
 }
 
-/* Which of the optional arrays there are is decided here, once a block, and compiled into the loops. */
-static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
+/* Which of the optional arrays there are is decided here, once a part, and compiled into the loops. */
+INLINE ptrdiff_t FN(update_part)(int rule, FN(rates) r, REAL *const a[GC_OPERANDS], ptrdiff_t n)
 {
-    const FN(rates) r = FN(rates_of)(u);
-    REAL *a[GC_OPERANDS];
-    for (int k = 0; k < GC_OPERANDS; k++) a[k] = data[k] ? (REAL *)data[k] + start : NULL;
     REAL *g = a[GC_GRAD], *p = a[GC_PARAM], *mean = a[GC_MEAN], *square = a[GC_SQUARE], *extra = a[GC_EXTRA];
-    switch (u->rule) {
+    switch (rule) {
     case GC_SGD:
         if (mean)
             FN(sgd)(r, n, g, p, mean);
@@ -137,4 +134,22 @@ static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERAN
         return FN(adam)(r, n, g, p, mean, square, NULL, 1);
     }
     return 0;
+}
+
+/* In parts, before each of which every array looks ahead. */
+static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
+{
+    enum { PART = 128 };
+    const FN(rates) r = FN(rates_of)(u);
+    REAL *a[GC_OPERANDS];
+    ptrdiff_t spikes = 0;
+    for (int k = 0; k < GC_OPERANDS; k++) a[k] = data[k] ? (REAL *)data[k] + start : NULL;
+    for (; n > 0; n -= PART) {
+        for (int k = 0; k < GC_OPERANDS; k++)
+            if (a[k]) FETCH_AHEAD(a[k], PART);
+        spikes += FN(update_part)(u->rule, r, a, gc_min(n, PART));
+        for (int k = 0; k < GC_OPERANDS; k++)
+            if (a[k]) a[k] += PART;
+    }
+    return spikes;
 }

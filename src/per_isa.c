@@ -24,6 +24,15 @@
 #define PREFETCH_L2(address) ((void)(address))
 #endif
 
+/* Passes over long arrays fetch what they will need so many bytes later: the processor's own prefetching does not keep ahead of
+ * more than a few operations an element. */
+enum { AHEAD = 2048, FEW = 64 /* elements between two looks ahead */ };
+#define FETCH_AHEAD(array, n)                                                                                                  \
+    do                                                                                                                         \
+        for (int line = 0; line < (int)((n) * sizeof *(array)); line += 64)                                                    \
+            PREFETCH((const char *)(array) + AHEAD + line);                                                                    \
+    while (0)
+
 INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
