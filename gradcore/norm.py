@@ -54,7 +54,7 @@ class GradNorm(float):
     (inf, True, 1, ('w', (1,)))
     """
 
-    __slots__ = ("_coefs", "_each", "_keys", "clipped", "coef", "max_norm", "n_inf", "n_nan", "skipped", "worst")
+    __slots__ = ("_coefs", "_found", "_keys", "clipped", "coef", "max_norm", "n_inf", "n_nan", "skipped")
 
     coef: float
     max_norm: float
@@ -62,14 +62,27 @@ class GradNorm(float):
     skipped: bool
     n_nan: int
     n_inf: int
-    worst: tuple[Key, tuple[int, ...]] | None
     _keys: Sequence[Key]  # names, or a range of indices
-    _each: Array
     _coefs: Array | None  # None where all have been multiplied by the same
+    # What few ask for is made when they do; a small gradient's norm would take longer by half. The array's norms, which
+    # column of `Gradients.each` holds, for each key its row; the worst entry's row, its flat index, its array's shape.
+    _found: tuple[Array, int, Sequence[int], int, int, tuple[int, ...]]
 
     @property
     def per_array(self) -> dict[str, float] | Array:
-        return by_key(self._keys, self._each)
+        each, column, rows, *_ = self._found
+        return by_key(self._keys, for_keys(rows, each[:, column], 0.0))
+
+    @property
+    def worst(self) -> tuple[Key, tuple[int, ...]] | None:
+        _, _, rows, row, index, shape = self._found
+        if row < 0:
+            return None
+        position: tuple[int, ...] = ()
+        for n in reversed(shape):
+            index, i = divmod(index, n)
+            position = (i, *position)
+        return self._keys[rows.index(row)], position
 
     @property
     def coefs(self) -> dict[str, float] | Array:
@@ -139,24 +152,23 @@ class Gradients:
             root /= scale
             with np.errstate(over="ignore"):
                 self.each[:, :3] /= scale
-        worst = None if worst_place < 0 else self._position(worst_place, worst_index)
         bad = n_nan + n_inf > 0
-        if bad and nonfinite == "raise":
-            assert worst is not None
-            entry = self.arrays[worst_place].reshape(-1)[worst_index]
-            raise nonfinite_error(_label(worst[0]), entry, worst[1], n_nan, n_inf)
         remaining = not bad or nonfinite == "zero"
         norm = GradNorm(root * unit if remaining else math.nan if n_nan else math.inf)
+        norm._keys, norm._coefs = self.keys, None
+        shape = () if worst_place < 0 else self.views[worst_place].shape
+        norm._found = self.each, 1 if remaining else 0, self.where, worst_place, worst_index, shape
+        if bad and nonfinite == "raise":
+            assert norm.worst is not None
+            entry = self.arrays[worst_place].reshape(-1)[worst_index]
+            raise nonfinite_error(_label(norm.worst[0]), entry, norm.worst[1], n_nan, n_inf)
         if isinstance(limit, float):
             norm.max_norm = limit
         else:
             norm.max_norm = number("max_norm", limit.update(float(norm)), least=0.0) if remaining else math.inf
         norm.clipped = remaining and float(norm) > norm.max_norm
         norm.skipped = bad and nonfinite == "skip"
-        norm.n_nan, norm.n_inf, norm.worst = n_nan, n_inf, worst
-        norm._keys = self.keys
-        norm._each = self._for_keys(self.each[:, 1 if remaining else 0], 0.0)
-        norm._coefs = None
+        norm.n_nan, norm.n_inf = n_nan, n_inf
         norm.coef, factor0, factor1 = coefficient(norm.max_norm, root, unit) if norm.clipped else (1.0, 1.0, 1.0)
         return norm, factor0, factor1 / scale
 
@@ -165,7 +177,7 @@ class Gradients:
         coefs, factors = np.ones(len(self.arrays)), np.ones((len(self.arrays), 2))
         for i in np.flatnonzero(self.each[:, 1] > max_norm):
             coefs[i], *factors[i] = coefficient(max_norm, *self.each[i, 2:].tolist())
-        norm._coefs = self._for_keys(coefs, 1.0)
+        norm._coefs = for_keys(self.where, coefs, 1.0)
         norm.coef = float(coefs.min(initial=1.0))
         norm.clipped = norm.coef < 1
         norm.max_norm = max_norm
@@ -177,17 +189,10 @@ class Gradients:
         _kernels.scale([a for a, touch in zip(self.arrays, touched, strict=True) if touch], factors[touched])
         self.write_back()
 
-    def _for_keys(self, values: Array, missing: float) -> Array:
-        """What was found for each array, for each key; some are met twice, or have no gradient."""
-        return np.append(values, missing)[self.where] if len(self.keys) > len(self.views) else values
 
-    def _position(self, place: int, index: int) -> tuple[Key, tuple[int, ...]]:
-        """The key of an array and the position of the entry with this flat index."""
-        position: tuple[int, ...] = ()
-        for n in reversed(self.views[place].shape):
-            index, i = divmod(index, n)
-            position = (i, *position)
-        return self.keys[self.where.index(place)], position
+def for_keys(rows: Sequence[int], values: Array, missing: float) -> Array:
+    """What was found for each array, for each key; some are met twice, or have no gradient, row -1."""
+    return values if isinstance(rows, range) else np.append(values, missing)[rows]
 
 
 def coefficient(max_norm: float, root: float, unit: float) -> tuple[float, float, float]:
