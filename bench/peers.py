@@ -50,9 +50,8 @@ Row = dict[str, Any]
 SLICE = 0.03  # seconds that one turn takes at least
 PAUSE = 0.005  # seconds in which the threads of whoever came before stop spinning
 WAIT = 3.0  # seconds to wait at most until every thread has a core of its own
-WHOLE = (
-    0.6  # of the processor's limit that shows it: two threads on one core have half, a warm processor three quarters
-)
+# Of the processor's limit, what shows that it is ours: two threads on one core have half, a warm core three quarters.
+WHOLE = 0.6
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------
@@ -86,31 +85,31 @@ def peak() -> float:
     return _best[threads]
 
 
-def whole(seconds: float) -> float:
-    """What the processor can do, once it is ours within so many seconds, else 0.
+def look(seconds: float) -> tuple[float, bool]:
+    """What the processor can do now, and whether it is ours, for which so many seconds are waited at most.
 
     Virtual processors that were idle may share a core.
     """
-    at_most, start = _best[gradcore.get_num_threads()], time.perf_counter()
-    while (now := multiply_adds()) < WHOLE * at_most:
-        if time.perf_counter() - start > seconds:
-            return 0.0
-    return now
+    enough, start = WHOLE * _best[gradcore.get_num_threads()], time.perf_counter()
+    while (now := multiply_adds()) < enough and time.perf_counter() - start < seconds:
+        pass
+    return now, now >= enough
 
 
 def turn(run: Run) -> Turn:
     """A turn with the whole processor before and after it, if there is one in five."""
     for _ in range(5):
         time.sleep(PAUSE)
-        before = whole(WAIT)
+        look(WAIT)
         run()
         calls, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < SLICE or not calls:
             run()
             calls += 1
-        if after := whole(0.02):
+        limit, ours = look(0.02)
+        if ours:
             break
-    return Turn(elapsed / calls, after or before)
+    return Turn(elapsed / calls, limit)
 
 
 def interleave(runs: dict[str, Run], rounds: int) -> dict[str, list[Turn]]:
@@ -308,16 +307,23 @@ def _onnx_session(cell: str, layer: Any, threads: int) -> Any:
 # ---- sections: each yields rows --------------------------------------------------------------------------------------
 
 
-def compare(job: Job, runs: dict[str, Run], rounds: int, work: float) -> Row:
-    turns, lanes = interleave(runs, rounds), 4 / job.x.itemsize
-    row: Row = {"cell": job.cell, "shape": job.shape, "dtype": str(job.x.dtype), "threads": gradcore.get_num_threads()}
-    least = {name: min(t.seconds for t in turns[name]) for name in runs}
-    for name in runs:
-        row[f"{name} ms"] = 1e3 * statistics.median(t.seconds for t in turns[name])
-        row[f"{name} peak"] = statistics.median(work / t.seconds / 1e9 / (t.limit * lanes) for t in turns[name])
+def beside(row: Row, turns: dict[str, list[Turn]]) -> Row:
+    """The row with everybody's times, and how many times as long as gradcore the others take."""
+    row["threads"] = gradcore.get_num_threads()
+    least = {name: min(t.seconds for t in of) for name, of in turns.items()}
+    for name, of in turns.items():
+        row[f"{name} ms"] = 1e3 * statistics.median(t.seconds for t in of)
         if name != "gradcore":
             row[f"over {name}"] = ratio(turns, name, "gradcore")
             row[f"best over {name}"] = least[name] / least["gradcore"]
+    return row
+
+
+def compare(job: Job, runs: dict[str, Run], rounds: int, work: float) -> Row:
+    turns, lanes = interleave(runs, rounds), 4 / job.x.itemsize
+    row = beside({"cell": job.cell, "shape": job.shape, "dtype": str(job.x.dtype)}, turns)
+    for name, of in turns.items():
+        row[f"{name} peak"] = statistics.median(work / t.seconds / 1e9 / (t.limit * lanes) for t in of)
     return row
 
 
@@ -378,7 +384,7 @@ def threads(rounds: int) -> Iterator[Row]:
                     def with_threads() -> None:
                         gradcore.set_num_threads(n)
                         run()
-                        gradcore.set_num_threads(2)  # which `whole` asks for, of one thread as well
+                        gradcore.set_num_threads(2)  # which `look` asks for, of one thread as well
 
                     return with_threads
 
@@ -475,7 +481,7 @@ def _status(name: str) -> int:
 
 
 def norm(rounds: int) -> Iterator[Row]:
-    """Norms and clipping beside PyTorch, reading beside a plain sum on two threads, a small norm beside NumPy's."""
+    """Norms and clipping beside PyTorch, a norm beside a plain sum, and that of one array beside NumPy's."""
     for threads in THREADS:
         gradcore.set_num_threads(threads)
         for which in bench_norm.LISTS:
@@ -493,7 +499,7 @@ def norm(rounds: int) -> Iterator[Row]:
                     runs["sum"] = _plain_sum(bench_norm.make(which), threads)
                     if len(arrays) == 1:
                         runs["numpy"] = lambda a=arrays[0]: np.linalg.norm(a)
-                yield _beside({"what": what, "arrays": which}, runs, rounds)
+                yield beside({"what": what, "arrays": which}, interleave(runs, rounds))
 
 
 def optim(rounds: int) -> Iterator[Row]:
@@ -510,24 +516,15 @@ def optim(rounds: int) -> Iterator[Row]:
                 run = system(pairs, "Adam", {})
                 bench_optim.verify(run, "Adam", pairs)
                 runs[name] = lambda run=run: run.step(1.0)
-            yield _beside({"what": "clip + Adam", "arrays": which}, runs, rounds)
-
-
-def _beside(row: Row, runs: dict[str, Run], rounds: int) -> Row:
-    turns = interleave(runs, rounds)
-    row["threads"] = gradcore.get_num_threads()
-    for name in runs:
-        row[f"{name} ms"] = 1e3 * statistics.median(t.seconds for t in turns[name])
-        if name != "gradcore":
-            row[f"over {name}"] = ratio(turns, name, "gradcore")
-    return row
+            yield beside({"what": "clip + Adam", "arrays": which}, interleave(runs, rounds))
 
 
 def _plain_sum(arrays: list[Array], threads: int) -> Run:
-    """Reading and adding, the arrays or halves of a single one shared between so many threads."""
-    parts = np.array_split(arrays[0].ravel(), threads) if len(arrays) == 1 else arrays
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
-    return lambda: list(pool.map(np.sum, parts)) if arrays[0].size > 2**16 else [a.sum() for a in arrays]
+    """Reading and adding: long arrays in as many parts as there are threads, small ones one after the other."""
+    if arrays[0].size < 2**16:
+        return lambda: [a.sum() for a in arrays]
+    parts, pool = np.array_split(arrays[0], threads), concurrent.futures.ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(np.sum, parts))
 
 
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {

@@ -1,6 +1,6 @@
 /* The matrix products of all kernels: C = start + A B, tile by tile.
  *
- * Every element of C is one sum over k in ascending order (within a block of rows in gemm_tn), whatever the tile it falls
+ * Every element of C is one sum over k in ascending order (of DEPTH in gemm, of a block in gemm_tn), whatever the tile it falls
  * in: so its bits depend neither on the thread that computes it nor on how the rows were split.
  */
 #ifndef REAL
@@ -25,20 +25,20 @@
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    FEW_VECTORS = GC_REGISTERS == 16,
-    KC = FEW_VECTORS ? 288 : 384, /* rows that one block of gemm_tn sums at most: half a chunk of recurrent.inc.h, and with few
-                                     vectors a panel of them fits in L1 beside a stripe of A */
-    NC_BYTES = (FEW_VECTORS ? 1024 : 384) * 1024, /* of B in such a block, packed. Either it stays in L2 beside a panel of A, or
-                                     it comes from L3 slowly enough, and A is packed less often */
-    BLOCK = 112,                  /* rows of A at most that stay in L2 while all panels of gemm pass over them */
-    COLUMNS = 48                  /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
+    FEW_REGISTERS = GC_REGISTERS == 16,
+    KC = FEW_REGISTERS ? 288 : 384, /* rows that one block of gemm_tn sums at most: half a chunk of recurrent.inc.h, and with few
+                                       registers a panel of them fits in L1 beside a stripe of A */
+    NC_BYTES = (FEW_REGISTERS ? 1024 : 384) * 1024, /* of B in such a block, packed. Either it stays in L2 beside a panel of A,
+                                                       or it comes from L3 slowly enough, and A is packed less often */
+    BLOCK = 112,                    /* rows of A at most that stay in L2 while all panels of gemm pass over them */
+    COLUMNS = 48                    /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
 };
 #endif
 /* Columns of B that a tile of gemm_tn takes: with many registers six rows of four vectors, because its A is packed and its B
  * in L2, and both are used as often. */
 #define WIDE (GC_REGISTERS == 16 ? NR : 2 * NR)
-/* Rows of B that gemm sums at most before it goes on to the next columns: a panel of them stays near L1 for all tiles, and so
- * do the rows of A. */
+/* Rows of B at most that all tiles of a panel sum before the rows that follow: B's stay near L1 meanwhile, what is fetched comes
+ * when it is wanted. */
 #define DEPTH (GC_REGISTERS == 16 ? 640 : 1024)
 
 /* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j] (of four vectors that are more than a
@@ -276,10 +276,10 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
     const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK, depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
     const ptrdiff_t wide = FN(columns_at_once)(M, K), first = j0 / NR * NR, steps = (j1 - first + wide - 1) / wide;
     const ptrdiff_t last = (j1 - 1) / NR * NR;
-    for (ptrdiff_t block = 0; block < blocks; block++, back = !back)
+    for (ptrdiff_t block = 0; block < blocks; block++, back = !back) {
+        const ptrdiff_t m = M * block / blocks, rows = M * (block + 1) / blocks - m;
         for (ptrdiff_t i = 0; i < steps; i++) {
             const ptrdiff_t at = first + (back ? steps - 1 - i : i) * wide, j_end = gc_min(j1, at + wide);
-            const ptrdiff_t m = M * block / blocks, rows = M * (block + 1) / blocks - m;
             for (ptrdiff_t j = gc_max(j0, at), n; j < j_end; j += n) {
                 const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
                 const ptrdiff_t next_panel = back ? gc_max(panel - NR, first) : gc_min(panel + NR, last);
@@ -297,6 +297,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
                 }
             }
         }
+    }
 }
 
 /* ---- sums over many rows ------------------------------------------------------------------------------------------------ */

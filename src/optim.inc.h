@@ -141,15 +141,14 @@ static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERAN
 {
     enum { PART = 128 };
     const FN(rates) r = FN(rates_of)(u);
-    REAL *a[GC_OPERANDS];
     ptrdiff_t spikes = 0;
-    for (int k = 0; k < GC_OPERANDS; k++) a[k] = data[k] ? (REAL *)data[k] + start : NULL;
-    for (; n > 0; n -= PART) {
-        for (int k = 0; k < GC_OPERANDS; k++)
+    for (ptrdiff_t i = 0; i < n; i += PART) {
+        REAL *a[GC_OPERANDS];
+        for (int k = 0; k < GC_OPERANDS; k++) {
+            a[k] = data[k] ? (REAL *)data[k] + start + i : NULL;
             if (a[k]) FETCH_AHEAD(a[k], PART);
-        spikes += FN(update_part)(u->rule, r, a, gc_min(n, PART));
-        for (int k = 0; k < GC_OPERANDS; k++)
-            if (a[k]) a[k] += PART;
+        }
+        spikes += FN(update_part)(u->rule, r, a, gc_min(n - i, PART));
     }
     return spikes;
 }
