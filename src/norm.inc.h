@@ -7,6 +7,12 @@
 
 #define LANES 32 /* independent sums: the same for all instruction sets, and so are the bits */
 #define MAX_NORM 0
+/* sum + x * x where the square is exact, so that both forms round once and give the same bits. */
+#ifdef __FMA__
+#define SQUARE_ADD(x, sum) fma(x, x, sum)
+#else
+#define SQUARE_ADD(x, sum) ((sum) + (x) * (x))
+#endif
 
 #if GC_BITS == 32
 #define BITS int32_t
@@ -40,7 +46,7 @@ INLINE void FN(norm_entry)(REAL g, int power, double per_unit, BITS *top, double
     if (power == MAX_NORM) return;
 #if GC_BITS == 32
     const double x = (double)g; /* the unit is 1: squares of any float fit into double, exactly, with 29 digits to spare */
-    *sum += power == 1 ? fabs(x) : x * x;
+    *sum = power == 1 ? *sum + fabs(x) : SQUARE_ADD(x, *sum);
     (void)per_unit;
     (void)rest;
 #else
@@ -147,6 +153,7 @@ static void FN(clamp_block)(void *data, ptrdiff_t n, double limit)
 
 #undef LANES
 #undef MAX_NORM
+#undef SQUARE_ADD
 #undef BITS
 #undef INFINITE
 #undef MAGNITUDE
