@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,7 @@ def test_expectations_against_adaptive_quadrature(activation: Any, q: float) -> 
     edges = [-12, -1, -0.03, -1e-3, 0, 1e-3, 0.03, 1, 12]
     want = sum(
         scipy.integrate.quad_vec(integrand, low, high, epsabs=1e-13, epsrel=1e-12, limit=500)[0]
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
     )
     y, slope = meanfield._value_and_slope(phi, math.sqrt(q) * meanfield.Z)
     np.testing.assert_allclose([meanfield._mean(y**2), meanfield._mean(slope**2)], want, rtol=1e-10)
@@ -300,14 +301,16 @@ def test_thirty_layers_of_relu(how: str, factor: float, verdict: str) -> None:
     assert math.exp(2 * told.rate) == pytest.approx(factor, rel=0.01)
     assert told.verdict == verdict
     log_norm = measured(model, x, rng)[1]
-    # One network scatters: each layer's squared factor by sqrt(5 / n), and the sum of 30 of them is no forecast's fault.
+    # One network scatters: the squared factor of each layer by sqrt(5 / n).
     assert log_norm[0] == pytest.approx(told.log_norm[0], abs=3 * math.sqrt(30 * 5 / 256) / 2)
 
 
 def test_nested_models_other_widths_and_plain_layers() -> None:
     rng = np.random.default_rng(0)
     inner = gradcore.MLP([300, 600, 200], "tanh", "xavier_normal", dtype=np.float64, rng=rng)
-    model = gradcore.Sequential(gradcore.Linear(100, 300, bias=False, dtype=np.float64, rng=rng), gradcore.ReLU(), inner)
+    model = gradcore.Sequential(
+        gradcore.Linear(100, 300, bias=False, dtype=np.float64, rng=rng), gradcore.ReLU(), inner
+    )
     told = meanfield.forecast(model)
     assert [layer.name for layer in told.layers] == ["0", "1", "2.0", "2.1", "2.2"]
     x = rng.standard_normal((256, 100))
@@ -333,7 +336,7 @@ def test_forecast_refuses_what_it_cannot_answer() -> None:
         meanfield.forecast(model, np.ones(2) * 1j)
     with pytest.raises(TypeError, match=r"model: expected linear layers .*, got GRU at 1\.0"):
         meanfield.forecast(gradcore.Sequential(gradcore.Linear(4, 4), gradcore.Sequential(gradcore.GRU(4, 4))))
-    with pytest.raises(TypeError, match="model: expected linear layers .*, got list$"):
+    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got list$"):
         meanfield.forecast([model])
     with pytest.raises(ValueError, match="model: has no layers"):
         meanfield.forecast(gradcore.Sequential())
@@ -384,7 +387,9 @@ def test_followed_units_agree_with_the_closed_form(gain: float) -> None:
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 def test_forecast_with_biases_that_keep_the_state(mode: str) -> None:
     x = np.random.default_rng(1).standard_normal((100, 8, 4))
-    layer = init.chrono_(CELLS[mode](4, H, dtype=np.float64, rng=np.random.default_rng(3)), 100, rng=np.random.default_rng(0))
+    layer = init.chrono_(
+        CELLS[mode](4, H, dtype=np.float64, rng=np.random.default_rng(3)), 100, rng=np.random.default_rng(0)
+    )
     told = meanfield.forecast(layer, x)
     assert told.rate == pytest.approx(spectral.predict_growth(layer, x, horizon=100).rate, abs=0.01)
     assert -0.05 < told.rate < 0
@@ -443,7 +448,9 @@ def test_suggested_gain_of_a_linear_layer_in_closed_form() -> None:
 def test_suggested_gain_refuses_what_it_cannot_answer() -> None:
     layer = random_layer("RNN_TANH", 16, 1.0, 0)
     x = np.random.default_rng(0).standard_normal((20, 2, 4))
-    with pytest.raises(ValueError, match="target: no factor from 1/64 to 64 brings the rate to 50; the rates found are"):
+    with pytest.raises(
+        ValueError, match="target: no factor from 1/64 to 64 brings the rate to 50; the rates found are"
+    ):
         meanfield.suggest_gain(layer, x, 50.0)
     with pytest.raises(ValueError, match="target: expected a finite number, got inf"):
         meanfield.suggest_gain(layer, x, math.inf)
@@ -469,9 +476,9 @@ def test_suggested_bias_keeps_1_over_e_over_the_horizon(mode: str, T: int) -> No
 
 
 def test_suggested_bias_refuses_what_it_cannot_answer() -> None:
-    with pytest.raises(TypeError, match="layer: expected an LSTM or GRU, .*, got RNN"):
+    with pytest.raises(TypeError, match=r"layer: expected an LSTM or GRU, .*, got RNN"):
         meanfield.suggest_bias(gradcore.RNN(1, 2), 10)
-    with pytest.raises(TypeError, match="layer: expected an LSTM or GRU, .*, got 'rnn'"):
+    with pytest.raises(TypeError, match=r"layer: expected an LSTM or GRU, .*, got 'rnn'"):
         meanfield.suggest_bias("rnn", 10)
     with pytest.raises(ValueError, match="layer: the layer has no biases"):
         meanfield.suggest_bias(gradcore.GRU(1, 2, bias=False), 10)
