@@ -10,7 +10,7 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import init, losses, monitor, optim, schedule, spectral, threshold
+from gradcore import init, losses, meanfield, monitor, optim, schedule, spectral, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.linear import (
@@ -66,6 +66,7 @@ __all__ = [
     "init",
     "load_checkpoint",
     "losses",
+    "meanfield",
     "monitor",
     "optim",
     "save_checkpoint",

@@ -1,0 +1,487 @@
+"""Mean-field forecasts: published values, closed forms, sampled networks, and the package's own backward passes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.integrate
+from tools import Array
+
+import gradcore
+from gradcore import init, meanfield, spectral
+
+pytestmark = pytest.mark.kernels
+
+ACTIVATIONS: dict[str, Any] = {
+    "identity": gradcore.Identity(),
+    "tanh": gradcore.Tanh(),
+    "sigmoid": gradcore.Sigmoid(),
+    "relu": gradcore.ReLU(),
+    "leaky_relu": gradcore.LeakyReLU(0.3),
+    "elu": gradcore.ELU(1.7),
+    "selu": gradcore.SELU(),
+    "gelu": gradcore.GELU(),
+    "gelu, tanh": gradcore.GELU("tanh"),
+    "softplus": gradcore.Softplus(2.0),
+}
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+
+CELLS: dict[str, Callable[..., Any]] = {
+    "RNN_TANH": gradcore.RNN,
+    "RNN_RELU": lambda *sizes, **options: gradcore.RNN(*sizes, nonlinearity="relu", **options),
+    "LSTM": gradcore.LSTM,
+    "GRU": gradcore.GRU,
+}
+
+
+def random_layer(mode: str, H: int, gain: float, seed: int) -> Any:
+    """Recurrent weights of standard deviation gain / sqrt(H), input weights of 1 / sqrt(I), no biases."""
+    rng = np.random.default_rng(seed)
+    layer = CELLS[mode](4, H, bias=False, dtype=np.float64)
+    for name, value in layer.params.items():
+        value[...] = rng.standard_normal(value.shape) * (gain if "hh" in name else 1) / np.sqrt(value.shape[1])
+    return layer
+
+
+def backward_from_the_end(layer: Any, x: Array) -> Any:
+    y, tape = layer.forward(x)
+    dy = np.zeros_like(y)
+    dy[-1] = np.random.default_rng(0).standard_normal(y.shape[1:])
+    layer.backward(tape, dy)
+    return tape
+
+
+# ---- expectations and fixed points -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("q", [1e-4, 1.0, 30.0, 1e6])
+@each_activation
+def test_expectations_against_adaptive_quadrature(activation: Any, q: float) -> None:
+    phi = meanfield._activation(activation)
+
+    def integrand(z: float) -> Array:
+        y, slope = meanfield._value_and_slope(phi, np.array([math.sqrt(q) * z]))
+        density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        return np.array([y[0] ** 2, slope[0] ** 2]) * density
+
+    edges = [-12, -1, -0.03, -1e-3, 0, 1e-3, 0.03, 1, 12]
+    want = sum(
+        scipy.integrate.quad_vec(integrand, low, high, epsabs=1e-13, epsrel=1e-12, limit=500)[0]
+        for low, high in itertools.pairwise(edges)
+    )
+    y, slope = meanfield._value_and_slope(phi, math.sqrt(q) * meanfield.Z)
+    np.testing.assert_allclose([meanfield._mean(y**2), meanfield._mean(slope**2)], want, rtol=1e-10)
+
+
+def test_moments_of_the_normal_distribution() -> None:
+    for k, want in enumerate([1, 1, 3, 15, 105]):
+        assert meanfield._mean(meanfield.Z ** (2 * k)) == pytest.approx(want, rel=1e-13)
+        assert meanfield._mean(meanfield.Z ** (2 * k + 1)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gain", "want"),
+    [(1.1, 0.00507), (1.2, 0.01648), (1.5, 0.06522), (2, 0.15472), (3, 0.31025), (5, 0.53243), (10, 0.85644)],
+)
+def test_lyapunov_exponents_of_the_autonomous_tanh_network(gain: float, want: float) -> None:
+    field = meanfield.mean_field("tanh", gain)
+    assert field.rate == pytest.approx(want, abs=6e-6)
+    assert field.depth_scale == pytest.approx(-1 / (2 * field.rate))
+    assert (field.verdict == "explodes") == (field.rate > 0.01)
+    assert field.correlation == pytest.approx(0, abs=1e-12)
+
+
+@each_activation
+def test_the_fixed_point_is_one_and_is_where_iteration_leads(activation: Any) -> None:
+    phi = meanfield._activation(activation)
+    for sigma_w, sigma_b, drive in ((0.9, 0.3, 0.0), (1.2, 0.1, 0.5), (0.5, 0.0, 0.0)):
+        field = meanfield.mean_field(activation, sigma_w, sigma_b, input_variance=drive)
+        q = 1.0
+        for _ in range(4000):
+            q = min(sigma_w**2 * meanfield._mean(phi(math.sqrt(q) * meanfield.Z) ** 2) + sigma_b**2 + drive, 1e30)
+        assert field.q == pytest.approx(q if q < 1e29 else math.inf, rel=1e-8, abs=1e-25)
+
+
+def test_a_variance_that_does_not_settle() -> None:
+    field = meanfield.mean_field("relu", 2.0)
+    assert (field.q, field.chi, field.verdict) == (math.inf, pytest.approx(2), "explodes")
+    field = meanfield.mean_field("relu", 1.0, 0.5)
+    assert (field.q, field.chi, field.verdict) == (pytest.approx(0.5), pytest.approx(0.5), "vanishes")
+    field = meanfield.mean_field("tanh", 0.5)
+    assert (field.q, field.chi) == (0.0, pytest.approx(0.25))
+    assert meanfield.mean_field("tanh", 0.0).rate == -math.inf
+
+
+@pytest.mark.parametrize(("sigma_w", "sigma_b"), [(2.0, 0.5), (1.6, 0.2), (3.0, 1.0)])
+def test_correlation_against_a_double_integral(sigma_w: float, sigma_b: float) -> None:
+    field = meanfield.mean_field("tanh", sigma_w, sigma_b)
+    z, w = np.polynomial.hermite_e.hermegauss(120)
+    w /= w.sum()
+
+    def mapped(c: float) -> float:
+        second = c * z[:, None] + math.sqrt(1 - c * c) * z
+        product = np.tanh(math.sqrt(field.q) * z)[:, None] * np.tanh(math.sqrt(field.q) * second)
+        return float((sigma_w**2 * (w @ product @ w) + sigma_b**2) / field.q)
+
+    assert 0 < field.correlation < 1
+    assert mapped(field.correlation) == pytest.approx(field.correlation, abs=1e-5)  # of 64 terms
+    slope = (mapped(field.correlation + 1e-4) - mapped(field.correlation - 1e-4)) / 2e-4
+    assert field.correlation_scale == pytest.approx(-1 / math.log(slope), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variance", "want", "q"), [(0.05, 1.7610, 0.5700), (0.10, 1.9861, 0.8058), (0.30, 2.5051, 1.4612)]
+)
+def test_critical_line_of_tanh(variance: float, want: float, q: float) -> None:
+    sigma_w = meanfield.critical("tanh", math.sqrt(variance))
+    assert sigma_w**2 == pytest.approx(want, abs=5.1e-5)
+    field = meanfield.mean_field("tanh", sigma_w, math.sqrt(variance))
+    assert field.q == pytest.approx(q, abs=5.1e-5)
+    assert (field.chi, field.verdict) == (pytest.approx(1, abs=1e-12), "stable")
+
+
+def test_critical_points_known_in_closed_form() -> None:
+    for activation, want in (
+        ("relu", math.sqrt(2)),
+        (gradcore.LeakyReLU(0.2), math.sqrt(2 / 1.04)),
+        ("identity", 1.0),
+        ("tanh", 1.0),
+    ):
+        assert meanfield.critical(activation) == pytest.approx(want, abs=1e-7)
+    assert meanfield.critical("relu", 0.5) == pytest.approx(math.sqrt(2))
+    assert meanfield.mean_field("relu", math.sqrt(2)).depth_scale == math.inf
+
+
+def test_mean_field_refuses_what_it_cannot_answer() -> None:
+    with pytest.raises(ValueError, match=r"activation: expected one of identity, .*, got 'cosine'"):
+        meanfield.mean_field("cosine", 1.0)
+    with pytest.raises(TypeError, match="activation: expected a name or an activation, got ufunc"):
+        meanfield.mean_field(np.tanh, 1.0)
+    with pytest.raises(ValueError, match="sigma_w: expected a number at least 0, got -1"):
+        meanfield.mean_field("tanh", -1)
+    with pytest.raises(ValueError, match="input_variance: expected a number at least 0"):
+        meanfield.mean_field("tanh", 1, input_variance=-1)
+    with pytest.raises(ValueError, match=r"activation: chi jumps from 0\.58.* to 1\.17.* at sigma_w = 1\.533"):
+        meanfield.critical("gelu")
+    with pytest.raises(ValueError, match="activation: chi is below 1"):
+        meanfield.critical("sigmoid", sigma_b=1e9)
+
+
+# ---- the singular values of a deep Jacobian --------------------------------------------------------------------------
+
+
+def sampled_squares(activation: Any, L: int, sigma_w: float, orthogonal: bool, n: int, seed: int = 0) -> Array:
+    """Squared singular values of the Jacobian of one random network at one input at the fixed point."""
+    rng, phi = np.random.default_rng(seed), meanfield._activation(activation)
+    q = meanfield.mean_field(activation, sigma_w).q
+    jacobian, a = np.eye(n), math.sqrt(q) * rng.standard_normal(n)
+    for _ in range(L):
+        W = init.orthogonal_(np.empty((n, n)), rng=rng) if orthogonal else rng.standard_normal((n, n)) / math.sqrt(n)
+        y, slope = meanfield._value_and_slope(phi, a)
+        a = sigma_w * W @ y
+        jacobian = sigma_w * W @ (slope[:, None] * jacobian)
+    return np.asarray(np.linalg.svd(jacobian, compute_uv=False) ** 2)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize(
+    ("activation", "L", "sigma_w"), [("identity", 4, 1.0), ("relu", 4, math.sqrt(2)), ("tanh", 3, 1.5)]
+)
+def test_moments_against_sampled_networks(activation: str, L: int, sigma_w: float, weights: str) -> None:
+    want = meanfield.jacobian_moments(activation, L, sigma_w, weights=weights)
+    orthogonal = weights == "orthogonal"
+    squares = np.array([sampled_squares(activation, L, sigma_w, orthogonal, 300, seed) for seed in range(8)])
+    assert squares.mean() == pytest.approx(want.mean, rel=0.08)
+    assert np.mean(squares**2) == pytest.approx(want.second, rel=0.2)
+    assert want.variance == pytest.approx(want.second - want.mean**2, abs=1e-9)
+    assert squares.max(axis=1).mean() == pytest.approx(want.edge, rel=0.15)
+
+
+def test_moments_in_closed_form() -> None:
+    for L in (1, 3, 10, 50):
+        linear = meanfield.jacobian_moments("identity", L, 1.0)
+        assert (linear.mean, linear.second) == (pytest.approx(1), pytest.approx(L + 1))
+        assert linear.second == pytest.approx(meanfield.fuss_catalan(L, 2))
+        assert linear.edge == pytest.approx((L + 1) ** (L + 1) / L**L, rel=1e-9)
+        isometry = meanfield.jacobian_moments("identity", L, 1.0, weights="orthogonal")
+        assert isometry.variance == pytest.approx(0, abs=1e-9)
+        assert isometry.edge == pytest.approx(1, rel=1e-9)
+        relu = meanfield.jacobian_moments("relu", L, 1.0)
+        assert (relu.mean, relu.variance) == (pytest.approx(0.5**L), pytest.approx(0.25**L * 2 * L))
+        y = (1 - L + math.sqrt((L - 1) ** 2 + 2 * L)) / (2 * L)  # where the inverse of the moment series turns
+        assert relu.edge == pytest.approx((1 + y) / y * (0.5 + y) ** L, rel=1e-9)
+        relu = meanfield.jacobian_moments("relu", L, math.sqrt(2), weights="orthogonal")
+        assert (relu.mean, relu.variance) == (pytest.approx(1), pytest.approx(L))
+    assert meanfield.jacobian_moments("tanh", 3, 0.0).second == 0
+
+
+def test_fuss_catalan_moments_against_a_sampled_product() -> None:
+    squares = sampled_squares("identity", 2, 1.0, False, 800)
+    for k in range(4):
+        assert np.mean(squares**k) == pytest.approx(meanfield.fuss_catalan(2, k), rel=0.05)
+    assert [meanfield.fuss_catalan(1, k) for k in range(6)] == [1, 1, 2, 5, 14, 42]
+    with pytest.raises(ValueError, match="depth: expected an integer of at least 1, got 0"):
+        meanfield.fuss_catalan(0, 2)
+    with pytest.raises(ValueError, match="weights: expected 'gaussian' or 'orthogonal', got 'uniform'"):
+        meanfield.jacobian_moments("tanh", 2, 1.0, weights="uniform")
+
+
+# ---- feed-forward models ---------------------------------------------------------------------------------------------
+
+
+def measured(model: Any, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Mean squares of every layer's output, and ln of the gradient's norm at every layer over that of dL/dy."""
+    squares, a = [], x
+    for layer in model.layers:
+        a = layer(a)
+        squares.append(float(np.mean(a.astype(np.float64) ** 2)))
+    y, tape = model.forward(x)
+    model.backward(tape, rng.standard_normal(y.shape).astype(y.dtype))
+    return np.array(squares), np.log(tape.d_norm / tape.d_norm[-1])
+
+
+@pytest.mark.parametrize("gain", [0.7, 1.0, 1.5])
+@each_activation
+def test_forecast_of_wide_networks(activation: Any, gain: float) -> None:
+    """Layer by layer, against the mean of several networks: each alone scatters by some percent."""
+    rng, n, depth, networks = np.random.default_rng(0), 384, 6, 8
+    found_squares, found_norms = np.zeros((2, networks, 2 * depth))
+    for k in range(networks):
+        layers: list[Any] = []
+        for _ in range(depth):
+            layer = gradcore.Linear(n, n, dtype=np.float64, rng=rng)
+            layer.params["weight"][...] = rng.standard_normal((n, n)) * gain / math.sqrt(n)
+            layer.params["bias"][...] = 0.2 * rng.standard_normal(n)
+            layers += [layer, copy.deepcopy(activation)]
+        model = gradcore.Sequential(*layers)
+        x = 0.8 * rng.standard_normal((16, n))
+        told = meanfield.forecast(model, x)
+        squares, log_norm = measured(model, x, rng)
+        found_squares[k] = np.diff(np.log([0.64, *squares])) - np.diff(np.log([0.64, *(own.q for own in told.layers)]))
+        found_norms[k] = np.diff(log_norm) - np.diff(told.log_norm)
+    np.testing.assert_allclose(found_squares.mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(found_norms.mean(axis=0), 0, atol=0.05)
+    assert told.log_norm.shape == (2 * depth + 1,)
+    assert told.layers[0].sigma_w[0] == pytest.approx(gain, rel=0.01)
+    assert told.layers[0].sigma_b[0] == pytest.approx(0.2, rel=0.2)
+    assert told.layers[1].sigma_w == ()
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh"])
+def test_old_initialisation_keeps_a_third_per_layer(activation: str) -> None:
+    """U(-1/sqrt(n), 1/sqrt(n)): n Var = 1/3 (Glorot and Bengio, 2010)."""
+    rng = np.random.default_rng(0)
+    model = gradcore.MLP([256] * 9, activation, rng=rng)
+    for name, value in model.params.items():
+        value[...] = rng.uniform(-1 / 16, 1 / 16, value.shape) if name.endswith("weight") else 0
+    x = 0.1 * rng.standard_normal((64, 256)).astype(np.float32)
+    told = meanfield.forecast(model, x)
+    assert math.exp(2 * told.rate) == pytest.approx(1 / 3, rel=0.02)
+    assert told.verdict == "vanishes"
+    log_norm = measured(model, x, rng)[1]
+    assert 2 * (log_norm[0] - log_norm[-2]) / 7 == pytest.approx(math.log(1 / 3), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("how", "factor", "verdict"),
+    [("kaiming_normal", 1.0, "stable"), ("lecun_normal", 0.5, "vanishes"), ("kaiming_uniform", 1.0, "stable")],
+)
+def test_thirty_layers_of_relu(how: str, factor: float, verdict: str) -> None:
+    """With He's variance gradients stay; with 1/n, which is Xavier's for equal widths, they halve per layer."""
+    rng = np.random.default_rng(1)
+    model = gradcore.MLP([256] * 31, "relu", how, rng=rng)
+    x = rng.standard_normal((64, 256)).astype(np.float32)
+    told = meanfield.forecast(model)
+    assert math.exp(2 * told.rate) == pytest.approx(factor, rel=0.01)
+    assert told.verdict == verdict
+    log_norm = measured(model, x, rng)[1]
+    # One network scatters: the squared factor of each layer by sqrt(5 / n).
+    assert log_norm[0] == pytest.approx(told.log_norm[0], abs=3 * math.sqrt(30 * 5 / 256) / 2)
+
+
+def test_nested_models_other_widths_and_plain_layers() -> None:
+    rng = np.random.default_rng(0)
+    inner = gradcore.MLP([300, 600, 200], "tanh", "xavier_normal", dtype=np.float64, rng=rng)
+    model = gradcore.Sequential(
+        gradcore.Linear(100, 300, bias=False, dtype=np.float64, rng=rng), gradcore.ReLU(), inner
+    )
+    told = meanfield.forecast(model)
+    assert [layer.name for layer in told.layers] == ["0", "1", "2.0", "2.1", "2.2"]
+    x = rng.standard_normal((256, 100))
+    y, tape = model.forward(x)
+    model.backward(tape, rng.standard_normal(y.shape))
+    assert told.layers[-1].q == pytest.approx(np.mean(y**2), rel=0.1)
+    at = [0, 1, 2, 5]
+    np.testing.assert_allclose(told.log_norm[at], np.log(tape.d_norm / tape.d_norm[-1]), atol=0.06)
+    only = meanfield.forecast(gradcore.Linear(10, 20, rng=rng))
+    assert only.rate == only.layers[0].rate == only.log_norm[0]
+    twice = gradcore.Sequential(gradcore.Tanh(), gradcore.Tanh())  # not Gaussian in between
+    z = rng.standard_normal((1000, 1000)).astype(np.float32)
+    assert meanfield.forecast(twice, z).layers[1].q == pytest.approx(np.mean(np.tanh(np.tanh(z)) ** 2), rel=0.01)
+
+
+def test_forecast_refuses_what_it_cannot_answer() -> None:
+    model = gradcore.MLP([4, 4, 4])
+    with pytest.raises(ValueError, match="x: expected finite entries"):
+        meanfield.forecast(model, np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match=r"x: expected finite entries, at least one, got shape \(0,\)"):
+        meanfield.forecast(model, np.zeros(0))
+    with pytest.raises(TypeError, match="x: expected real numbers, got complex128"):
+        meanfield.forecast(model, np.ones(2) * 1j)
+    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got GRU at 1\.0"):
+        meanfield.forecast(gradcore.Sequential(gradcore.Linear(4, 4), gradcore.Sequential(gradcore.GRU(4, 4))))
+    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got list$"):
+        meanfield.forecast([model])
+    with pytest.raises(ValueError, match="model: has no layers"):
+        meanfield.forecast(gradcore.Sequential())
+    layer = gradcore.GRU(3, 4)
+    with pytest.raises(ValueError, match="x: expected at least 1 sample and 2 steps, got B = 2, T = 1"):
+        meanfield.forecast(layer, np.zeros((1, 2, 3), np.float32))
+    with pytest.raises(ValueError, match="x: expected at least 1 sample and 2 steps, got B = 0, T = 5"):
+        meanfield.forecast(layer, np.zeros((5, 0, 3), np.float32))
+    with pytest.raises(ValueError, match="x: has entries that are NaN or infinite"):
+        meanfield.forecast(layer, np.full((5, 1, 3), np.nan, np.float32))
+    with pytest.raises(TypeError, match="x: expected float32, got float64"):
+        meanfield.forecast(layer, np.zeros((5, 1, 3)))
+
+
+# ---- recurrent layers ------------------------------------------------------------------------------------------------
+
+H = 256
+# The largest error of three seeds. One ReLU network scatters by about 0.04 itself.
+TOLERANCE = {"RNN_TANH": 0.025, "RNN_RELU": 0.15, "LSTM": 0.025, "GRU": 0.025}
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("mode", CELLS)
+def test_forecast_of_recurrent_layers(mode: str, gain: float) -> None:
+    x = np.random.default_rng(1).standard_normal((100, 8, 4))
+    for seed in range(3):
+        layer = random_layer(mode, H, gain, seed)
+        told = meanfield.forecast(layer, x)
+        assert told.rate == pytest.approx(spectral.predict_growth(layer, x, horizon=100).rate, abs=TOLERANCE[mode])
+    measured_rate = spectral.measure_growth(backward_from_the_end(layer, x))
+    assert told.rate == pytest.approx(measured_rate, abs=TOLERANCE[mode])
+    if abs(measured_rate) > 0.03:
+        assert told.verdict == ("explodes" if measured_rate > 0 else "vanishes")
+
+
+@pytest.mark.parametrize("gain", [1.5, 2.0, 3.0])
+def test_followed_units_agree_with_the_closed_form(gain: float) -> None:
+    layer = random_layer("RNN_TANH", H, gain, 0)
+    layer.params["weight_hh_l0"] *= gain / math.sqrt(np.mean(layer.params["weight_hh_l0"] ** 2) * H)
+    field = meanfield.mean_field("tanh", gain, input_variance=0.25)
+    layer.params["weight_ih_l0"][...] = 0.25  # four inputs of mean square 1, with equal rows
+    told = meanfield.forecast(layer)
+    assert told.rate == pytest.approx(field.rate, abs=0.01)
+    assert told.layers[0].q == pytest.approx((field.q - 0.25) / gain**2, rel=0.03)
+    assert told.layers[0].sigma_w == (pytest.approx(gain),)
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_forecast_with_biases_that_keep_the_state(mode: str) -> None:
+    x = np.random.default_rng(1).standard_normal((100, 8, 4))
+    layer = init.chrono_(
+        CELLS[mode](4, H, dtype=np.float64, rng=np.random.default_rng(3)), 100, rng=np.random.default_rng(0)
+    )
+    told = meanfield.forecast(layer, x)
+    assert told.rate == pytest.approx(spectral.predict_growth(layer, x, horizon=100).rate, abs=0.01)
+    assert -0.05 < told.rate < 0
+
+
+@pytest.mark.parametrize("mode", CELLS)
+def test_forecast_of_layers_and_directions(mode: str) -> None:
+    x = np.random.default_rng(1).standard_normal((8, 60, 4)).astype(np.float32)
+    layer = CELLS[mode](4, H, 2, bidirectional=True, batch_first=True, rng=np.random.default_rng(5))
+    params = layer.flat_params.copy()
+    told = meanfield.forecast(layer, x)
+    assert [field.name for field in told.layers] == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    want = spectral.predict_growth(layer, x, horizon=60)
+    for field, growth in zip(told.layers, want.layers, strict=True):
+        assert field.rate == pytest.approx(growth.rate, abs=0.12)
+    assert told.rate == max(field.rate for field in told.layers)
+    assert told == meanfield.forecast(layer, x)
+    assert len(told.layers[0].sigma_w) == len(layer.params["weight_hh_l0"]) // H
+    np.testing.assert_array_equal(layer.flat_params, params)
+
+
+def test_gradients_that_end_or_overflow() -> None:
+    layer = random_layer("RNN_TANH", 16, 0.0, 0)
+    assert meanfield.forecast(layer).rate == -math.inf
+    assert meanfield.forecast(layer).verdict == "vanishes"
+    layer = random_layer("RNN_RELU", 64, 1e6, 0)
+    assert meanfield.forecast(layer).rate == pytest.approx(math.log(1e6) - math.log(2) / 2, abs=0.2)
+
+
+# ---- what to change --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [-0.1, 0.0, 0.1])
+@pytest.mark.parametrize("mode", CELLS)
+def test_suggested_gain_gives_the_rate(mode: str, target: float) -> None:
+    x = np.random.default_rng(1).standard_normal((60, 4, 4))
+    layer = random_layer(mode, 48, 1.0, 0)
+    params = layer.flat_params.copy()
+    factor = meanfield.suggest_gain(layer, x, target)
+    assert type(factor) is float
+    np.testing.assert_array_equal(layer.flat_params, params)
+    layer.params["weight_hh_l0"] *= factor
+    assert spectral.predict_growth(layer, x, horizon=60).rate == pytest.approx(target, abs=0.002)
+
+
+def test_suggested_gain_of_a_linear_layer_in_closed_form() -> None:
+    layer = gradcore.RNN(1, 3, nonlinearity="relu", batch_first=True)
+    layer.flat_params.fill(0.1)
+    layer.params["weight_hh_l0"][...] = 0.5 * np.eye(3)
+    x = np.ones((2, 30, 1), np.float32)
+    assert meanfield.suggest_gain(layer, x) == pytest.approx(2, rel=1e-3)
+    assert meanfield.suggest_gain(layer, x, math.log(0.5)) == pytest.approx(1, rel=1e-3)
+    assert meanfield.suggest_gain(layer, x, math.log(0.1)) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_suggested_gain_refuses_what_it_cannot_answer() -> None:
+    layer = random_layer("RNN_TANH", 16, 1.0, 0)
+    x = np.random.default_rng(0).standard_normal((20, 2, 4))
+    with pytest.raises(
+        ValueError, match="target: no factor from 1/64 to 64 brings the rate to 50; the rates found are"
+    ):
+        meanfield.suggest_gain(layer, x, 50.0)
+    with pytest.raises(ValueError, match="target: expected a finite number, got inf"):
+        meanfield.suggest_gain(layer, x, math.inf)
+    with pytest.raises(ValueError, match="x: expected shape"):
+        meanfield.suggest_gain(layer, x[0])
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got Linear"):
+        meanfield.suggest_gain(gradcore.Linear(3, 3), x)
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("T", [10, 100, 1000])
+def test_suggested_bias_keeps_1_over_e_over_the_horizon(mode: str, T: int) -> None:
+    units = 2
+    layer = CELLS[mode](1, units, dtype=np.float64)
+    layer.flat_params.fill(0)
+    layer.params["bias_ih_l0"][units : 2 * units] = meanfield.suggest_bias(layer, T)
+    tape = layer.forward(np.zeros((1, 1, 1)))[1]
+    kept = spectral.jacobian(layer, tape, 0)[-units:, -units:]  # of the cell, or of h
+    want = (1 - 1 / T) ** T
+    np.testing.assert_allclose(np.linalg.matrix_power(kept, T), want * np.eye(units), rtol=1e-9)
+    assert want == pytest.approx(0.366 if T == 100 else math.exp(-1), abs=0.02 if T == 10 else 1e-3)
+    assert meanfield.suggest_bias(mode.lower(), T) == math.log(T - 1)
+
+
+def test_suggested_bias_refuses_what_it_cannot_answer() -> None:
+    with pytest.raises(TypeError, match=r"layer: expected an LSTM or GRU, .*, got RNN"):
+        meanfield.suggest_bias(gradcore.RNN(1, 2), 10)
+    with pytest.raises(TypeError, match=r"layer: expected an LSTM or GRU, .*, got 'rnn'"):
+        meanfield.suggest_bias("rnn", 10)
+    with pytest.raises(ValueError, match="layer: the layer has no biases"):
+        meanfield.suggest_bias(gradcore.GRU(1, 2, bias=False), 10)
+    for horizon in (1, 0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="horizon: expected a"):
+            meanfield.suggest_bias("gru", horizon)
