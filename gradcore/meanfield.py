@@ -530,9 +530,9 @@ def forecast(model: Any, x: Any = None) -> Forecast:
     model : Sequential, MLP, Linear, an activation, RNN, LSTM or GRU
         A `Sequential` holds linear layers, activations and others like itself; dropout is off.
     x : ndarray, optional
-        Data like those to come. For feed-forward models any shape, and its mean square counts; for recurrent layers
-        (T, B, I), or (B, T, I) with `batch_first`, and the first 128 steps count. Standard normal, and over time
-        independent, unless told.
+        Data like those to come. For feed-forward models (..., in_features), and its mean square counts; for recurrent
+        layers (T, B, I), or (B, T, I) with `batch_first`, and the first 128 steps count. Standard normal, and over
+        time independent, unless told.
 
     Returns
     -------
@@ -586,10 +586,12 @@ def _flat(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         )
 
 
-def _mean_square(x: Any) -> float:
+def _mean_square(x: Any, width: int | None) -> float:
     given = as_array("x", x)
     if given.dtype.kind not in "fiub":
         raise TypeError(f"x: expected real numbers, got {given.dtype}")
+    if width is not None and given.shape[-1:] != (width,):
+        raise ValueError(f"x: expected shape (..., {width}), got {given.shape}")
     if not given.size or not np.isfinite(given).all():
         raise ValueError(f"x: expected finite entries, at least one, got shape {given.shape}")
     return float(np.mean(np.square(given, dtype=np.float64)))
@@ -599,7 +601,8 @@ def _forecast_feed_forward(model: Any, x: Any) -> Forecast:
     members = list(_flat(model))
     if not members:
         raise ValueError("model: has no layers")
-    values = math.sqrt(1.0 if x is None else _mean_square(x)) * Z  # of one unit, over the random weights
+    width = next((layer.in_features for _, layer in members if isinstance(layer, Linear)), None)
+    values = math.sqrt(1.0 if x is None else _mean_square(x, width)) * Z  # of one unit, over the random weights
     layers, linear = [], []
     for i, (name, layer) in enumerate(members):
         sigma_w: tuple[float, ...] = ()

@@ -329,9 +329,12 @@ def test_nested_models_other_widths_and_plain_layers() -> None:
 def test_forecast_refuses_what_it_cannot_answer() -> None:
     model = gradcore.MLP([4, 4, 4])
     with pytest.raises(ValueError, match="x: expected finite entries"):
-        meanfield.forecast(model, np.array([1.0, np.nan]))
-    with pytest.raises(ValueError, match=r"x: expected finite entries, at least one, got shape \(0,\)"):
-        meanfield.forecast(model, np.zeros(0))
+        meanfield.forecast(model, np.array([1.0, 1.0, 1.0, np.nan]))
+    with pytest.raises(ValueError, match=r"x: expected finite entries, at least one, got shape \(0, 4\)"):
+        meanfield.forecast(model, np.zeros((0, 4)))
+    for wrong in (np.ones((2, 5)), np.ones(()), np.ones(5)):
+        with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 4\), got "):
+            meanfield.forecast(model, wrong)
     with pytest.raises(TypeError, match="x: expected real numbers, got complex128"):
         meanfield.forecast(model, np.ones(2) * 1j)
     with pytest.raises(TypeError, match=r"model: expected linear layers .*, got GRU at 1\.0"):
