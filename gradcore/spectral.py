@@ -393,6 +393,87 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
     return exponents
 
 
+def kaplan_yorke(exponents: Any) -> float:
+    r"""How many dimensions the neighbours of a trajectory come to fill: Kaplan and Yorke, from its whole spectrum.
+
+    :math:`k + \sum_{i \le k} \lambda_i / |\lambda_{k+1}|` with k the most exponents whose sum, largest first, is not
+    negative. 0 where all of them are negative, n where all n sum to at least 0.
+
+    Parameters
+    ----------
+    exponents : array_like, (n,)
+        In any order; -inf is allowed.
+
+    Returns
+    -------
+    float
+        Between 0 and n.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the exponents are not a vector of real numbers, or one of them is NaN or inf.
+
+    References
+    ----------
+    Kaplan and Yorke, "Chaotic behavior of multidimensional difference equations", 1979.
+
+    Examples
+    --------
+    >>> round(kaplan_yorke([0.5, 0.0, -2.0]), 6)
+    2.25
+    """
+    ordered = _spectrum(exponents)
+    sums = np.cumsum(ordered)
+    k = int(np.count_nonzero(np.logical_and.accumulate(sums >= 0)))
+    return float(k) if k in (0, len(ordered)) else k + float(sums[k - 1] / -ordered[k])
+
+
+def entropy(exponents: Any) -> float:
+    """The entropy a chaotic trajectory makes in a step, at most: the sum of the positive Lyapunov exponents.
+
+    sum_i max(lambda_i, 0), in nats per step; it bounds the Kolmogorov-Sinai entropy, and is it where Pesin's identity
+    holds.
+
+    Parameters
+    ----------
+    exponents : array_like, (n,)
+        As for `kaplan_yorke`; enough of the largest to have all that are positive.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `kaplan_yorke`.
+
+    References
+    ----------
+    Engelken, Wolf, Abbott, "Lyapunov spectra of chaotic recurrent neural networks", arXiv 2006.02427.
+
+    Examples
+    --------
+    >>> entropy([0.5, 0.25, -2.0])
+    0.75
+    """
+    return float(np.maximum(_spectrum(exponents), 0.0).sum())
+
+
+def _spectrum(exponents: Any) -> Array:
+    """Exponents in float64, largest first."""
+    given = as_array("exponents", exponents)
+    if given.dtype.kind not in "fiub":
+        raise TypeError(f"exponents: expected real numbers, got {given.dtype}")
+    if given.ndim != 1:
+        raise ValueError(f"exponents: expected shape (n,), got {given.shape}")
+    wrong = np.flatnonzero(np.isnan(given) | np.isposinf(given))
+    if wrong.size:
+        raise ValueError(f"exponents: expected finite numbers or -inf, got {given[wrong[0]]} at position {wrong[0]}")
+    return np.sort(given.astype(np.float64))[::-1]
+
+
 def _on_columns(trajectory: _Trajectory, t: int) -> Callable[[Array], Array]:
     """Step t as a map of matrices (B, P*H, k)."""
     step = trajectory.at(t)

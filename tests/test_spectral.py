@@ -290,6 +290,32 @@ def test_exponents_of_a_stack_are_those_of_its_joint_state() -> None:
     np.testing.assert_allclose(spectral.lyapunov_spectrum(layer, x, transient=100), np.sort(want)[::-1], atol=0.02)
 
 
+def test_dimension_and_entropy_of_a_spectrum() -> None:
+    lorenz = [0.9056, 0.0, -14.5723]  # the flow of Lorenz at its usual parameters, dimension 2.062
+    assert spectral.kaplan_yorke(lorenz) == pytest.approx(2 + 0.9056 / 14.5723)
+    henon = [0.41922, -1.62319]
+    assert spectral.kaplan_yorke(henon[::-1]) == pytest.approx(1.25827, abs=1e-4)
+    assert spectral.entropy(henon) == 0.41922
+    for exponents, dimension, nats in (
+        ([-0.1, -2.0], 0.0, 0.0),
+        ([0.5, -0.5], 2.0, 0.5),
+        ([0.5, 0.25], 2.0, 0.75),
+        ([0.5, -math.inf], 1.0, 0.5),
+        ([3, -1, -4], 2.5, 3.0),
+        ([], 0.0, 0.0),
+    ):
+        assert spectral.kaplan_yorke(exponents) == pytest.approx(dimension)
+        assert spectral.entropy(exponents) == pytest.approx(nats)
+    f: Callable[[Any], float]
+    for f in (spectral.kaplan_yorke, spectral.entropy):
+        with pytest.raises(ValueError, match=r"exponents: expected shape \(n,\), got \(1, 1\)"):
+            f([[1.0]])
+        with pytest.raises(ValueError, match="exponents: expected finite numbers or -inf, got nan at position 1"):
+            f([1.0, math.nan])
+        with pytest.raises(TypeError, match="exponents: expected real numbers, got complex128"):
+            f([1j])
+
+
 def test_cell_path_of_an_lstm_without_recurrent_weights() -> None:
     T, H = 100, 2
     for bias, want in ((0.0, 7.9e-31), (1.0, 2.5e-14), (math.log(99), 0.366)):
