@@ -10,7 +10,7 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore import claims, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.linear import (
@@ -58,6 +58,7 @@ __all__ = [
     "Tanh",
     "UnitClip",
     "__version__",
+    "claims",
     "clip_grad_norm_",
     "clip_grad_units_",
     "clip_grad_value_",

@@ -23,7 +23,7 @@ FLOORS = [
     {"_layer", "_threads", "progress", "schedule", "threshold"},
     {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "spectral", "report"},
     {"recurrent", "linear", "optim", "units", "tasks"},
-    {"train", "scaler", "meanfield"},
+    {"claims", "train", "scaler", "meanfield"},
     {"diagnose"},
     {"cli"},
 ]
