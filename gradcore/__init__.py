@@ -10,7 +10,7 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore import claims, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.linear import (
@@ -30,6 +30,7 @@ from gradcore.linear import (
 )
 from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
 from gradcore.recurrent import GRU, LSTM, RNN
+from gradcore.regulariser import Regulariser
 from gradcore.scaler import GradScaler
 from gradcore.train import History, fit
 from gradcore.units import UnitClip, clip_grad_units_
@@ -50,12 +51,14 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "ReLU",
+    "Regulariser",
     "Sequential",
     "Sigmoid",
     "Softplus",
     "Tanh",
     "UnitClip",
     "__version__",
+    "claims",
     "clip_grad_norm_",
     "clip_grad_units_",
     "clip_grad_value_",

@@ -544,6 +544,9 @@ class SequentialTape:
         self.layer, self.tapes = layer, tapes
 
 
+# The arguments that a model hands to those of its members that have them, and of which method.
+_HANDED_ON = {"lengths": "forward", "step_clip": "backward", "regulariser": "backward"}
+
 # Which model holds a layer's parameters in its buffers.
 _OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
 
@@ -602,8 +605,7 @@ class Sequential(Layer):
             raise TypeError(f"layers: expected one dtype, got {found}")
         self.layers = layers
         self.dtype = next(iter(dtypes), layers[0].dtype if layers else np.dtype(np.float32))
-        self._with_lengths = tuple(_takes(layer, "forward", "lengths") for layer in layers)
-        self._with_clip = tuple(_takes(layer, "backward", "step_clip") for layer in layers)
+        self._taken = {name: tuple(_takes(layer, name) for layer in layers) for name in _HANDED_ON}
         for layer in layers:
             _OWNERS[layer] = ref(self)
             _set_dtype(layer, self.dtype)
@@ -631,8 +633,8 @@ class Sequential(Layer):
 
     def __call__(self, x: Array, lengths: Any = None) -> Array:
         """The output for x, keeping nothing; no dropout. See `forward`."""
-        _check_taken("lengths", lengths, self._with_lengths)
-        for layer, takes in zip(self.layers, self._with_lengths, strict=True):
+        _check_taken("lengths", lengths, self._taken["lengths"])
+        for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
             y = layer(x, lengths=lengths) if takes else layer(x)
             x = y[0] if isinstance(y, tuple) else y  # a recurrent layer returns its state too
         return x
@@ -658,14 +660,21 @@ class Sequential(Layer):
         TypeError, ValueError
             If a layer is given another dtype or shape than it takes, or no layer takes `lengths`.
         """
-        _check_taken("lengths", lengths, self._with_lengths)
+        _check_taken("lengths", lengths, self._taken["lengths"])
         tapes = []
-        for layer, takes in zip(self.layers, self._with_lengths, strict=True):
+        for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
             x, tape = layer.forward(x, lengths=lengths) if takes else layer.forward(x)
             tapes.append(tape)
         return x, SequentialTape(self, tuple(tapes))
 
-    def backward(self, tape: SequentialTape, dy: Array, *, step_clip: float | None = None) -> Array:
+    def backward(
+        self,
+        tape: SequentialTape,
+        dy: Array,
+        *,
+        step_clip: float | None = None,
+        regulariser: Callable[..., float] | None = None,
+    ) -> Array:
         """The gradient by x; those by the parameters are added into `grads`.
 
         Parameters
@@ -676,6 +685,8 @@ class Sequential(Layer):
             The gradient by y.
         step_clip : float, optional
             Handed to the recurrent layers.
+        regulariser : Regulariser, optional
+            Likewise.
 
         Returns
         -------
@@ -685,13 +696,17 @@ class Sequential(Layer):
         Raises
         ------
         TypeError, ValueError
-            If dy has another dtype or shape than y, or the tape is another layer's, or no layer takes `step_clip`.
+            If dy has another dtype or shape than y, or the tape is another layer's, or no layer takes `step_clip` or
+            `regulariser`, or one takes the regulariser that it is not made for.
         """
         _check_tape(self, tape)
-        _check_taken("step_clip", step_clip, self._with_clip)
+        options = {"step_clip": step_clip, "regulariser": regulariser}
+        for name, value in options.items():
+            _check_taken(name, value, self._taken[name])
         d, norms = dy, []
-        for layer, its_tape, takes in reversed(list(zip(self.layers, tape.tapes, self._with_clip, strict=True))):
-            dx = layer.backward(its_tape, d, step_clip=step_clip) if takes else layer.backward(its_tape, d)
+        for i, layer in reversed(list(enumerate(self.layers))):
+            its = {name: value for name, value in options.items() if value is not None and self._taken[name][i]}
+            dx = layer.backward(tape.tapes[i], d, **its)
             norms.append(float(grad_norm(np.asarray(d))))
             d = dx
         tape.d_norm = np.array([*norms, float(grad_norm(np.asarray(d)))])[::-1].copy()
@@ -701,11 +716,11 @@ class Sequential(Layer):
         yield from (repr(layer) for layer in self.layers)
 
 
-def _takes(layer: Any, method: str, name: str) -> bool:
+def _takes(layer: Any, name: str) -> bool:
     """Whether the layer, or for a model one of its members, has this argument."""
     if isinstance(layer, Sequential):
-        return any(layer._with_lengths if name == "lengths" else layer._with_clip)
-    return name in inspect.signature(getattr(layer, method)).parameters
+        return any(layer._taken[name])
+    return name in inspect.signature(getattr(layer, _HANDED_ON[name])).parameters
 
 
 def _check_taken(name: str, value: Any, takes: tuple[bool, ...]) -> None:

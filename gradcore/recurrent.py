@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -204,11 +204,14 @@ class Tape:
         dL/d(initial state), after `backward`.
     telemetry : Telemetry or None
         After `backward`.
+    omega : ndarray, (L*D,), float64, or None
+        What a `Regulariser` has measured in each layer and direction.
     """
 
     state: State
     dstate: State = None
     telemetry: Telemetry | None = None
+    omega: Array | None = None
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
         S, dtype = batch.n_rows, layer.dtype
@@ -412,7 +415,15 @@ class _Recurrent(Layer):
         final = self._as_state([batch.unsort(part) for part in states])
         return output.swapaxes(0, 1) if self.batch_first else output, final, tape
 
-    def backward(self, tape: Tape, dy: Array, dstate: State = None, *, step_clip: float | None = None) -> Array:
+    def backward(
+        self,
+        tape: Tape,
+        dy: Array,
+        dstate: State = None,
+        *,
+        step_clip: float | None = None,
+        regulariser: Callable[..., float] | None = None,
+    ) -> Array:
         """Back through time: add dL/d(parameters) to `grads` and return dL/dx.
 
         Fills `tape.dstate` and `tape.telemetry`.
@@ -427,6 +438,8 @@ class _Recurrent(Layer):
             dL/d(final state); zeros by default.
         step_clip : float
             Rescale each sequence's dL/dh_t to a norm of at most this while it is propagated. None for no limit.
+        regulariser : Regulariser, optional
+            Adds the gradient of its term of the loss; for `RNN` only.
 
         Returns
         -------
@@ -443,6 +456,10 @@ class _Recurrent(Layer):
             raise ValueError("tape: expected a tape from this layer's forward")
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
         clip = math.inf if step_clip is None else number("step_clip", step_clip, least=0.0)
+        if regulariser is not None:
+            if not callable(regulariser):
+                raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
+            regulariser(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
         dy = self._check_sequence("dy", dy, (batch.T, batch.B, D * H))
         dstates = self._fresh_states("dstate", dstate, batch)
 

@@ -472,6 +472,7 @@ def fit(
     epochs: int,
     max_norm: float | Threshold | Schedule | None = None,
     step_clip: float | None = None,
+    regulariser: Callable[..., float] | None = None,
     nonfinite: str = "skip",
     monitor: GradientMonitor | None = None,
     callbacks: Iterable[Callable[[StepRecord], Any]] = (),
@@ -498,6 +499,9 @@ def fit(
         Clip the gradient to this norm, as `optimizer.step` does; None leaves it as it is.
     step_clip : float, optional
         Clip each sample's dL/dh_t to this norm inside the backward pass of recurrent layers.
+    regulariser : Regulariser, optional
+        Adds the gradient of its term of the loss in the backward pass of recurrent layers; `History.loss` is without
+        it. What it measured is in each recurrent layer's `tape.omega`, which callbacks see.
     nonfinite : {"skip", "zero", "raise"}
         What `optimizer.step` does with a gradient that is not finite.
     monitor : GradientMonitor, optional
@@ -547,7 +551,8 @@ def fit(
     epochs = size("epochs", epochs)
     if max_norm is not None:
         check_limit(max_norm, getattr(optimizer, "n_steps", 0))
-    backward_options = {} if step_clip is None else {"step_clip": step_clip}
+    given = {"step_clip": step_clip, "regulariser": regulariser}
+    backward_options = {name: value for name, value in given.items() if value is not None}
     callbacks = tuple(callbacks)
     if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(

@@ -21,9 +21,9 @@ PACKAGE = ROOT / "gradcore"
 FLOORS = [
     {"_check", "_kernels", "_files", "reference", "data"},
     {"_layer", "_threads", "progress", "schedule", "threshold"},
-    {"checkpoint", "init", "losses", "norm", "monitor", "spectral", "report"},
+    {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "spectral", "report"},
     {"recurrent", "linear", "optim", "units", "tasks"},
-    {"train", "scaler", "meanfield"},
+    {"claims", "train", "scaler", "meanfield"},
     {"diagnose"},
     {"cli"},
 ]

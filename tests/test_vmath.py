@@ -1,14 +1,12 @@
 """The accuracy that src/vmath.inc.h claims, read from there and measured as bench/ulp.py does, on a sample."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from tools import load_bench
 
 pytestmark = pytest.mark.kernels
 
@@ -16,18 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOATS = [np.float32, np.float64]
 
 
-def load_bench() -> ModuleType:
-    """bench/ulp.py, which is a script and no part of a package."""
-    spec = importlib.util.spec_from_file_location("ulp", ROOT / "bench" / "ulp.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ulp"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
-
-
-ulp = load_bench()
+ulp = load_bench("ulp")
 
 
 def claimed_ulp(name: str) -> float:

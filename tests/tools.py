@@ -1,14 +1,29 @@
-"""What the tests of several subjects share: finite differences, errors relative to an array's norm, awkward layouts."""
+"""What the tests of several subjects share: finite differences, errors relative to a norm, awkward layouts, scripts."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+def load_bench(name: str) -> ModuleType:
+    """bench/<name>.py, which is a script and no part of a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "bench" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def central_difference(f: Callable[[], float], a: Array, step: float = 1e-5) -> Array:

@@ -1,0 +1,33 @@
+"""What is commonly said of gradients, measured: `python bench/claims.py` prints docs/claims.md, in seconds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gradcore.claims import as_markdown, folk_claims
+
+HEAD = """# What is said of exploding and vanishing gradients
+
+Each line is measured by `gradcore.claims.folk_claims()`, whose claims also say why; `python bench/claims.py` writes
+this page. A claim about all networks is false when one contradicts it, and that one is measured. A factor is the norm
+of the gradient at the first step or layer over that at the last; "keeps" means within a factor of 10.
+"""
+
+
+def page() -> str:
+    return f"{HEAD}\n{as_markdown(folk_claims())}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="write the page to this file")
+    out = parser.parse_args().out
+    if out is None:
+        print(page(), end="")
+    else:
+        out.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The vanishing-gradient regulariser: its value and gradient against the formula, and what it does to a training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from tools import Array, central_difference, recurrent_params, relative_error, same_bits
+
+import gradcore
+from gradcore import Regulariser, reference
+
+pytestmark = pytest.mark.kernels
+
+MODES = ["RNN_TANH", "RNN_RELU"]
+
+
+def build(mode: str, I: int, H: int, seed: int = 0, **options: Any) -> tuple[Any, dict[str, Array]]:
+    """A float64 RNN and its parameters."""
+    layer = gradcore.RNN(I, H, nonlinearity=mode[4:].lower(), dtype=np.float64, **options)
+    sizes = {name: options[name] for name in ("num_layers", "bidirectional", "bias") if name in options}
+    params = recurrent_params(mode, I, H, seed=seed, **sizes)
+    layer.load_state_dict(params)
+    return layer, params
+
+
+def held(tape: reference.RecurrentTape, dh: Array, step_clip: float) -> tuple[Array, Array]:
+    """What the regulariser holds constant: dL/da and phi'(a), (L*D, T, B, H) each."""
+    h = tape.gates[:, :, :, 0]
+    slope = 1 - h**2 if tape.mode == "RNN_TANH" else (h > 0).astype(float)
+    norm = np.linalg.norm(dh, axis=-1, keepdims=True)
+    return np.where(norm > step_clip, step_clip / np.maximum(norm, 1e-300), 1) * dh * slope, slope
+
+
+def omega_of(W: Array, delta: Array, slope: Array, alive: Array, reverse: bool, bound: float = 1e-20) -> float:
+    """Omega of one layer and direction from the formula, pair by pair."""
+    terms = []
+    T, B = alive.shape
+    for t in range(T):
+        before = t + 1 if reverse else t - 1
+        for b in range(B):
+            if 0 <= before < T and alive[t, b] and alive[before, b]:
+                squared = float(np.sum(delta[t, b] ** 2))
+                if squared >= bound:
+                    r = float(np.sum(((delta[t, b] @ W) * slope[before, b]) ** 2)) / squared
+                    terms.append((r - 1) ** 2)
+    return float(np.mean(terms)) if terms else 0.0
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "three layers": {"num_layers": 3},
+    "two directions": {"bidirectional": True},
+    "two layers, two directions": {"num_layers": 2, "bidirectional": True},
+    "batch first": {"num_layers": 2, "batch_first": True},
+}
+
+
+@pytest.mark.parametrize("step_clip", [None, 0.5])
+@pytest.mark.parametrize("lengths", [None, [3, 7, 0, 5], [4, 4, 4, 4]], ids=["full", "ragged", "short"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mode", MODES)
+def test_value_and_gradient_against_finite_differences(
+    mode: str, case: str, lengths: list[int] | None, step_clip: float | None
+) -> None:
+    T, B, I, H = 7, 4, 3, 5
+    layer, params = build(mode, I, H, **CASES[case])
+    rng = np.random.default_rng(1)
+    L, D = layer.num_layers, layer.num_directions
+    x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, D * H))
+    state, dstate = rng.standard_normal((2, L * D, B, H))
+    _, _, want_tape = reference.recurrent_forward(mode, params, x, state, lengths)
+    clip = math.inf if step_clip is None else step_clip
+    total = reference.recurrent_backward(want_tape, dy, dstate, step_clip=clip).dh
+    deltas, slopes = held(want_tape, total, clip)
+
+    turned = (lambda a: a.swapaxes(0, 1)) if layer.batch_first else (lambda a: a)
+    _, tape = layer.forward(turned(x), state, lengths)
+    got = Regulariser(2.0)(layer, tape, turned(dy), dstate, step_clip=step_clip)
+
+    omegas = []
+    for k in range(L * D):
+        level, reverse = divmod(k, D)
+        name = f"weight_hh_l{level}{'_reverse' * reverse}"
+        W = params[name].copy()
+
+        def omega(W: Array = W, k: int = k, reverse: int = reverse) -> float:
+            return omega_of(W, deltas[k], slopes[k], want_tape.alive, bool(reverse))
+
+        omegas.append(omega())
+        assert relative_error(layer.grads.pop(name), 2 * central_difference(omega, W)) < 1e-6
+    assert tape.omega == pytest.approx(omegas, rel=1e-9)
+    assert got == pytest.approx(sum(omegas), rel=1e-9)
+    assert min(omegas) > 1e-3
+    assert not any(grad.any() for grad in layer.grads.values()), "something else than weight_hh has a gradient"
+
+
+def test_dropout_between_layers() -> None:
+    layer, params = build("RNN_TANH", 3, 5, num_layers=2, dropout=0.5, rng=np.random.default_rng(3))
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 5))
+    _, tape = layer.forward(x)
+    (mask,) = tape.masks
+    _, _, want_tape = reference.recurrent_forward("RNN_TANH", params, x, dropout_masks=[mask.reshape(6, 4, 5)])
+    deltas, slopes = held(want_tape, reference.recurrent_backward(want_tape, dy).dh, math.inf)
+    Regulariser(1.0)(layer, tape, dy)
+    want = [omega_of(params[f"weight_hh_l{k}"], deltas[k], slopes[k], want_tape.alive, False) for k in range(2)]
+    assert tape.omega == pytest.approx(want, rel=1e-9)
+
+
+def test_in_the_backward_pass_it_only_adds_its_gradient() -> None:
+    layer, _ = build("RNN_TANH", 3, 5, num_layers=2)
+    rng = np.random.default_rng(1)
+    x, dy, dstate = rng.standard_normal((9, 4, 3)), rng.standard_normal((9, 4, 5)), rng.standard_normal((2, 4, 5))
+    lengths, regulariser = [9, 2, 5, 7], Regulariser(3.0)
+
+    _, tape = layer.forward(x, lengths=lengths)
+    dx = layer.backward(tape, dy, dstate, step_clip=1.0)
+    before = layer.flat_grads.copy()
+    omega = regulariser(layer, tape, dy, dstate, step_clip=1.0)  # the tape serves after the pass, too
+    by_hand = layer.flat_grads.copy()
+
+    layer.zero_grad()
+    _, other = layer.forward(x, lengths=lengths)
+    assert same_bits(layer.backward(other, dy, dstate, step_clip=1.0, regulariser=regulariser), dx)
+    assert relative_error(layer.flat_grads, by_hand) < 1e-14
+    assert relative_error(by_hand, before) > 1e-3
+    assert same_bits(other.omega, tape.omega)
+    assert omega == float(tape.omega.sum())
+    assert same_bits(other.dstate, tape.dstate)
+    assert same_bits(other.telemetry.dh_norm, tape.telemetry.dh_norm)
+
+
+def test_float32_layers_get_the_gradient_of_float64() -> None:
+    wide, params = build("RNN_TANH", 3, 8, num_layers=2, bidirectional=True)
+    narrow = gradcore.RNN(3, 8, 2, bidirectional=True)
+    narrow.load_state_dict({name: value.astype(np.float32) for name, value in params.items()})
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((20, 4, 3)), rng.standard_normal((20, 4, 16))
+    for layer in (wide, narrow):
+        _, tape = layer.forward(x.astype(layer.dtype))
+        Regulariser(1.0)(layer, tape, dy.astype(layer.dtype))
+    assert narrow.flat_grads.dtype == np.float32
+    assert relative_error(narrow.flat_grads, wide.flat_grads) < 1e-4
+
+
+def test_an_orthogonal_linear_layer_has_nothing_to_mend() -> None:
+    """relu on positive numbers is linear: each ratio is 1, and 4 where the weights are doubled."""
+    layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False, dtype=np.float64)
+    rotation = np.array([[0.0, 1.0], [1.0, 0.0]])
+    for gain, want in ((1.0, 0.0), (2.0, 9.0)):
+        layer.zero_grad()
+        layer.params["weight_ih_l0"][...] = 1
+        layer.params["weight_hh_l0"][...] = gain * rotation
+        y, tape = layer.forward(np.ones((10, 3, 1)))
+        dy = np.zeros_like(y)
+        dy[-1] = np.random.default_rng(0).standard_normal((3, 2))
+        assert Regulariser(1.0)(layer, tape, dy) == pytest.approx(want, abs=1e-12)
+        assert np.abs(layer.flat_grads).max() == pytest.approx(0, abs=1e-12) or gain == 2.0
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-9, 1e9, 1e250])
+def test_it_does_not_depend_on_the_scale_of_the_loss(scale: float) -> None:
+    layer, _ = build("RNN_TANH", 3, 5)
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 5))
+    _, tape = layer.forward(x)
+    regulariser = Regulariser(1.0, bound=0.0)
+    want = regulariser(layer, tape, dy)
+    gradient = layer.flat_grads.copy()
+    layer.zero_grad()
+    assert regulariser(layer, tape, scale * dy) == pytest.approx(want, rel=1e-12)
+    assert relative_error(layer.flat_grads, gradient) < 1e-12
+
+
+def test_what_has_vanished_does_not_count() -> None:
+    layer = gradcore.RNN(1, 1, nonlinearity="relu", bias=False, dtype=np.float64)
+    layer.params["weight_ih_l0"][...] = 1
+    layer.params["weight_hh_l0"][...] = 0.1
+    y, tape = layer.forward(np.ones((30, 1, 1)))
+    dy = np.zeros_like(y)
+    dy[-1] = 1
+    w, n = 0.1, 29
+    for bound in (1e-20, 1e-3):  # the mean of equal terms is the same over few or many pairs
+        assert Regulariser(1.0, bound=bound)(layer, tape, dy) == pytest.approx((w**2 - 1) ** 2)
+    # with a second sequence whose ratio is 0: its only delta counts once, the first one's count 10 or 29 times
+    dy2, x2 = np.zeros((30, 2, 1)), np.ones((30, 2, 1))
+    dy2[-1] = 1
+    x2[-2, 1] = -10  # the unit is off one step before the last
+    _, tape = layer.forward(x2)
+    counted = {1e-20: 11, 1e-3: 2, 0.0: n}  # delta = 0.1^s, s = 0 ... 10 reach 1e-20
+    for bound, count in counted.items():
+        want = (count * (w**2 - 1) ** 2 + 1) / (count + 1)
+        assert Regulariser(1.0, bound=bound * (1 - 1e-9))(layer, tape, dy2) == pytest.approx(want, rel=1e-12)
+
+
+def test_nothing_to_count_is_zero() -> None:
+    for T, B, lengths in ((0, 3, None), (1, 3, None), (5, 0, None), (5, 2, [0, 0]), (5, 2, [1, 1])):
+        layer, _ = build("RNN_TANH", 2, 3, bidirectional=True)
+        y, tape = layer.forward(np.ones((T, B, 2)), lengths=lengths)
+        assert Regulariser(1.0)(layer, tape, np.ones_like(y)) == 0.0
+        assert not layer.flat_grads.any()
+    y, tape = layer.forward(np.ones((4, 2, 2)))
+    assert Regulariser(1.0)(layer, tape, np.zeros_like(y)) == 0.0
+    assert not layer.flat_grads.any()
+
+
+def test_what_is_not_finite_passes_on_without_a_warning() -> None:
+    layer, _ = build("RNN_TANH", 2, 3)
+    y, tape = layer.forward(np.ones((4, 2, 2)))
+    for bad in (np.nan, np.inf):
+        dy = np.ones_like(y)
+        dy[2, 1, 0] = bad
+        layer.zero_grad()
+        assert math.isnan(Regulariser(1.0)(layer, tape, dy))
+        assert np.isnan(layer.grads["weight_hh_l0"]).any()
+
+
+def test_errors_name_the_argument_and_change_nothing() -> None:
+    layer, _ = build("RNN_TANH", 2, 3)
+    y, tape = layer.forward(np.ones((4, 2, 2)))
+    regulariser = Regulariser(1.0)
+    for cell in (gradcore.LSTM, gradcore.GRU):
+        gated = cell(2, 3)
+        out, its_tape = gated.forward(np.ones((4, 2, 2), np.float32))
+        with pytest.raises(TypeError, match=f"layer: expected an RNN, .*, got {cell.__name__}"):
+            gated.backward(its_tape, out, regulariser=regulariser)
+        assert not gated.flat_grads.any()
+    with pytest.raises(TypeError, match=r"layer: expected an RNN, .*, got Sequential"):
+        regulariser(gradcore.Sequential(), tape, y)
+    with pytest.raises(TypeError, match="regulariser: expected a Regulariser, got float"):
+        layer.backward(tape, y, regulariser=4.0)
+    with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
+        regulariser(build("RNN_TANH", 2, 3)[0], tape, y)
+    with pytest.raises(ValueError, match=r"dy: expected shape \(4, 2, 3\), got \(3, 2, 3\)"):
+        layer.backward(tape, y[1:], regulariser=regulariser)
+    with pytest.raises(ValueError, match="step_clip: expected a number at least 0, got -1"):
+        regulariser(layer, tape, y, step_clip=-1.0)
+    with pytest.raises(ValueError, match="weight: expected a number at least 0, got -1"):
+        Regulariser(-1.0)
+    with pytest.raises(TypeError, match="weight: expected a number, got str"):
+        Regulariser("much")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bound: expected a number at least 0, got nan"):
+        Regulariser(1.0, bound=math.nan)
+    model = gradcore.Sequential(gradcore.Linear(2, 2))
+    out, tape = model.forward(np.ones((4, 2), np.float32))
+    with pytest.raises(ValueError, match="regulariser: no layer of this model takes it"):
+        model.backward(tape, out, regulariser=regulariser)
+
+
+# ---- in a training ---------------------------------------------------------------------------------------------------
+
+
+def vanishing(seed: int = 0) -> tuple[Any, list[tuple[Array, Array]]]:
+    """A tanh RNN of gain 0.5 that is to recall its first input after 50 steps."""
+    rng = np.random.default_rng(seed)
+    rnn = gradcore.RNN(1, 20, dtype=np.float64, rng=rng)
+    rnn.params["weight_hh_l0"][...] = 0.5 * rng.standard_normal((20, 20)) / math.sqrt(20)
+    model = gradcore.Sequential(rnn, gradcore.LastStep(), gradcore.Linear(20, 1, dtype=np.float64, rng=rng))
+    batches = []
+    for _ in range(60):
+        x = 0.3 * rng.standard_normal((50, 16, 1))
+        batches.append((x, x[0]))
+    return model, batches
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_vanishing_network_comes_to_keep_its_gradients(seed: int) -> None:
+    """|ln(dh_first / dh_last)| over 49 steps back: about 35 as it starts, and without the regulariser for ever."""
+    ends, omegas = {}, []
+    for weight in (0.0, 4.0):
+        model, batches = vanishing(seed)
+        regulariser = Regulariser(weight) if weight else None
+        seen = [] if not weight else [lambda record: omegas.append(float(record.tape.tapes[0].omega.sum()))]
+        history = gradcore.fit(
+            model, batches, gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05),
+            epochs=5, max_norm=1.0, regulariser=regulariser, callbacks=seen,
+        )  # fmt: skip
+        name = next(iter(history.dh_first))
+        ratio = np.log(history.dh_first[name] / history.dh_last[name])
+        ends[weight] = ratio[0], ratio[-10:].mean()
+    assert ends[0.0][0] == ends[4.0][0] < -25
+    assert ends[0.0][1] < -25
+    assert abs(ends[4.0][1]) < 5
+    assert np.mean(omegas[-10:]) < 0.3 * omegas[0]
+
+
+def test_fit_does_what_the_loop_by_hand_does() -> None:
+    regulariser = Regulariser(4.0)
+    model, batches = vanishing()
+    gradcore.fit(
+        model, batches[:5], gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05), epochs=1, regulariser=regulariser
+    )
+    by_hand, _ = vanishing()
+    optimizer = gradcore.optim.SGD(by_hand, lr=0.05)
+    for x, target in batches[:5]:
+        by_hand.zero_grad()
+        y, tape = by_hand.forward(x)
+        by_hand.backward(tape, gradcore.losses.mse(y, target)[1], regulariser=regulariser)
+        optimizer.step()
+    assert same_bits(model.flat_params, by_hand.flat_params)
+    plain, _ = vanishing()
+    gradcore.fit(plain, batches[:5], gradcore.losses.mse, gradcore.optim.SGD(plain, lr=0.05), epochs=1)
+    assert relative_error(model.flat_params, plain.flat_params) > 1e-3
