@@ -3,21 +3,24 @@
 Matrices first, then the Jacobian of one time step, then what a trajectory of them does to a gradient. Everything here
 is computed and returned in float64, in natural logarithms per time step, for layers of either dtype.
 
-A step's Jacobian is never a dense matrix in the loops: `_Step` keeps it as diagonal factors around the recurrent
-weights, and its `times` and `transposed_times` are the only places that multiply with it.
+A step's Jacobian is never a dense matrix in the loops: `_Trajectory` has it as diagonal factors around the recurrent
+weights, and its `carry` is the only place that multiplies with it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.linalg import lapack
 
-from gradcore._check import Array, as_array, size
+from gradcore import _kernels
+from gradcore._check import FLOAT64, Array, as_array, size
+from gradcore._layer import aligned_zeros
 
 Verdict = Literal["explodes", "vanishes", "stable"]
 Kind = Literal["necessary", "sufficient", "asymptotic"]
@@ -28,6 +31,12 @@ STABLE_FACTOR = 10.0
 
 PROBES = 32  # random gradients carried back through each layer, over all samples together, when the batch has fewer
 ROUNDING = 1e-12  # added to bounds that a rate may reach
+BLOCK_BYTES = 4 << 20  # of factors that are made at a time
+FAR, FARTHEST = (
+    15.0,
+    25.0,
+)  # ln of the growth by which directions may part before they are separated: wanted, and at most
+MOST_STEPS = 10  # until then
 REST_SAMPLES, REST_STEPS = 8, 200  # without data: free-running trajectories, and the longest that is simulated
 
 
@@ -148,107 +157,76 @@ def _matrix(name: str, value: Any, *, square: bool = False) -> Array:
 # ---- the Jacobian of one step ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Step:
-    """d(state after the step) / d(state before it) for B samples; the state has P = 1 or 2 parts, h, or h and c.
+class _Trajectory:
+    """The Jacobians of one layer and direction along a stored forward pass, d(state after) / d(state before).
 
-    Part p after the step depends on part p' before it by   carry[p, p'] + [p' is h] * sum_g gain[p, g] * W_g,   carry
-    and gain being diagonal and W_g the recurrent matrix of gate g.
+    Those of a step and a sample are kept as the diagonals around W_hh that src/jacobian.inc.h names, (D, H) factors.
+    `rows` (steps, B) says where the tape has the steps, in the order in which the forward pass took them.
     """
 
-    weight: Array  # (G*H, H)
-    gain: Array  # (B, P, G, H)
-    carry: Array  # (B, P, P, H)
-
-    def times(self, v: Array) -> Array:
-        """J v for vectors (B, k, P, H)."""
-        samples, _, gates, units = self.gain.shape
-        pre = (v[:, :, 0].reshape(-1, units) @ self.weight.T).reshape(samples, -1, gates, units)
-        out: Array = np.einsum("bpqi,bkqi->bkpi", self.carry, v)
-        out += np.einsum("bpgi,bkgi->bkpi", self.gain, pre)
-        return out
-
-    def transposed_times(self, u: Array) -> Array:
-        """J^T u for vectors (B, k, P, H)."""
-        samples, _, gates, units = self.gain.shape
-        pre = np.einsum("bpgi,bkpi->bkgi", self.gain, u).reshape(-1, gates * units)
-        out: Array = np.einsum("bpqi,bkpi->bkqi", self.carry, u)
-        out[:, :, 0] += (pre @ self.weight).reshape(samples, -1, units)
-        return out
-
-    def dense(self) -> Array:
-        """(B, P*H, P*H)."""
-        samples, parts, _, units = self.gain.shape
-        n = parts * units
-        eye = np.broadcast_to(np.eye(n).reshape(n, parts, units), (samples, n, parts, units))
-        return np.ascontiguousarray(self.times(eye).reshape(samples, n, n).swapaxes(1, 2))
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.gain).all() and np.isfinite(self.carry).all())
-
-    def norm_bound(self, weight_norm: float) -> Array:
-        """(B,) numbers no smaller than the spectral norm of J, given that of the weight.
-
-        Diagonal blocks have the norm of their worst unit's (P, G) or (P, P) matrix, and the two terms of J that of
-        their sum; but for LSTM, where the weights act on h alone and the carry on c alone, they stand side by side.
-        """
-        past = np.sqrt(np.square(self.carry).sum(axis=(1, 2)).max(axis=1))  # of rank 1, so that this is the norm
-        h = np.square(self.gain[:, 0]).sum(axis=1)  # (B, H)
-        if self.gain.shape[1] == 1:
-            return np.asarray(np.sqrt(h.max(axis=1)) * weight_norm + past)
-        c, mixed = np.square(self.gain[:, 1]).sum(axis=1), (self.gain[:, 0] * self.gain[:, 1]).sum(axis=1)
-        through = (h + c) / 2 + np.hypot((h - c) / 2, mixed)  # larger eigenvalue of [[h, mixed], [mixed, c]]
-        return np.asarray(np.hypot(np.sqrt(through.max(axis=1)) * weight_norm, past))
-
-
-def _rnn_step(weight: Array, gates: Array, nonlinearity: str) -> _Step:
-    """h' = phi(W h + ...)."""
-    new = gates[:, 0]
-    slope = 1 - new**2 if nonlinearity == "tanh" else np.where(np.isfinite(new), new > 0, np.nan)
-    return _Step(weight, slope[:, None, None], np.zeros_like(slope)[:, None, None])
-
-
-def _gru_step(weight: Array, gates: Array, h: Array) -> _Step:
-    """h' = (1 - z) n + z h with n = tanh(... + r q), q = W_n h + b."""
-    r, z, n, q = np.moveaxis(gates, 1, 0)
-    into_n = (1 - z) * (1 - n**2)
-    gain = np.stack([into_n * q * r * (1 - r), (h - n) * z * (1 - z), into_n * r], axis=1)
-    return _Step(weight, gain[:, None], z[:, None, None])
-
-
-def _lstm_step(weight: Array, gates: Array, c: Array) -> _Step:
-    """c' = f c + i g, h' = o tanh(c')."""
-    i, f, g, o = np.moveaxis(gates, 1, 0)
-    squashed = np.tanh(f * c + i * g)
-    opened = o * (1 - squashed**2)  # dh'/dc'
-    zero = np.zeros_like(f)
-    cell = np.stack([g * i * (1 - i), c * f * (1 - f), i * (1 - g**2), zero], axis=1)
-    hidden = opened[:, None] * cell
-    hidden[:, 3] = squashed * o * (1 - o)
-    carry = np.stack([np.stack([zero, opened * f], axis=1), np.stack([zero, f], axis=1)], axis=1)
-    return _Step(weight, np.stack([hidden, cell], axis=1), carry)
-
-
-class _Trajectory:
-    """The Jacobians of one layer and direction along a stored forward pass."""
-
-    def __init__(self, layer: Any, tape: Any, index: int, samples: Sequence[int]) -> None:
-        self.layer, self.tape, self.index, self.samples = layer, tape, index, samples
+    def __init__(self, layer: Any, tape: Any, index: int, rows: Array) -> None:
+        self.layer, self.index, self.rows = layer, index, rows
+        self.state_size = layer.hidden_size * _parts(layer)
         self.weight = layer.params["weight_hh" + _suffix(layer, index)].astype(np.float64)
+        self._kept = tape.kept[index]
+        self._packed: dict[bool, Array] = {}  # by whether transposed
 
-    def at(self, t: int) -> _Step:
-        records = [self.tape.record(self.index, t, b) for b in self.samples]
-        gates = np.stack([record.gates for record in records]).astype(np.float64)  # (B, K, H)
-        if len(self.weight) == self.layer.hidden_size:
-            return _rnn_step(self.weight, gates, self.layer.nonlinearity)
-        if len(self.weight) == 3 * self.layer.hidden_size:
-            return _gru_step(self.weight, gates, np.stack([record.h for record in records]).astype(np.float64))
-        return _lstm_step(self.weight, gates, np.stack([record.c for record in records]).astype(np.float64))
+    @classmethod
+    def whole(cls, layer: Any, tape: Any, index: int, steps: int, samples: int) -> _Trajectory:
+        """All steps of all samples, which have the same length."""
+        rows = np.arange(steps * samples).reshape(steps, samples)
+        return cls(layer, tape, index, rows[::-1] if index % layer.num_directions else rows)
 
-    def walk(self, T: int) -> range:
-        """The steps in the order in which the forward pass took them."""
-        return range(T - 1, -1, -1) if self.index % self.layer.num_directions else range(T)
+    def factors(self, first: int, end: int) -> Array:
+        """(end - first, B, D, H)"""
+        rows = np.ascontiguousarray(self.rows[first:end])
+        factors = _kernels.jacobian_factors(self.layer._cell, self.layer.hidden_size, rows, *self._kept)
+        return factors.reshape(*rows.shape, *factors.shape[1:])
+
+    def steps_at_once(self) -> int:
+        """So many have factors of a size that is worth a call, and no burden."""
+        return max(1, BLOCK_BYTES // max(1, self.factors(0, 1).nbytes))
+
+    def carry(self, v: Array, factors: Array, *, transposed: bool = False, log_norm: Array | None = None) -> None:
+        """v (B, m, P*H) = J v for each step in turn, or J^T v; in place.
+
+        With log_norm (steps, B, m) each step's vectors are scaled to norm 1, and these were ln of their norms.
+        """
+        packed = self._packed.get(transposed)
+        if packed is None:
+            packed = _kernels.jacobian_packed(self.layer._cell, transposed, self.weight, _doubles)
+            self._packed[transposed] = packed
+        _kernels.jacobian_product(self.layer._cell, transposed, factors, packed, v, log_norm, _doubles)
+
+    def dense(self, step: int) -> Array:
+        """(B, P*H, P*H)"""
+        factors = self.factors(step, step + 1)
+        v = np.tile(np.eye(self.state_size), (factors.shape[1], 1, 1))
+        self.carry(v, factors)
+        return np.ascontiguousarray(v.swapaxes(1, 2))
+
+
+def _doubles(n: int) -> Array:
+    return aligned_zeros(n, FLOAT64)
+
+
+def _norm_bounds(factors: Array, weight_norm: float) -> Array:
+    """(steps, B) numbers no smaller than the spectral norms of the Jacobians, given that of the weight.
+
+    Diagonal blocks have the norm of their worst unit's matrix, and the two terms of J that of their sum; but for LSTM,
+    where the weights act on h alone and what passes them by comes from c alone, they stand side by side.
+    """
+    if factors.shape[2] == 1:
+        return np.asarray(np.abs(factors[:, :, 0]).max(axis=2) * weight_norm)
+    if factors.shape[2] == 4:
+        through = np.sqrt(np.square(factors[:, :, :3]).sum(axis=2))
+        return np.asarray(through.max(axis=2) * weight_norm + np.abs(factors[:, :, 3]).max(axis=2))
+    into_c, o = np.square(factors[:, :, :3]).sum(axis=2), np.square(factors[:, :, 3])
+    f, opened = factors[:, :, 4], factors[:, :, 5]
+    h, mixed = opened**2 * into_c + o, opened * into_c
+    through = (h + into_c) / 2 + np.hypot((h - into_c) / 2, mixed)  # larger eigenvalue of [[h, mixed], [mixed, into_c]]
+    past = np.abs(f) * np.hypot(1, opened)
+    return np.asarray(np.hypot(np.sqrt(through.max(axis=2)) * weight_norm, past.max(axis=2)))
 
 
 def _suffix(layer: Any, index: int) -> str:
@@ -302,7 +280,7 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     if getattr(tape, "_layer", None) is not layer:
         raise ValueError("tape: expected a tape from this layer's forward")
     tape.record(index, t, b)  # its errors name what is out of range
-    matrix: Array = _Trajectory(layer, tape, index, [b]).at(t).dense()[0]
+    matrix: Array = _Trajectory(layer, tape, index, np.array([[tape._batch.row(t, b)]])).dense(0)[0]
     return matrix
 
 
@@ -386,9 +364,9 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
     found = []
     for index in range(layer.num_layers):
         start = rng.standard_normal((samples, state_size, min(k, state_size)))
-        trajectory = _Trajectory(layer, tape, index, range(samples))
-        maps = (_on_columns(trajectory, t) for t in trajectory.walk(steps))
-        found.append(_exponents(maps, np.linalg.qr(start)[0], transient).mean(axis=0))
+        trajectory = _Trajectory.whole(layer, tape, index, steps, samples)
+        vectors = np.ascontiguousarray(np.linalg.qr(start)[0].swapaxes(1, 2))
+        found.append(_exponents(_finite_steps(trajectory), steps, vectors, transient).mean(axis=0))
     exponents: Array = np.sort(np.concatenate(found))[::-1][:k]
     return exponents
 
@@ -474,30 +452,73 @@ def _spectrum(exponents: Any) -> Array:
     return np.sort(given.astype(np.float64))[::-1]
 
 
-def _on_columns(trajectory: _Trajectory, t: int) -> Callable[[Array], Array]:
-    """Step t as a map of matrices (B, P*H, k)."""
-    step = trajectory.at(t)
-    if not step.finite:
-        raise ValueError(f"x: the forward pass is not finite at step {t}; exponents need a finite trajectory")
+def _finite_steps(trajectory: _Trajectory) -> Callable[[Array, int, int], None]:
+    """What `_exponents` wants."""
 
-    def push(q: Array) -> Array:
-        samples, n, k = q.shape
-        rows = np.ascontiguousarray(q.swapaxes(1, 2)).reshape(samples, k, -1, step.gain.shape[-1])
-        out: Array = step.times(rows).reshape(samples, k, n).swapaxes(1, 2)
-        return out
+    def carry(v: Array, first: int, end: int) -> None:
+        factors = trajectory.factors(first, end)
+        finite = np.isfinite(factors).all(axis=(1, 2, 3))
+        if not finite.all():
+            step = first + int(np.argmin(finite))
+            raise ValueError(f"x: the forward pass is not finite at step {step}; exponents need a finite trajectory")
+        trajectory.carry(v, factors)
 
-    return push
+    return carry
 
 
-def _exponents(maps: Iterable[Callable[[Array], Array]], q: Array, transient: int) -> Array:
-    """(B, k) exponents of a product of maps, each taking (B, n, k) to (B, n, k), from orthonormal columns q."""
-    total, count = np.zeros((len(q), q.shape[2])), 0
-    for step, push in enumerate(maps):
-        q, r = np.linalg.qr(push(q))
-        if step >= transient:
-            total += _log(np.abs(np.diagonal(r, axis1=1, axis2=2)))
-            count += 1
-    return total / count
+def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, transient: int) -> Array:
+    """(B, k) exponents of a product of matrices over the steps from `transient` on.
+
+    v (B, k, n) are k orthonormal rows, and carry(v, first, end) multiplies them by the matrices of these steps, in
+    place.
+
+    The R of many steps is the product of triangular factors of a few, whatever these are as long as what they leave of
+    v spans the same: LU, with the pivots that keep it well-conditioned, is that at a fifth of the cost of QR, which
+    only the first and the last step need. In between as many steps are taken as let no row drown in the others'
+    rounding errors.
+    """
+    total, first, stride = np.zeros(v.shape[:2]), 0, 1
+    while first < steps:
+        end = min(first + stride, transient if first < transient else steps)
+        before = v.copy()
+        carry(v, first, end)
+        logs = _orthonormalise(v) if end in (transient, steps) else _triangularise(v)
+        apart = _apart(logs, np.isneginf(total))
+        if end - first > 1 and not apart <= FARTHEST:
+            v[...] = before
+            stride = (end - first) // 2
+            continue
+        total = logs if first == transient else total + logs
+        stride = max(1, min(MOST_STEPS, 2 * (end - first), int((end - first) * FAR / max(apart, 1.0))))
+        first = end
+    return total / (steps - transient)
+
+
+def _orthonormalise(v: Array) -> Array:
+    """v (B, k, n) by the Q of its QR, in place; returns ln abs(R_ii), (B, k)."""
+    q, r = np.linalg.qr(v.swapaxes(1, 2))
+    v[...] = q.swapaxes(1, 2)
+    return np.asarray(_log(np.abs(np.diagonal(r, axis1=1, axis2=2))))
+
+
+def _triangularise(v: Array) -> Array:
+    """v (B, k, n) by the L of its LU, rows in their places, in place; returns ln abs(U_ii), (B, k)."""
+    k = v.shape[1]
+    diagonals = np.empty(v.shape[:2])
+    below = np.triu(np.ones((k, k)), 1)  # the other way round, as v is
+    for rows, diagonal in zip(v, diagonals, strict=True):
+        lu, pivots, _ = lapack.dgetrf(rows.T, overwrite_a=True)
+        diagonal[:] = lu.diagonal()
+        lu[:k] *= below.T
+        np.fill_diagonal(lu, 1)
+        rows[...] = lapack.dlaswp(lu, pivots, inc=-1, overwrite_a=True).T
+    return np.asarray(_log(np.abs(diagonals)))
+
+
+def _apart(logs: Array, gone: Array) -> float:
+    """How far steps have driven vectors apart, or to the ends of a double's range; those that are 0 don't count."""
+    spread = np.where(gone, -np.inf, logs).max(axis=1) - np.where(gone, np.inf, logs).min(axis=1)
+    return float(max(spread.max(), np.abs(logs, where=~gone, out=np.zeros_like(logs)).max() / 20))
 
 
 @dataclass(frozen=True)
@@ -657,7 +678,7 @@ def predict_growth(layer: Any, x: Array | None = None, *, horizon: int) -> Growt
     if not samples or steps < 2:
         raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {samples}, T = {steps}")
     curves = [
-        _carried_back(_Trajectory(layer, tape, index, range(samples)), steps, horizon)
+        _carried_back(_Trajectory.whole(layer, tape, index, steps, samples), horizon)
         for index in range(layer.num_layers * layer.num_directions)
     ]
     rates = [_slope(log_norm) for log_norm, _ in curves]
@@ -789,39 +810,37 @@ def _rest(layer: Any, steps: int) -> tuple[Array, Any]:
     return np.zeros((*first, layer.input_size), layer.dtype), parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _carried_back(trajectory: _Trajectory, T: int, horizon: int) -> tuple[Array, Array]:
+def _carried_back(trajectory: _Trajectory, horizon: int) -> tuple[Array, Array]:
     """(n + 1,) each, from the last finite step back: ln of the norm of random gradients, and of a bound on it."""
-    walk = trajectory.walk(T)
-    while walk and not trajectory.at(walk[-1]).finite:
-        walk = walk[:-1]
-    if len(walk) < 2:
-        raise ValueError(f"x: a forecast needs 2 steps, and the forward pass is finite for {len(walk)} only")
-    samples, units = len(trajectory.samples), trajectory.weight.shape[1]
-    weight_norm = spectral_norm(trajectory.weight)
-    vectors = np.zeros((samples, -(-PROBES // samples), _parts(trajectory.layer), units))
-    vectors[:, :, 0] = np.random.default_rng(trajectory.index).standard_normal(vectors[:, :, 0].shape)
-    vectors, log_scale = _normalised(vectors)
-    log_norm, log_bound = [_log_mean_norm(log_scale)], [0.0]
-    for t in walk[:0:-1][:horizon]:
-        step = trajectory.at(t)
-        vectors, log_growth = _normalised(step.transposed_times(vectors))
-        log_scale += log_growth
-        log_norm.append(_log_mean_norm(log_scale))
-        log_bound.append(log_bound[-1] + float(_log(step.norm_bound(weight_norm).max())))
-    return np.array(log_norm) - log_norm[0], np.array(log_bound)
+    end, samples = trajectory.rows.shape
+    while end and not np.isfinite(trajectory.factors(end - 1, end)).all():
+        end -= 1
+    if end < 2:
+        raise ValueError(f"x: a forecast needs 2 steps, and the forward pass is finite for {end} only")
+    layer, weight_norm = trajectory.layer, spectral_norm(trajectory.weight)
+    vectors = np.zeros((samples, -(-PROBES // samples), trajectory.state_size))
+    into_h = vectors[:, :, : layer.hidden_size]
+    into_h[...] = np.random.default_rng(trajectory.index).standard_normal(into_h.shape)
+    start = np.linalg.norm(vectors, axis=2)
+    vectors /= start[:, :, None]
+    log_norms, log_bounds = [np.log(start)[None]], [np.zeros(1)]
+    first, most = max(1, end - horizon), trajectory.steps_at_once()
+    while end > first:
+        n = min(most, end - first)
+        factors = np.ascontiguousarray(trajectory.factors(end - n, end)[::-1])
+        log_norm = np.empty((n, *vectors.shape[:2]))
+        trajectory.carry(vectors, factors, transposed=True, log_norm=log_norm)
+        log_norms.append(log_norm)
+        log_bounds.append(_log(_norm_bounds(factors, weight_norm).max(axis=1)))
+        end -= n
+    log_norm = _log_mean_norm(np.cumsum(np.concatenate(log_norms), axis=0))
+    return log_norm - log_norm[0], np.cumsum(np.concatenate(log_bounds))
 
 
-def _normalised(vectors: Array) -> tuple[Array, Array]:
-    """Vectors (B, m, P, H) of norm 1, or 0, and the ln of the norms (B, m) that they had."""
-    largest = np.abs(vectors).max(axis=(2, 3), keepdims=True)
-    scaled = vectors / np.where(largest > 0, largest, 1)  # their squares can neither overflow nor all underflow
-    norm = np.sqrt(np.square(scaled).sum(axis=(2, 3), keepdims=True))
-    return scaled / np.where(norm > 0, norm, 1), _log(largest * norm)[:, :, 0, 0]
-
-
-def _log_mean_norm(log_norm: Array) -> float:
-    """(B, m) -> ln of the root mean square over the samples, averaged over the m."""
-    return float((np.logaddexp.reduce(2 * log_norm, axis=0) - math.log(len(log_norm))).mean() / 2)
+def _log_mean_norm(log_norm: Array) -> Array:
+    """(n, B, m) -> (n,) ln of the root mean square over the samples, averaged over the m."""
+    mean_square = np.logaddexp.reduce(2 * log_norm, axis=1) - math.log(log_norm.shape[1])
+    return np.asarray(mean_square.mean(axis=1) / 2)
 
 
 def _slope(logs: Array) -> float:

@@ -80,6 +80,7 @@ cdef void *typed_pointer(cnp.ndarray a, int typenum, Py_ssize_t size, bint write
 
 
 include "recurrent.pxi"
+include "jacobian.pxi"
 include "linear.pxi"
 include "norm.pxi"
 include "optim.pxi"

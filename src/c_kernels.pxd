@@ -40,6 +40,15 @@ cdef extern from "gradcore.h" nogil:
     enum:
         GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU, GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS
 
+    ctypedef struct gc_jacobian:
+        int cell, transposed, threads
+        Py_ssize_t H, B, m, steps
+        const double *factors
+        const double *packed
+        double *v
+        double *log_norm
+        double *work
+
     ctypedef struct gc_linear:
         int threads
         Py_ssize_t N, F, O
@@ -61,6 +70,8 @@ cdef extern from "gradcore.h" nogil:
         size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
         void (*recurrent_forward)(const gc_recurrent *) noexcept nogil
         void (*recurrent_backward)(const gc_recurrent *) noexcept nogil
+        void (*jacobian_factors)(int threads, int cell, Py_ssize_t H, Py_ssize_t n, const Py_ssize_t *rows,
+                                 const void *gates, const void *h_in, const void *c_in, double *factors) noexcept nogil
         size_t (*linear_work)(const gc_linear *) noexcept nogil
         void (*linear_forward)(const gc_linear *) noexcept nogil
         void (*linear_backward)(const gc_linear *) noexcept nogil
@@ -97,6 +108,10 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_table:
         const char *isa
         gc_kernels real[2]
+        size_t (*jacobian_packed)(int cell, int transposed, Py_ssize_t H, const double *w_hh,
+                                  double *packed) noexcept nogil
+        size_t (*jacobian_work)(const gc_jacobian *) noexcept nogil
+        void (*jacobian_product)(const gc_jacobian *) noexcept nogil
 
     const gc_table *gc_select(const char *wanted, char *supported)
     void gc_set_num_threads(int n)

@@ -61,6 +61,21 @@ typedef struct gc_recurrent {
     void *work;                     /* scratch of recurrent_*_work() bytes, 64-byte aligned */
 } gc_recurrent;
 
+/* ---- jacobian: of the steps of one layer and direction, times vectors --------------------------------------------------- */
+
+/* v = J_n ... J_1 v for every vector of every sample, or with `transposed` J_n^T ... J_1^T v, whatever order the caller has
+ * put the steps in. A state is h, for LSTM h and c: P * H numbers. Each step of each sample has D factors (RNN 1, GRU 4,
+ * LSTM 6; jacobian.inc.h has what they are). */
+typedef struct gc_jacobian {
+    int cell, transposed, threads;
+    ptrdiff_t H, B, m, steps;       /* B samples, each with m vectors */
+    const double *factors;          /* (steps, B, D, H) */
+    const double *packed;           /* jacobian_packed */
+    double *v;                      /* (B, m, P*H) in and out */
+    double *log_norm;               /* (steps, B, m) or NULL: each step's vectors are scaled to norm 1, these were ln of it */
+    double *work;                   /* jacobian_work bytes, 64-byte aligned */
+} gc_jacobian;
+
 /* ---- linear: x W^T + b and the activations ----------------------------------------------------------------------------- */
 
 typedef struct gc_linear {
@@ -143,6 +158,9 @@ typedef struct gc_kernels {
     size_t (*recurrent_backward_work)(const gc_recurrent *);
     void (*recurrent_forward)(const gc_recurrent *);
     void (*recurrent_backward)(const gc_recurrent *);
+    /* The factors (n, D, H) of these rows of a tape, which h_in (GRU) and c_in (LSTM) belong to; may be NULL for the others. */
+    void (*jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
+                             const void *h_in, const void *c_in, double *factors);
 
     size_t (*linear_work)(const gc_linear *); /* for the forward pass, or with dy set for the backward pass */
     void (*linear_forward)(const gc_linear *);
@@ -167,6 +185,10 @@ typedef struct gc_kernels {
 typedef struct gc_table {
     const char *isa;
     gc_kernels real[2]; /* [GC_F32], [GC_F64] */
+    size_t (*jacobian_packed)(int cell, int transposed, ptrdiff_t H, const double *w_hh, double *packed); /* how many doubles,
+                                                                                       which are written unless NULL */
+    size_t (*jacobian_work)(const gc_jacobian *);
+    void (*jacobian_product)(const gc_jacobian *);
     /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */
     void (*halves_to_doubles)(const uint16_t *half, ptrdiff_t n, double *x);
     void (*doubles_to_halves)(const double *x, ptrdiff_t n, uint16_t *half);

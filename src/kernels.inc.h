@@ -4,6 +4,7 @@
 #include "vmath.inc.h"
 #include "gemm.inc.h"
 #include "recurrent.inc.h"
+#include "jacobian.inc.h"
 #include "linear.inc.h"
 #include "norm.inc.h"
 #include "optim.inc.h"

@@ -51,6 +51,7 @@ INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
         .recurrent_backward_work = recurrent_backward_work_##suffix,                                                           \
         .recurrent_forward = recurrent_forward_##suffix,                                                                       \
         .recurrent_backward = recurrent_backward_##suffix,                                                                     \
+        .jacobian_factors = jacobian_factors_##suffix,                                                                         \
         .linear_work = linear_work_##suffix,                                                                                   \
         .linear_forward = linear_forward_##suffix,                                                                             \
         .linear_backward = linear_backward_##suffix,                                                                           \
@@ -68,6 +69,9 @@ extern const gc_table GC_JOIN(gc_table_, GC_ISA);
 const gc_table GC_JOIN(gc_table_, GC_ISA) = {
     .isa = GC_TEXT(GC_ISA),
     .real = {KERNELS(f32), KERNELS(f64)},
+    .jacobian_packed = jacobian_packed,
+    .jacobian_work = jacobian_work,
+    .jacobian_product = jacobian_product,
     .halves_to_doubles = halves_to_doubles,
     .doubles_to_halves = doubles_to_halves,
 };

@@ -31,8 +31,10 @@ enum {
     SOME_ROWS = 17               /* ... so that sharing the units pays up to here */
 };
 
-INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return s->cell == GC_LSTM ? 4 : s->cell == GC_GRU ? 3 : 1; }
-INLINE ptrdiff_t n_kept(const gc_recurrent *s) { return s->cell == GC_LSTM || s->cell == GC_GRU ? 4 : 1; }
+INLINE ptrdiff_t cell_gates(int cell) { return cell == GC_LSTM ? 4 : cell == GC_GRU ? 3 : 1; }
+INLINE ptrdiff_t cell_kept(int cell) { return cell == GC_LSTM || cell == GC_GRU ? 4 : 1; }
+INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return cell_gates(s->cell); }
+INLINE ptrdiff_t n_kept(const gc_recurrent *s) { return cell_kept(s->cell); }
 INLINE ptrdiff_t n_alive(const gc_recurrent *s, ptrdiff_t t) { return s->offsets[t + 1] - s->offsets[t]; }
 
 /* The step that is walked as number i. */

@@ -159,17 +159,53 @@ def test_jacobian_of_a_float32_layer_and_with_lengths(mode: str) -> None:
         spectral.jacobian(single, short, 2, 0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("H", [1, 5, 16, 37])
 @pytest.mark.parametrize("mode", MODES)
-def test_products_with_a_step_are_those_with_its_matrix(mode: str) -> None:
-    layer, tape, _, _ = layer_and_tape(mode, 3, 4, 2, 5)
-    step = spectral._Trajectory(layer, tape, 0, range(4)).at(2)
-    dense = step.dense()
-    v = np.random.default_rng(0).standard_normal((4, 3, *step.gain.shape[1:4:2]))
-    flat = v.reshape(4, 3, -1)
-    np.testing.assert_allclose(step.times(v).reshape(4, 3, -1), flat @ dense.swapaxes(1, 2), atol=1e-13)
-    np.testing.assert_allclose(step.transposed_times(v).reshape(4, 3, -1), flat @ dense, atol=1e-13)
+def test_products_along_steps_are_those_with_their_matrices(mode: str, H: int, dtype: Any) -> None:
+    T, B, m = 5, 3, 4
+    layer = random_layer(mode, H, 1.5, dtype=dtype)
+    x = np.random.default_rng(0).standard_normal((T, B, 4)).astype(dtype)
+    trajectory = spectral._Trajectory.whole(layer, layer.forward(x)[1], 0, T, B)
+    dense = np.stack([trajectory.dense(t) for t in range(T)])
+    v = np.random.default_rng(1).standard_normal((B, m, dense.shape[-1]))
+    factors = trajectory.factors(1, 4)
+    for transposed in (False, True):
+        want, got, scaled = v.copy(), v.copy(), v.copy()
+        steps = factors[::-1].copy() if transposed else factors
+        for J in dense[3:0:-1] if transposed else dense[1:4]:
+            want = want @ (J if transposed else J.swapaxes(1, 2))
+        trajectory.carry(got, steps, transposed=transposed)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * np.abs(want).max())
+        log_norm = np.empty((3, B, m))
+        trajectory.carry(scaled, steps, transposed=transposed, log_norm=log_norm)
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(log_norm.sum(axis=0), np.log(np.linalg.norm(want, axis=2)), atol=1e-9)
+        norms = np.linalg.norm(scaled, axis=2)
+        np.testing.assert_allclose(norms, norms > 0, atol=1e-14)
     weight_norm = spectral.spectral_norm(layer.params["weight_hh_l0"])
-    assert (np.linalg.norm(dense, 2, axis=(1, 2)) <= step.norm_bound(weight_norm)).all()
+    bounds = spectral._norm_bounds(factors, weight_norm)
+    assert (np.linalg.norm(dense[1:4], 2, axis=(2, 3)) <= bounds * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_products_have_the_same_bits_for_any_number_of_threads(mode: str) -> None:
+    layer = random_layer(mode, 70, 1.0)
+    x = np.random.default_rng(0).standard_normal((6, 5, 4))
+    trajectory = spectral._Trajectory.whole(layer, layer.forward(x)[1], 0, 6, 5)
+    v = np.random.default_rng(1).standard_normal((5, 9, trajectory.state_size))
+    before, found = gradcore.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            gradcore.set_num_threads(threads)
+            for transposed in (False, True):
+                carried = v.copy()
+                trajectory.carry(carried, trajectory.factors(0, 6), transposed=transposed)
+                found.append(carried)
+    finally:
+        gradcore.set_num_threads(before)
+    for i in range(2, len(found)):
+        np.testing.assert_array_equal(found[i], found[i % 2])
 
 
 def test_jacobian_refuses_what_it_cannot_answer() -> None:
@@ -229,12 +265,22 @@ def test_exponents_of_a_linear_network_are_logs_of_eigenvalues() -> None:
     assert spectral.predict_growth(linear_layer(W), x, horizon=149).rate == pytest.approx(want[0], abs=1e-3)
 
 
+def multiply_by(matrices: Array) -> Callable[[Array, int, int], None]:
+    """What `spectral._exponents` wants, for matrices (T, B, n, n)."""
+
+    def carry(v: Array, first: int, end: int) -> None:
+        for M in matrices[first:end]:
+            v[...] = v @ M.swapaxes(1, 2)
+
+    return carry
+
+
 def test_exponents_of_products_of_gaussian_matrices() -> None:
     n, T, B = 32, 500, 4
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.standard_normal((B, n, n)))[0]
-    maps = ((lambda q, M=M: M @ q) for M in rng.standard_normal((T, B, n, n)) / math.sqrt(n))
-    got = spectral._exponents(maps, q, 0).mean(axis=0)
+    M = rng.standard_normal((T, B, n, n)) / math.sqrt(n)
+    got = spectral._exponents(multiply_by(M), T, q, 0).mean(axis=0)
     # lambda_i = (ln(2 / n) + psi((n - i + 1) / 2)) / 2; the values and the standard error of a mean of T * B terms
     assert got[0] == pytest.approx(-0.015788, abs=3 * 0.126 / math.sqrt(T * B))
     assert got[-1] == pytest.approx(-2.368049, abs=3 * 1.11 / math.sqrt(T * B))
@@ -267,13 +313,38 @@ def test_exponents_sum_to_the_mean_log_determinant(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["RNN_TANH", "LSTM", "GRU"])
 def test_exponents_against_the_plain_loop(mode: str) -> None:
     layer, tape, _, twin = layer_and_tape(mode, 20, 2, 3, 4)
-    trajectory = spectral._Trajectory(layer, tape, 0, range(2))
-    n = trajectory.at(0).dense().shape[1]
-    q = np.linalg.qr(np.random.default_rng(0).standard_normal((2, n, 3)))[0]
-    got = spectral._exponents((spectral._on_columns(trajectory, t) for t in range(20)), q, 4)
+    trajectory = spectral._Trajectory.whole(layer, tape, 0, 20, 2)
+    q = np.linalg.qr(np.random.default_rng(0).standard_normal((2, trajectory.state_size, 3)))[0]
+    rows = np.ascontiguousarray(q.swapaxes(1, 2))
+    got = spectral._exponents(spectral._finite_steps(trajectory), 20, rows, 4)
     for b in (0, 1):
         want = reference.lyapunov_exponents(reference.step_jacobians(twin, 0, b), q[b], 4)
         np.testing.assert_allclose(got[b], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("transient", [0, 1, 17, 59])
+@pytest.mark.parametrize("case", ["gaussian", "steep", "bursts", "huge", "tiny", "singular"])
+def test_exponents_however_far_apart_against_qr_at_every_step(case: str, transient: int) -> None:
+    """Steps whose directions part slowly, fast, or now and then; the same numbers as without any stride."""
+    n, T = 12, 60
+    rng = np.random.default_rng(3)
+    M = rng.standard_normal((T, 1, n, n)) / math.sqrt(n)
+    if case == "steep":
+        M *= np.exp(-2.0 * np.arange(n))[:, None]
+    elif case == "bursts":
+        M[::13] *= np.exp(-4.0 * np.arange(n))[:, None]
+    elif case in ("huge", "tiny"):
+        M *= 1e60 if case == "huge" else 1e-60
+    elif case == "singular":
+        M[..., -1] = 0  # a unit that no other sees, and which is overwritten
+        M[:, :, -1] = 0
+    q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    with np.errstate(divide="ignore"):
+        want = reference.lyapunov_exponents(M[:, 0], q, transient)
+    got = spectral._exponents(multiply_by(M), T, q.T[None].copy(), transient)[0]
+    if case == "singular":
+        want, got = want[:-1], got[:-1]
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-6)
 
 
 def test_exponents_of_a_stack_are_those_of_its_joint_state() -> None:
@@ -418,7 +489,7 @@ def test_an_lstm_can_explode() -> None:
 def test_bounds_hold_for_every_gradient(mode: str) -> None:
     """Not only on average: the bound of each step, added up, along the trajectory of each sample."""
     layer, tape, _, twin = layer_and_tape(mode, 15, 3, 2, 6, seed=2)
-    curve, log_bound = spectral._carried_back(spectral._Trajectory(layer, tape, 0, range(3)), 15, 100)
+    curve, log_bound = spectral._carried_back(spectral._Trajectory.whole(layer, tape, 0, 15, 3), 100)
     assert curve.shape == log_bound.shape == (15,)
     assert (curve <= log_bound + 1e-12).all()
     for b in range(3):

@@ -1,0 +1,191 @@
+/* The Jacobians of a recurrent layer's steps, d(state after) / d(state before), and their products with vectors.
+ *
+ * The state is h, for LSTM (h, c): P = 1 or 2 parts. A Jacobian is never formed: it is W_hh between diagonals. Of those each
+ * step of each sequence keeps D, the factors, as (D, H), always in double; with p_g = W_g v_h they carry a vector v forward as
+ *   RNN   s                             h' = s p
+ *   GRU   a_r, a_z, a_n, z              h' = a_r p_r + a_z p_z + a_n p_n + z v_h
+ *   LSTM  a_i, a_f, a_g, a_o, f, d      c' = a_i p_i + a_f p_f + a_g p_g + f v_c,    h' = a_o p_o + d c'
+ * and the transpose carries a gradient back. What a row of the tape holds: recurrent.inc.h.
+ */
+#ifndef REAL
+#error "jacobian.inc.h needs real.inc.h, simd.inc.h, gemm.inc.h and recurrent.inc.h"
+#endif
+
+#ifndef GC_JACOBIAN_SIZES
+#define GC_JACOBIAN_SIZES
+INLINE ptrdiff_t n_factors(int cell) { return cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1; }
+#endif
+
+/* ==== the factors of a tape's rows, for a tape of either type ========================================================== */
+
+typedef struct {
+    int cell;
+    ptrdiff_t H, n;
+    const ptrdiff_t *rows;
+    const REAL *gates, *h_in, *c_in;
+    double *factors;
+} FN(factor_job);
+
+static void FN(factors_body)(void *arg, gc_team *team, int thread)
+{
+    const FN(factor_job) *job = arg;
+    const ptrdiff_t H = job->H, padded = (H + V - 1) / V * V, K = cell_kept(job->cell);
+    const ptrdiff_t gates_row = gc_row(K * padded, sizeof(REAL)), state_row = gc_row(padded, sizeof(REAL));
+    ptrdiff_t first, end;
+    share(job->n, team, thread, &first, &end);
+    for (ptrdiff_t row = first; row < end; row++) {
+        const REAL *gates = job->gates + job->rows[row] * gates_row;
+        const REAL *h_in = job->h_in ? job->h_in + job->rows[row] * state_row : NULL;
+        const REAL *c_in = job->c_in ? job->c_in + job->rows[row] * state_row : NULL;
+        double *to = job->factors + row * n_factors(job->cell) * H;
+        for (ptrdiff_t j = 0; j < H; j++) {
+            const REAL *block = gates + j / V * K * V + j % V;
+            if (job->cell == GC_RNN_TANH) {
+                const double h = block[0];
+                to[j] = 1 - h * h;
+            } else if (job->cell == GC_RNN_RELU) {
+                const double h = block[0];
+                to[j] = (h - h) + (h > 0); /* NaN where h is not finite */
+            } else if (job->cell == GC_GRU) {
+                const double n = block[0], r = block[V], z = block[2 * V], q = block[3 * V];
+                const double into_n = (1 - z) * (1 - n * n);
+                to[j] = into_n * q * r * (1 - r);
+                to[H + j] = ((double)h_in[j] - n) * z * (1 - z);
+                to[2 * H + j] = into_n * r;
+                to[3 * H + j] = z;
+            } else {
+                const double i = block[0], f = block[V], g = block[2 * V], o = block[3 * V], c = c_in[j];
+                const double squashed = tanh(f * c + i * g);
+                to[j] = g * i * (1 - i);
+                to[H + j] = c * f * (1 - f);
+                to[2 * H + j] = i * (1 - g * g);
+                to[3 * H + j] = squashed * o * (1 - o);
+                to[4 * H + j] = f;
+                to[5 * H + j] = o * (1 - squashed * squashed);
+            }
+        }
+    }
+}
+
+static void FN(jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
+                                 const void *h_in, const void *c_in, double *factors)
+{
+    FN(factor_job) job = {cell, H, n, rows, gates, h_in, c_in, factors};
+    gc_parallel((double)n * (double)H * 10 < SERIAL_WORK ? 1 : threads, FN(factors_body), &job);
+}
+
+/* ==== products, in double ============================================================================================== */
+
+#if GC_BITS == 64
+
+/* W_hh packed for the products of one way: v W^T forward, u W for the transpose. */
+static size_t jacobian_packed(int cell, int transposed, ptrdiff_t H, const double *w_hh, double *packed)
+{
+    const ptrdiff_t GH = cell_gates(cell) * H;
+    if (packed && transposed)
+        FN(pack)(GH, H, NR, w_hh, H, 1, 0, packed, 0, 1);
+    else if (packed)
+        FN(pack)(H, GH, NR, w_hh, 1, H, 0, packed, 0, 1);
+    return (size_t)(transposed ? FN(packed_size)(GH, H) : FN(packed_size)(H, GH));
+}
+
+#define FACTOR(k) FN(v_get)(factors + (k)*H + j, live)
+#define PRE(g) FN(v_get)(pre + (g)*H + j, live)
+#define PUT(g, value) FN(v_put)(pre + (g)*H + j, value, live)
+
+/* Forward: v (P, H) = J v, with pre = W v_h. */
+static void combine_forward(int cell, ptrdiff_t H, const double *factors, const double *pre, double *v)
+{
+    for (ptrdiff_t j = 0; j < H; j += V) {
+        const ptrdiff_t live = H - j;
+        VEC h;
+        if (cell == GC_LSTM) {
+            VEC c = FN(v_mul)(FACTOR(4), FN(v_get)(v + H + j, live));
+            c = FN(v_fma)(FACTOR(0), PRE(0), c);
+            c = FN(v_fma)(FACTOR(1), PRE(1), c);
+            c = FN(v_fma)(FACTOR(2), PRE(2), c);
+            FN(v_put)(v + H + j, c, live);
+            h = FN(v_fma)(FACTOR(3), PRE(3), FN(v_mul)(FACTOR(5), c));
+        } else if (cell == GC_GRU) {
+            h = FN(v_mul)(FACTOR(3), FN(v_get)(v + j, live));
+            h = FN(v_fma)(FACTOR(0), PRE(0), h);
+            h = FN(v_fma)(FACTOR(1), PRE(1), h);
+            h = FN(v_fma)(FACTOR(2), PRE(2), h);
+        } else {
+            h = FN(v_mul)(FACTOR(0), PRE(0));
+        }
+        FN(v_put)(v + j, h, live);
+    }
+}
+
+/* Transposed, before the product: pre (G, H) = what W^T is to be multiplied by, and v what stays beside it. */
+static void split_back(int cell, ptrdiff_t H, const double *factors, double *pre, double *v)
+{
+    for (ptrdiff_t j = 0; j < H; j += V) {
+        const ptrdiff_t live = H - j;
+        const VEC h = FN(v_get)(v + j, live);
+        if (cell == GC_LSTM) {
+            const VEC c = FN(v_fma)(FACTOR(5), h, FN(v_get)(v + H + j, live));
+            PUT(0, FN(v_mul)(FACTOR(0), c));
+            PUT(1, FN(v_mul)(FACTOR(1), c));
+            PUT(2, FN(v_mul)(FACTOR(2), c));
+            PUT(3, FN(v_mul)(FACTOR(3), h));
+            FN(v_put)(v + H + j, FN(v_mul)(FACTOR(4), c), live);
+        } else if (cell == GC_GRU) {
+            PUT(0, FN(v_mul)(FACTOR(0), h));
+            PUT(1, FN(v_mul)(FACTOR(1), h));
+            PUT(2, FN(v_mul)(FACTOR(2), h));
+            FN(v_put)(v + j, FN(v_mul)(FACTOR(3), h), live);
+        } else {
+            PUT(0, FN(v_mul)(FACTOR(0), h));
+        }
+    }
+}
+#undef FACTOR
+#undef PRE
+#undef PUT
+
+static void jacobian_body(void *arg, gc_team *team, int thread)
+{
+    const gc_jacobian *s = arg;
+    const ptrdiff_t H = s->H, GH = cell_gates(s->cell) * H, row = (s->cell == GC_LSTM ? 2 : 1) * H, pre_row = gc_row(GH, 8);
+    const ptrdiff_t of_sample = n_factors(s->cell) * H;
+    ptrdiff_t first, end;
+    share(s->B * s->m, team, thread, &first, &end);
+    double *v = s->v + first * row, *pre = s->work + first * pre_row;
+    unsigned long long mode = gc_ftz_enter();
+    for (ptrdiff_t i = 0; i < s->steps; i++) {
+        const double *factors = s->factors + i * s->B * of_sample;
+        if (!s->transposed)
+            FN(gemm)(end - first, 0, GH, GH, H, v, row, s->packed, (int)(i % 2), pre, pre_row, NULL, 0, NULL, 0);
+        for (ptrdiff_t k = first; k < end; k++) {
+            double *its_v = v + (k - first) * row, *its_pre = pre + (k - first) * pre_row;
+            if (s->transposed)
+                split_back(s->cell, H, factors + k / s->m * of_sample, its_pre, its_v);
+            else
+                combine_forward(s->cell, H, factors + k / s->m * of_sample, its_pre, its_v);
+        }
+        if (s->transposed) /* GRU: added to what stays */
+            FN(gemm)(end - first, 0, H, H, GH, pre, pre_row, s->packed, (int)(i % 2), v, row,
+                     s->cell == GC_GRU ? v : NULL, row, NULL, 0);
+        for (ptrdiff_t k = first; s->log_norm && k < end; k++) {
+            double *its_v = v + (k - first) * row;
+            const double norm = FN(l2_norm)(its_v, row), scale = norm > 0 ? 1 / norm : 1;
+            for (ptrdiff_t j = 0; j < row; j++) its_v[j] *= scale;
+            s->log_norm[i * s->B * s->m + k] = log(norm);
+        }
+    }
+    gc_ftz_leave(mode);
+}
+
+static size_t jacobian_work(const gc_jacobian *s)
+{
+    return (size_t)(s->B * s->m * gc_row(cell_gates(s->cell) * s->H, 8)) * 8;
+}
+
+static void jacobian_product(const gc_jacobian *s)
+{
+    const double work = (double)s->steps * (double)(s->B * s->m) * (double)(cell_gates(s->cell) * s->H) * (double)s->H;
+    if (s->B * s->m > 0) gc_parallel(work < SERIAL_WORK ? 1 : s->threads, jacobian_body, (void *)s);
+}
+#endif

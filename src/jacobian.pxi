@@ -1,0 +1,49 @@
+# Fills gc_jacobian from arrays. Shapes and meanings: gradcore.h.
+
+cdef Py_ssize_t n_factors(int cell) noexcept:
+    return 6 if cell == GC_LSTM else 4 if cell == GC_GRU else 1
+
+
+def jacobian_factors(int cell, Py_ssize_t H, cnp.ndarray rows, cnp.ndarray gates, cnp.ndarray h_in,
+                     cnp.ndarray c_in):
+    """(n, D, H), float64, for n rows of a tape."""
+    cdef int real = real_of(gates)
+    cdef Py_ssize_t state_row, gates_row = tape_rows(4 if cell in (GC_LSTM, GC_GRU) else 1, H, real, &state_row)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(rows), S = cnp.PyArray_DIM(gates, 0)
+    cdef const Py_ssize_t *numbers = row_numbers(rows, gates)
+    cdef const void *g = pointer(gates, real, S * gates_row, False)
+    cdef const void *h = pointer(h_in, real, S * state_row, False)
+    cdef const void *c = pointer(c_in, real, S * state_row, False)
+    cdef cnp.npy_intp[3] shape
+    shape[0], shape[1], shape[2] = n, n_factors(cell), H
+    cdef cnp.ndarray factors = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT64, 0)
+    cdef double *out = <double *> cnp.PyArray_DATA(factors)
+    with nogil:
+        TABLE.real[real].jacobian_factors(gc_get_num_threads(), cell, H, n, numbers, g, h, c, out)
+    return factors
+
+
+def jacobian_packed(int cell, bint transposed, cnp.ndarray w_hh, empty):
+    """W_hh, float64, packed for `jacobian_product`, in an array from empty(n)."""
+    cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1)
+    cdef const double *w = <const double *> pointer(w_hh, GC_F64, cnp.PyArray_DIM(w_hh, 0) * H, False)
+    packed = empty(TABLE.jacobian_packed(cell, transposed, H, NULL, NULL))
+    TABLE.jacobian_packed(cell, transposed, H, w, <double *> pointer(packed, GC_F64, 0, True))
+    return packed
+
+
+def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray packed, cnp.ndarray v,
+                     cnp.ndarray log_norm, empty):
+    """v (B, m, P*H) through the steps of factors (steps, B, D, H), in place; writes log_norm (steps, B, m) unless None."""
+    cdef gc_jacobian s
+    s.cell, s.transposed, s.threads = cell, transposed, gc_get_num_threads()
+    s.steps, s.B, s.H = cnp.PyArray_DIM(factors, 0), cnp.PyArray_DIM(factors, 1), cnp.PyArray_DIM(factors, 3)
+    s.m = cnp.PyArray_DIM(v, 1)
+    s.factors = <const double *> pointer(factors, GC_F64, s.steps * s.B * n_factors(cell) * s.H, False)
+    s.packed = <const double *> pointer(packed, GC_F64, TABLE.jacobian_packed(cell, transposed, s.H, NULL, NULL), False)
+    s.v = <double *> pointer(v, GC_F64, s.B * s.m * s.H * (2 if cell == GC_LSTM else 1), True)
+    s.log_norm = <double *> pointer(log_norm, GC_F64, s.steps * s.B * s.m, log_norm is not None)
+    work = empty(TABLE.jacobian_work(&s) // 8)
+    s.work = <double *> pointer(work, GC_F64, TABLE.jacobian_work(&s) // 8, True)
+    with nogil:
+        TABLE.jacobian_product(&s)
