@@ -40,6 +40,7 @@ def jacobian_packed(cell: int, transposed: bool, w_hh: _Array, empty: _Take) -> 
 def jacobian_product(
     cell: int, transposed: bool, factors: _Array, packed: _Array, v: _Array, log_norm: _Array | None, empty: _Take
 ) -> None: ...
+def jacobian_separate(v: _Array) -> _Array: ...
 def recurrent_forward(
     cell: int,
     reverse: bool,

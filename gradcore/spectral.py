@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg import lapack
 
 from gradcore import _kernels
 from gradcore._check import FLOAT64, Array, as_array, size
@@ -482,7 +481,7 @@ def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, t
         end = min(first + stride, transient if first < transient else steps)
         before = v.copy()
         carry(v, first, end)
-        logs = _orthonormalise(v) if end in (transient, steps) else _triangularise(v)
+        logs = _orthonormalise(v) if end in (transient, steps) else _kernels.jacobian_separate(v)
         apart = _apart(logs, np.isneginf(total))
         if end - first > 1 and not apart <= FARTHEST:
             v[...] = before
@@ -499,20 +498,6 @@ def _orthonormalise(v: Array) -> Array:
     q, r = np.linalg.qr(v.swapaxes(1, 2))
     v[...] = q.swapaxes(1, 2)
     return np.asarray(_log(np.abs(np.diagonal(r, axis1=1, axis2=2))))
-
-
-def _triangularise(v: Array) -> Array:
-    """v (B, k, n) by the L of its LU, rows in their places, in place; returns ln abs(U_ii), (B, k)."""
-    k = v.shape[1]
-    diagonals = np.empty(v.shape[:2])
-    below = np.triu(np.ones((k, k)), 1)  # the other way round, as v is
-    for rows, diagonal in zip(v, diagonals, strict=True):
-        lu, pivots, _ = lapack.dgetrf(rows.T, overwrite_a=True)
-        diagonal[:] = lu.diagonal()
-        lu[:k] *= below.T
-        np.fill_diagonal(lu, 1)
-        rows[...] = lapack.dlaswp(lu, pivots, inc=-1, overwrite_a=True).T
-    return np.asarray(_log(np.abs(diagonals)))
 
 
 def _apart(logs: Array, gone: Array) -> float:

@@ -189,6 +189,10 @@ typedef struct gc_table {
                                                                                        which are written unless NULL */
     size_t (*jacobian_work)(const gc_jacobian *);
     void (*jacobian_product)(const gc_jacobian *);
+    /* v (B, k, n) by the L of an LU decomposition of each sample's rows, in place, where every row's largest entry is a 1 that
+     * no later row shares; log_pivots (B, k) = ln abs of the diagonal of U; pivots (B, k) is scratch. */
+    void (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots,
+                              ptrdiff_t *pivots);
     /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */
     void (*halves_to_doubles)(const uint16_t *half, ptrdiff_t n, double *x);
     void (*doubles_to_halves)(const double *x, ptrdiff_t n, uint16_t *half);

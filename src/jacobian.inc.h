@@ -188,4 +188,71 @@ static void jacobian_product(const gc_jacobian *s)
     const double work = (double)s->steps * (double)(s->B * s->m) * (double)(cell_gates(s->cell) * s->H) * (double)s->H;
     if (s->B * s->m > 0) gc_parallel(work < SERIAL_WORK ? 1 : s->threads, jacobian_body, (void *)s);
 }
+
+/* ==== vectors that are carried along, kept apart ======================================================================= */
+
+enum { TOGETHER = 4 }; /* earlier vectors that one pass over a row takes out of it */
+
+/* v (k, n) = U L with L again in v: each row loses of every earlier one what makes it 0 at that one's pivot, its largest
+ * entry, and is divided by its own. U is triangular, so that it adds up as the R of QR does; ln abs(U_ii) goes to log_pivot.
+ * A row that is all 0 has no pivot. */
+static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivot, ptrdiff_t *pivots)
+{
+    for (ptrdiff_t r = 0; r < k; r++) {
+        double *row = v + r * n;
+        for (ptrdiff_t first = 0; first < r; first += TOGETHER) {
+            const ptrdiff_t count = gc_min(TOGETHER, r - first);
+            const double *earlier[TOGETHER];
+            double share[TOGETHER];
+            for (ptrdiff_t i = 0; i < TOGETHER; i++) {
+                const ptrdiff_t pivot = i < count ? pivots[first + i] : -1;
+                earlier[i] = v + (first + gc_min(i, count - 1)) * n;
+                share[i] = pivot < 0 ? 0 : row[pivot];
+                for (ptrdiff_t j = 0; j < i && pivot >= 0; j++) share[i] -= share[j] * earlier[j][pivot];
+            }
+            for (ptrdiff_t i = 0; i < n; i += V) {
+                VEC rest = FN(v_get)(row + i, n - i);
+#pragma GCC unroll 4
+                for (int j = 0; j < TOGETHER; j++)
+                    rest = FN(v_fnma)(FN(v_set1)(share[j]), FN(v_get)(earlier[j] + i, n - i), rest);
+                FN(v_put)(row + i, rest, n - i);
+            }
+            for (ptrdiff_t i = 0; i < count; i++)
+                if (pivots[first + i] >= 0) row[pivots[first + i]] = 0;
+        }
+        ptrdiff_t pivot = -1;
+        double largest = 0;
+        for (ptrdiff_t i = 0; i < n; i++)
+            if (fabs(row[i]) > largest) largest = fabs(row[i]), pivot = i;
+        pivots[r] = pivot;
+        log_pivot[r] = log(largest);
+        if (pivot < 0) continue;
+        const double divisor = row[pivot];
+        for (ptrdiff_t i = 0; i < n; i++) row[i] /= divisor;
+    }
+}
+
+typedef struct {
+    ptrdiff_t B, k, n;
+    double *v, *log_pivots;
+    ptrdiff_t *pivots;
+} separate_job;
+
+static void separate_body(void *arg, gc_team *team, int thread)
+{
+    const separate_job *job = arg;
+    ptrdiff_t first, end;
+    share(job->B, team, thread, &first, &end);
+    unsigned long long mode = gc_ftz_enter();
+    for (ptrdiff_t b = first; b < end; b++)
+        separate(job->k, job->n, job->v + b * job->k * job->n, job->log_pivots + b * job->k, job->pivots + b * job->k);
+    gc_ftz_leave(mode);
+}
+
+static void jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots,
+                              ptrdiff_t *pivots)
+{
+    separate_job job = {B, k, n, v, log_pivots, pivots};
+    gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, separate_body, &job);
+}
 #endif

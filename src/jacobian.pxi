@@ -47,3 +47,18 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
     s.work = <double *> pointer(work, GC_F64, TABLE.jacobian_work(&s) // 8, True)
     with nogil:
         TABLE.jacobian_product(&s)
+
+
+def jacobian_separate(cnp.ndarray v):
+    """v (B, k, n) by L, in place; returns ln abs(U_ii), (B, k)."""
+    cdef Py_ssize_t B = cnp.PyArray_DIM(v, 0), k = cnp.PyArray_DIM(v, 1), n = cnp.PyArray_DIM(v, 2)
+    cdef double *rows = <double *> pointer(v, GC_F64, B * k * n, True)
+    cdef cnp.npy_intp[2] shape
+    shape[0], shape[1] = B, k
+    cdef cnp.ndarray log_pivots = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
+    cdef cnp.ndarray pivots = cnp.PyArray_EMPTY(2, shape, cnp.NPY_INTP, 0)
+    cdef double *logs = <double *> cnp.PyArray_DATA(log_pivots)
+    cdef Py_ssize_t *at = <Py_ssize_t *> cnp.PyArray_DATA(pivots)
+    with nogil:
+        TABLE.jacobian_separate(gc_get_num_threads(), B, k, n, rows, logs, at)
+    return log_pivots

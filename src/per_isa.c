@@ -72,6 +72,7 @@ const gc_table GC_JOIN(gc_table_, GC_ISA) = {
     .jacobian_packed = jacobian_packed,
     .jacobian_work = jacobian_work,
     .jacobian_product = jacobian_product,
+    .jacobian_separate = jacobian_separate,
     .halves_to_doubles = halves_to_doubles,
     .doubles_to_halves = doubles_to_halves,
 };
