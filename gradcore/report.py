@@ -202,7 +202,7 @@ def plot_spectrum(exponents: Mapping[str, Array], *, title: str) -> Figure:
     axes.set_xlim(0.5, max(*(len(values) for values in exponents.values()), 1) + 0.5)
     axes.set_xlabel("exponent, from the largest")
     axes.set_ylabel("growth, ln per step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(frameon=False, fontsize=10 if len(exponents) < 6 else 8)
     return figure
 
