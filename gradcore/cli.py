@@ -251,12 +251,15 @@ class _Printer:
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.configured: work.Trial | None = None
         self.forecast: work.Forecast | None = None
+        self.comparing = False  # whether the table of trials has begun
         self.show: dict[type, Callable[[Any], None]] = {
             work.Start: self.start,
             work.Forecast: self.show_forecast,
             work.Measurement: self.measurement,
+            work.Comparison: self.comparison,
             work.Trial: self.trial,
             work.Threshold: self.threshold,
+            work.Suggestions: self.suggestions,
             work.Verdict: self.verdict,
         }
 
@@ -290,6 +293,10 @@ class _Printer:
         print(f"  {'matrix':24} {'spectral radius':>16} {'spectral norm':>16}")
         for matrix in forecast.matrices:
             print(f"  {matrix.name:24} {matrix.radius:16.4g} {matrix.norm:16.4g}")
+        print(f"  {'Lyapunov exponents':24} {'largest, ln/step':>16} {'above 0':>16} {'dimension':>16}")
+        for i, found in enumerate(forecast.spectra):
+            above = f"{int((found.exponents > 0).sum())} of {len(found.exponents)}"
+            print(f"  {f'layer {i}':24} {found.largest:16.4g} {above:>16} {found.filled:>16}")
         for condition in forecast.conditions:
             sign = ">" if condition.of == "explodes" else "<"
             state = "holds" if condition.holds else "does not hold"
@@ -315,9 +322,21 @@ class _Printer:
             print(f"  {f'layer {i}, measured':22}" + "".join(f"{row[t]:8.1e}" for t in shown))
             expected = row[-1] * self.forecast.curves[i]
             print(f"  {f'layer {i}, forecast':22}" + "".join(f"{expected[t]:8.1e}" for t in shown))
-        for i, (measured, forecast) in enumerate(zip(measurement.rates, self.forecast.rates, strict=True)):
-            self.text(f"Layer {i}: a factor of {math.exp(measured):.4f} a step (forecast {math.exp(forecast):.4f}).")
-        self.text(f"The gradient {_word(measurement.verdict)}: {measurement.factor:.3g} over the sequence.")
+        self.text(
+            f"On its way back the gradient changes by a factor of {math.exp(measurement.rate):.4f} a step (forecast "
+            f"{math.exp(self.forecast.rate):.4f}): it {_word(measurement.verdict)}, {measurement.factor:.3g} over the "
+            f"sequence."
+        )
+
+    def comparison(self, comparison: work.Comparison) -> None:
+        stack = len(comparison.layers) > 1  # else no layer's gradient arrives in another
+        above = f" {'with above':>12}" if stack else ""
+        print(f"  {'rate, ln per step':22} {'predicted':>12} {'at most':>12}{above} {'measured':>12}")
+        for i, layer in enumerate(comparison.layers):
+            above = f" {layer.with_above:12.4f}" if stack else ""
+            print(
+                f"  {f'layer {i}':22} {layer.predicted:12.4f} {layer.upper_bound:12.4f}{above} {layer.measured:12.4f}"
+            )
 
     def trial(self, trial: work.Trial) -> None:
         if self.configured is None:
@@ -333,6 +352,10 @@ class _Printer:
             if len(findings) > SHOWN_FINDINGS:
                 self.text(f"- and {len(findings) - SHOWN_FINDINGS} findings more, in the JSON.")
         else:
+            if not self.comparing:
+                self.comparing = True
+                print(f"  {'trial':29} {'loss':>9} {'largest norm':>12} {'clipped':>7} {'not finite':>10} {'s':>6}")
+                self.row(self.configured)
             self.row(trial)
 
     def row(self, trial: work.Trial) -> None:
@@ -351,8 +374,15 @@ class _Printer:
             f"{middle:.3g}, 5 % to 95 % {low:.3g} to {high:.3g}, output layer {threshold.output_norm:.3g}). Clip each "
             f"time step at {threshold.step_clip:g}: the norm with which a sequence's gradient enters at its last step."
         )
-        print(f"  {'trial':29} {'loss':>9} {'largest norm':>12} {'clipped':>7} {'not finite':>10} {'s':>6}")
-        self.row(self.configured)
+
+    def suggestions(self, suggestions: work.Suggestions) -> None:
+        for suggestion in suggestions.tried:
+            self.text(
+                f"- Suggested: {suggestion.name}, {suggestion.reason}. Rate predicted {suggestion.predicted:.4f}, "
+                f"measured {suggestion.measured:.4f}, ln per step."
+            )
+        for reason in suggestions.missing:
+            self.text(f"- {reason}")
 
     def verdict(self, verdict: work.Verdict) -> None:
         self.head("5. Verdict")

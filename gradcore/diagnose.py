@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore import init, losses, optim, spectral
+from gradcore import init, losses, meanfield, optim, spectral
 from gradcore._check import Array, number, size
 from gradcore._files import jsonable
 from gradcore._threads import info
@@ -26,6 +26,7 @@ from gradcore.train import History, StepRecord, fit
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 GATES = {"rnn": ("",), "lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}
+KEEPING = {"lstm": "forget", "gru": "update"}  # the gate that keeps the state, the second one in both
 INITS = ("default", "normal", "orthogonal", "eye")
 OPTIMIZERS = {
     "sgd": optim.SGD,
@@ -39,7 +40,10 @@ OPTIMIZERS = {
 # as its layers do by themselves.
 SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
 
-SAMPLES = 64  # sequences that forecast and measurement follow
+SAMPLES = 64  # sequences that forecast and measurement follow,
+FEW = 8  # those whose Lyapunov exponents are worked out, and for which a gain is searched
+EXPONENTS = 64  # of a layer, at most
+SAME_GAIN = 0.01  # a gain that differs by less than this share is the same
 EARLY = 0.2  # share of the steps whose norms decide on the thresholds,
 DEPARTED = 3.0  # those before the loss has risen to so many times its start
 WORTHWHILE = 0.02  # a loss lower by this share is a difference
@@ -47,7 +51,10 @@ WORTHWHILE = 0.02  # a loss lower by this share is a difference
 
 @dataclass(frozen=True)
 class Config:
-    """What to diagnose. `configure` makes one with the defaults that suit the source."""
+    """What to diagnose. `configure` makes one with the defaults that suit the source.
+
+    `gate_bias`, for LSTM and GRU, is given to every unit's gate that keeps the state; None leaves the layer's own.
+    """
 
     source: str
     column: str | None = None
@@ -62,6 +69,7 @@ class Config:
     lr: float = 0.02
     optimizer: str = "sgd"
     seed: int = 0
+    gate_bias: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("cell", CELLS), ("init", INITS), ("optimizer", OPTIMIZERS)):
@@ -73,6 +81,11 @@ class Config:
         for name in ("gain", "lr"):
             if not math.isfinite(number(name, getattr(self, name), above=0.0)):
                 raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
+        if self.gate_bias is not None:
+            if self.cell not in KEEPING:
+                raise ValueError(f"gate_bias: expected None, since {self.cell} has no gates, got {self.gate_bias}")
+            if not math.isfinite(number("gate_bias", self.gate_bias)):
+                raise ValueError(f"gate_bias: expected a finite number, got {self.gate_bias}")
 
 
 def configure(source: str, **options: Any) -> Config:
@@ -110,11 +123,30 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """The Lyapunov exponents of one layer along real sequences, largest first: all `state_size`, or `EXPONENTS`.
+
+    `dimension` is Kaplan and Yorke's; where it is the number of exponents and there are more, at least that.
+    """
+
+    exponents: Array
+    largest: float
+    dimension: float
+    state_size: int
+
+    @property
+    def filled(self) -> str:
+        """The dimension in words."""
+        least = self.dimension == len(self.exponents) < self.state_size
+        return "at least " * least + f"{self.dimension:.3g}"
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What can be said before any gradient has been computed.
 
     `rates` are natural logarithms per step, by layer from the first; `curves` (layers, T) the norms expected at each
-    time step relative to the last one.
+    time step relative to the last one; `layers` is what `spectral.predict_growth` says of each.
     """
 
     matrices: tuple[Matrix, ...]
@@ -124,6 +156,8 @@ class Forecast:
     verdict: str
     rates: tuple[float, ...]
     curves: Array
+    layers: tuple[spectral.LayerGrowth, ...]
+    spectra: tuple[Spectrum, ...]
 
 
 @dataclass(frozen=True)
@@ -135,6 +169,47 @@ class Measurement:
     rate: float
     factor: float
     verdict: str
+
+
+@dataclass(frozen=True)
+class LayerRates:
+    """Rates of one layer side by side, natural logarithms per step.
+
+    `predicted` is the rate of its own recurrence, which is at most `upper_bound`; `with_above` the largest of this
+    layer and of those above it, whose gradients arrive here too: what `measured` should come to.
+    """
+
+    name: str
+    predicted: float
+    upper_bound: float
+    with_above: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Forecast and measurement by layer, from the first."""
+
+    layers: tuple[LayerRates, ...]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A change of the configuration that should let gradients last, and their rate at its start: forecast, measured."""
+
+    name: str
+    changes: dict[str, Any]
+    reason: str
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Suggestions:
+    """Those to be tried, and why there is none where there might have been one."""
+
+    tried: tuple[Suggestion, ...]
+    missing: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -183,7 +258,9 @@ class Diagnosis:
     start: Start
     forecast: Forecast
     measurement: Measurement
+    comparison: Comparison
     threshold: Threshold
+    suggestions: Suggestions
     trials: tuple[Trial, ...]
     verdict: Verdict
 
@@ -216,8 +293,8 @@ def diagnose(config: Config, report: Callable[[Any], None] = lambda part: None) 
     ----------
     config : Config
     report : callable, optional
-        Gets every part as soon as it is known: Start, Forecast, Measurement, Trial (as configured), Threshold, Trial
-        (one for each remedy), Verdict.
+        Gets every part as soon as it is known: Start, Forecast, Measurement, Comparison, Trial (as configured),
+        Threshold, Suggestions, Trial (one for each remedy), Verdict.
 
     Returns
     -------
@@ -246,14 +323,16 @@ def diagnose(config: Config, report: Callable[[Any], None] = lambda part: None) 
     x, target = task.draw(np.random.default_rng(config.seed), SAMPLES)
     forecast = tell(_forecast(config, model.layers[0], x))
     measurement = tell(_measure(task, model, x, target))
+    comparison = tell(_compare(forecast, measurement))
     configured = tell(_train(config, task, "as configured"))
     threshold = tell(_choose_threshold(configured))
+    suggestions = tell(_suggest(config, task, x, target))
     trials = [configured]
-    for name, changes, max_norm, step_clip in _remedies(config, threshold):
+    for name, changes, max_norm, step_clip in _remedies(config, threshold, suggestions):
         changed = dataclasses.replace(config, **changes)
         trials.append(tell(_train(changed, task, name, max_norm=max_norm, step_clip=step_clip)))
     verdict = tell(_judge(task, forecast, measurement, trials))
-    return Diagnosis(start, forecast, measurement, threshold, tuple(trials), verdict)
+    return Diagnosis(start, forecast, measurement, comparison, threshold, suggestions, tuple(trials), verdict)
 
 
 def build(config: Config, task: Task) -> Sequential:
@@ -265,6 +344,10 @@ def build(config: Config, task: Task) -> Sequential:
         if name.startswith("weight_hh"):
             for gate in weight.reshape(-1, H, H):
                 _initialise(gate, config, rng)
+    if config.gate_bias is not None:
+        for layer in range(config.layers):
+            recurrent.params[f"bias_ih_l{layer}"][H : 2 * H] = config.gate_bias
+            recurrent.params[f"bias_hh_l{layer}"][H : 2 * H] = 0
     read = () if task.every_step else (LastStep(),)
     return Sequential(recurrent, *read, Linear(H, task.output_size, rng=rng))
 
@@ -301,6 +384,11 @@ def python_lines(config: Config, task: Task, *, max_norm: float | None = None, s
         f"        for gate in weight.reshape(-1, {H}, {H}):",
         *(f"            {line}" for line in (fill, scale) if line),
     ]
+    bias = [
+        f"for layer in range({config.layers}):  # the {KEEPING.get(config.cell)} gates",
+        f'    recurrent.params[f"bias_ih_l{{layer}}"][{H} : {2 * H}] = {config.gate_bias!r}',
+        f'    recurrent.params[f"bias_hh_l{{layer}}"][{H} : {2 * H}] = 0',
+    ]
     read = "" if task.every_step else "gradcore.LastStep(), "
     clip = "".join(
         f", {name}={value!r}" for name, value in (("max_norm", max_norm), ("step_clip", step_clip)) if value is not None
@@ -316,6 +404,7 @@ def python_lines(config: Config, task: Task, *, max_norm: float | None = None, s
             f"rng = np.random.default_rng({config.seed})",
             f"recurrent = gradcore.{CELLS[config.cell].__name__}({task.input_size}, {H}{layers}, rng=rng)",
             *(start if fill or scale else []),
+            *(bias if config.gate_bias is not None else []),
             f"output = gradcore.Linear({H}, {task.output_size}, rng=rng)",
             f"model = gradcore.Sequential(recurrent, {read}output)",
             f"optimizer = gradcore.optim.{optimizer}(model, lr={config.lr!r})",
@@ -349,7 +438,17 @@ def _forecast(config: Config, recurrent: Any, x: Array) -> Forecast:
         growth.verdict,
         tuple(layer.rate for layer in shown),
         curves,
+        growth.layers,
+        tuple(_spectrum(recurrent, x, index) for index in range(config.layers)),
     )
+
+
+def _spectrum(recurrent: Any, x: Array, index: int) -> Spectrum:
+    state_size = recurrent.hidden_size * (2 if isinstance(recurrent, LSTM) else 1)
+    k = min(EXPONENTS, state_size)
+    # A quarter of the way is left for the states to forget their start, and for the directions to find themselves.
+    exponents = spectral.lyapunov_spectrum(recurrent, x[:, :FEW], k=k, transient=len(x) // 4, index=index)
+    return Spectrum(exponents, float(exponents[0]), spectral.kaplan_yorke(exponents), state_size)
 
 
 def _measure(task: Task, model: Sequential, x: Array, target: Array) -> Measurement:
@@ -367,6 +466,42 @@ def _measure(task: Task, model: Sequential, x: Array, target: Array) -> Measurem
     rates = tuple(spectral.measure_growth(recurrent, index=index) for index in range(len(norms)))
     rate, back = max((rate for rate in rates if not math.isnan(rate)), default=math.nan), task.steps - 1
     return Measurement(norms, rates, rate, spectral._exp(rate * back), spectral._verdict(rate, back))
+
+
+def _compare(forecast: Forecast, measurement: Measurement) -> Comparison:
+    return Comparison(
+        tuple(
+            LayerRates(layer.name, layer.rate, layer.upper_bound, layer.rate_with_above, measured)
+            for layer, measured in zip(forecast.layers, measurement.rates, strict=True)
+        )
+    )
+
+
+def _suggest(config: Config, task: Task, x: Array, target: Array) -> Suggestions:
+    """The gain that keeps the gradient's norm, and for gated cells the bias of the gate that keeps the state."""
+    found: list[tuple[str, dict[str, Any], str]] = []
+    missing = []
+    try:
+        factor = meanfield.suggest_gain(build(config, task).layers[0], x[:, :FEW])
+    except ValueError:
+        missing.append("No gain from 1/64 to 64 times the configured one is forecast to keep the gradient's norm.")
+    else:
+        gain = _three_digits(config.gain * factor)
+        if abs(factor - 1) < SAME_GAIN:
+            missing.append("The configured gain is the one forecast to keep the gradient's norm.")
+        else:
+            reason = f"in place of {config.gain:g}, chosen so that the gradient's norm lasts"
+            found.append((f"gain {gain:g}", {"gain": gain}, reason))
+    if config.cell in KEEPING:
+        bias = _three_digits(meanfield.suggest_bias(config.cell, task.steps))
+        reason = f"with which such a gate alone keeps 1/e of the state over {task.steps} steps"
+        found.append((f"{KEEPING[config.cell]}-gate bias {bias:g}", {"gate_bias": bias}, reason))
+    tried = []
+    for name, changes, reason in found:
+        model = build(dataclasses.replace(config, **changes), task)
+        predicted = spectral.predict_growth(model.layers[0], x, horizon=len(x) - 1).rate
+        tried.append(Suggestion(name, changes, reason, predicted, _measure(task, model, x, target).rate))
+    return Suggestions(tuple(tried), tuple(missing))
 
 
 def _train(
@@ -452,7 +587,9 @@ def _three_digits(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _remedies(config: Config, threshold: Threshold) -> list[tuple[str, dict[str, Any], float | None, float | None]]:
+def _remedies(
+    config: Config, threshold: Threshold, suggestions: Suggestions
+) -> list[tuple[str, dict[str, Any], float | None, float | None]]:
     """Name, changes of the configuration, max_norm and step_clip of each trial."""
     remedies: list[tuple[str, dict[str, Any], float | None, float | None]] = [
         (f"norm clipping at {threshold.max_norm:g}", {}, threshold.max_norm, None),
@@ -460,6 +597,7 @@ def _remedies(config: Config, threshold: Threshold) -> list[tuple[str, dict[str,
     ]
     if (config.init, config.gain) != ("orthogonal", 1.0):
         remedies.append(("orthogonal initialisation", {"init": "orthogonal", "gain": 1.0}, None, None))
+    remedies += [(suggestion.name, suggestion.changes, None, None) for suggestion in suggestions.tried]
     if config.cell == "rnn":
         remedies.append(("LSTM instead of RNN", {"cell": "lstm", "init": "default", "gain": 1.0}, None, None))
     return remedies

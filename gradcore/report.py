@@ -174,6 +174,39 @@ def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
     return figure
 
 
+def plot_spectrum(exponents: Mapping[str, Array], *, title: str) -> Figure:
+    """Lyapunov exponents, largest first, a line a layer, whose largest the legend names.
+
+    Parameters
+    ----------
+    exponents : mapping of str to ndarray (k,)
+        By layer, as `spectral.lyapunov_spectrum` returns them; those of -inf are left out.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(title)
+    from matplotlib.ticker import MaxNLocator  # behind _figure, which says what is missing
+
+    axes.axhline(0, color=COLOURS[0], linewidth=1.4, label="small changes last")
+    for i, (name, values) in enumerate(exponents.items()):
+        shown = np.where(np.isfinite(values), values, np.nan)
+        label = f"{name}, largest {values.max(initial=-math.inf):.3g}"
+        marker = MARKERS[i % len(MARKERS)]
+        axes.plot(
+            np.arange(1, len(values) + 1), shown, color=COLOURS[1 + i % 6], marker=marker, markersize=4, label=label
+        )
+    axes.set_xlim(0.5, max(*(len(values) for values in exponents.values()), 1) + 0.5)
+    axes.set_xlabel("exponent, from the largest")
+    axes.set_ylabel("growth, ln per step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(frameon=False, fontsize=10 if len(exponents) < 6 else 8)
+    return figure
+
+
 def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None = None, window: int = 10) -> Figure:
     """The losses of several trials over training, each a running median; a trial that diverged ends in a cross.
 
@@ -234,7 +267,7 @@ def _running_median(values: Array, window: int) -> Array:
 
 
 def figures(diagnosis: Any) -> dict[str, Figure]:
-    """The four figures of a `Diagnosis`, by file name without suffix.
+    """The five figures of a `Diagnosis`, by file name without suffix.
 
     Examples
     --------
@@ -242,7 +275,7 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
     >>> from gradcore.report import figures
     >>> drawn = figures(diagnose(configure("sunspots", steps=5, hidden=8)))
     >>> sorted(drawn)
-    ['eigenvalues', 'time_steps', 'training', 'trials']
+    ['eigenvalues', 'spectrum', 'time_steps', 'training', 'trials']
     """
     forecast, measurement, trials = diagnosis.forecast, diagnosis.measurement, diagnosis.trials
     configured, clipped = trials[0], trials[1]
@@ -252,6 +285,8 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
     rate, back = math.exp(measurement.rate), measurement.norms.shape[1] - 1
     finite = [trial for trial in trials if math.isfinite(trial.loss)]
     best = min(finite, key=lambda trial: trial.loss) if finite else None
+    liveliest = max(forecast.spectra, key=lambda spectrum: spectrum.largest)
+    above = sum(int((spectrum.exponents > 0).sum()) for spectrum in forecast.spectra)
     unfinished = f", {configured.nonfinite_steps} steps not finite" if configured.nonfinite_steps else ""
     return {
         "time_steps": plot_time_steps(
@@ -267,6 +302,10 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
         "eigenvalues": plot_eigenvalues(
             {matrix.name: matrix.eigenvalues for matrix in forecast.matrices},
             title=f"{outside} of {sum(map(len, inside))} eigenvalues lie outside the unit circle",
+        ),
+        "spectrum": plot_spectrum(
+            {f"layer {i}: dimension {found.filled}": found.exponents for i, found in enumerate(forecast.spectra)},
+            title=f"{above} Lyapunov exponents above 0, the largest {liveliest.largest:.3g} a step",
         ),
         "trials": plot_trials(
             {trial.name: trial.history.loss for trial in trials},

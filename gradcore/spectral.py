@@ -292,7 +292,9 @@ def _recurrent(layer: Any) -> None:
 # ---- what a trajectory of Jacobians does -----------------------------------------------------------------------------
 
 
-def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None = None, transient: int = 0) -> Array:
+def lyapunov_spectrum(
+    layer: Any, x: Array, state: Any = None, *, k: int | None = None, transient: int = 0, index: int | None = None
+) -> Array:
     """Lyapunov exponents of the layer driven by x: how fast small changes of its state grow, direction by direction.
 
     lambda_i = mean_t ln abs(R_t,ii)   with   Q_t R_t = J_t Q_{t-1},   J_t the Jacobian of step t and Q_0 random
@@ -314,6 +316,8 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
         How many exponents; all num_layers * H of them (2H for LSTM) unless told. The work grows with k.
     transient : int
         Steps at the beginning that only turn Q and are left out of the mean.
+    index : int, optional
+        Which layer of a stack alone, whose exponents are H (2H for LSTM); all together unless told.
 
     Returns
     -------
@@ -326,6 +330,8 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
     ValueError
         If the layer is bidirectional (its joint state has no single direction of time), k or transient is out of
         range, the batch is empty or the trajectory is not finite.
+    IndexError
+        If the index is out of range.
 
     References
     ----------
@@ -348,10 +354,13 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
             "layer: is bidirectional; its two directions walk through time in opposite orders, so that there is no "
             "joint state whose growth per step could be followed"
         )
+    if index is not None and not 0 <= index < layer.num_layers:
+        raise IndexError(f"index: expected 0 <= index < {layer.num_layers}, got {index}")
+    followed = range(layer.num_layers) if index is None else [index]
     state_size = layer.hidden_size * _parts(layer)
-    k = layer.num_layers * state_size if k is None else size("k", k, least=1)
-    if k > layer.num_layers * state_size:
-        raise ValueError(f"k: expected at most {layer.num_layers * state_size}, the size of the state, got {k}")
+    k = len(followed) * state_size if k is None else size("k", k, least=1)
+    if k > len(followed) * state_size:
+        raise ValueError(f"k: expected at most {len(followed) * state_size}, the size of the state, got {k}")
     transient = size("transient", transient)
     tape = _forward(layer, x, state)
     steps, samples = _steps_and_samples(layer, x)
@@ -359,11 +368,10 @@ def lyapunov_spectrum(layer: Any, x: Array, state: Any = None, *, k: int | None 
         raise ValueError(
             f"x: expected at least 1 sample and more than {transient} steps (transient), got B = {samples}, T = {steps}"
         )
-    rng = np.random.default_rng(0)
     found = []
-    for index in range(layer.num_layers):
-        start = rng.standard_normal((samples, state_size, min(k, state_size)))
-        trajectory = _Trajectory.whole(layer, tape, index, steps, samples)
+    for one in followed:
+        start = np.random.default_rng(one).standard_normal((samples, state_size, min(k, state_size)))
+        trajectory = _Trajectory.whole(layer, tape, one, steps, samples)
         vectors = np.ascontiguousarray(np.linalg.qr(start)[0].swapaxes(1, 2))
         found.append(_exponents(_finite_steps(trajectory), steps, vectors, transient).mean(axis=0))
     exponents: Array = np.sort(np.concatenate(found))[::-1][:k]

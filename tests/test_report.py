@@ -89,6 +89,17 @@ def test_eigenvalues_and_the_unit_circle() -> None:
     assert axes.get_xlim()[1] > 2
 
 
+def test_exponents_of_every_layer_and_the_zero_line() -> None:
+    spectra = {"layer 0: dimension 2.5": np.array([0.5, 0.0, -2.0]), "layer 1": np.array([-1.0, -math.inf])}
+    figure = report.plot_spectrum(spectra, title="t")
+    found = lines(figure)
+    np.testing.assert_array_equal(found["layer 0: dimension 2.5, largest 0.5"], [0.5, 0, -2])
+    np.testing.assert_array_equal(found["layer 1, largest -1"], [-1, math.nan])
+    np.testing.assert_array_equal(found["small changes last"], [0, 0])
+    for nothing in (np.full(3, -math.inf), np.array([-math.inf])):
+        assert png(report.plot_spectrum({"a": nothing}, title="t")).startswith(b"\x89PNG")
+
+
 def test_many_matrices_fit_the_legend() -> None:
     figure = report.plot_eigenvalues({f"matrix {i}": np.array([1.0]) for i in range(40)}, title="t")
     figure.draw_without_rendering()
@@ -121,12 +132,16 @@ def test_the_figures_of_a_diagnosis_state_the_finding() -> None:
     found = diagnose(configure("sunspots", steps=6, hidden=8, layers=2, seq_len=20))
     figures = report.figures(found)
     titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}
-    assert set(figures) == {"time_steps", "training", "eigenvalues", "trials"}
+    assert set(figures) == {"time_steps", "training", "eigenvalues", "spectrum", "trials"}
     assert f"over {19} steps" in titles["time_steps"]
     assert f"{found.measurement.factor:.3g}" in titles["time_steps"]
     assert "of 16 eigenvalues" in titles["eigenvalues"]
     assert titles["trials"].startswith("Lowest loss: ")
     np.testing.assert_array_equal(lines(figures["time_steps"])["measured, layer 1"], found.measurement.norms[1])
+    first, second = found.forecast.spectra
+    assert f"the largest {max(first.largest, second.largest):.3g} a step" in titles["spectrum"]
+    label = f"layer 1: dimension {second.dimension:.3g}, largest {second.largest:.3g}"
+    np.testing.assert_array_equal(lines(figures["spectrum"])[label], second.exponents)
     for figure in figures.values():
         assert png(figure).startswith(b"\x89PNG")
 

@@ -417,10 +417,27 @@ def test_exponents_with_batch_first_a_state_and_a_direction_that_ends() -> None:
     assert ends[1] < -30
 
 
+@pytest.mark.parametrize("mode", ["RNN_TANH", "LSTM", "GRU"])
+def test_exponents_of_a_stack_are_those_of_its_layers_each_alone(mode: str) -> None:
+    layer, _, x, _ = layer_and_tape(mode, 20, 2, 3, 4, num_layers=3)
+    alone = [spectral.lyapunov_spectrum(layer, x, transient=5, index=index) for index in range(3)]
+    assert [len(found) for found in alone] == [8 if mode == "LSTM" else 4] * 3
+    joint = spectral.lyapunov_spectrum(layer, x, transient=5)
+    np.testing.assert_array_equal(np.sort(np.concatenate(alone))[::-1], joint)
+    # A layer's exponents are those of a network of it alone, on what the layer below puts out.
+    single, below = type(layer)(4, 4, dtype=np.float64), type(layer)(3, 4, dtype=np.float64)
+    for one, index in ((below, 0), (single, 1)):
+        one.load_state_dict({n: layer.params[n.replace("_l0", f"_l{index}")] for n in one.params})
+    want = spectral.lyapunov_spectrum(single, below(x)[0], transient=5)
+    np.testing.assert_allclose(alone[1].sum(), want.sum(), rtol=1e-9)  # the sum does not know where Q began
+
+
 def test_lyapunov_refuses_what_it_cannot_answer() -> None:
     layer, _, x, _ = layer_and_tape("LSTM", 6, 2, 3, 4)
     with pytest.raises(ValueError, match="k: expected at most 8, the size of the state, got 9"):
         spectral.lyapunov_spectrum(layer, x, k=9)
+    with pytest.raises(IndexError, match="index: expected 0 <= index < 1, got 1"):
+        spectral.lyapunov_spectrum(layer, x, index=1)
     with pytest.raises(ValueError, match="k: expected an integer of at least 1"):
         spectral.lyapunov_spectrum(layer, x, k=0)
     with pytest.raises(ValueError, match="more than 6 steps"):
