@@ -370,10 +370,10 @@ def lyapunov_spectrum(
         )
     found = []
     for one in followed:
-        start = np.random.default_rng(one).standard_normal((samples, state_size, min(k, state_size)))
+        start = np.random.default_rng(one).standard_normal((samples, min(k, state_size), state_size))
         trajectory = _Trajectory.whole(layer, tape, one, steps, samples)
-        vectors = np.ascontiguousarray(np.linalg.qr(start)[0].swapaxes(1, 2))
-        found.append(_exponents(_finite_steps(trajectory), steps, vectors, transient).mean(axis=0))
+        _kernels.jacobian_separate(start, True)
+        found.append(_exponents(_finite_steps(trajectory), steps, start, transient).mean(axis=0))
     exponents: Array = np.sort(np.concatenate(found))[::-1][:k]
     return exponents
 
@@ -479,17 +479,17 @@ def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, t
     v (B, k, n) are k orthonormal rows, and carry(v, first, end) multiplies them by the matrices of these steps, in
     place.
 
-    The R of many steps is the product of triangular factors of a few, whatever these are as long as what they leave of
-    v spans the same: LU, with the pivots that keep it well-conditioned, is that at a fifth of the cost of QR, which
-    only the first and the last step need. In between as many steps are taken as let no row drown in the others'
-    rounding errors.
+    The R of many steps is the product of triangular factors of a few, whatever these are, as long as what they leave of
+    v spans the same: LU with pivots costs a third of QR, which only the first and the last step need. In between as
+    many steps are taken as let no row drown in the others' rounding errors. LAPACK is left out, whose threads would
+    keep the kernels' waiting, and these theirs.
     """
     total, first, stride = np.zeros(v.shape[:2]), 0, 1
     while first < steps:
         end = min(first + stride, transient if first < transient else steps)
         before = v.copy()
         carry(v, first, end)
-        logs = _orthonormalise(v) if end in (transient, steps) else _kernels.jacobian_separate(v)
+        logs = _kernels.jacobian_separate(v, end in (transient, steps))
         apart = _apart(logs, np.isneginf(total))
         if end - first > 1 and not apart <= FARTHEST:
             v[...] = before
@@ -501,16 +501,10 @@ def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, t
     return total / (steps - transient)
 
 
-def _orthonormalise(v: Array) -> Array:
-    """v (B, k, n) by the Q of its QR, in place; returns ln abs(R_ii), (B, k)."""
-    q, r = np.linalg.qr(v.swapaxes(1, 2))
-    v[...] = q.swapaxes(1, 2)
-    return np.asarray(_log(np.abs(np.diagonal(r, axis1=1, axis2=2))))
-
-
 def _apart(logs: Array, gone: Array) -> float:
     """How far steps have driven vectors apart, or to the ends of a double's range; those that are 0 don't count."""
-    spread = np.where(gone, -np.inf, logs).max(axis=1) - np.where(gone, np.inf, logs).min(axis=1)
+    with np.errstate(invalid="ignore"):  # of rows that have overflowed
+        spread = np.where(gone, -np.inf, logs).max(axis=1) - np.where(gone, np.inf, logs).min(axis=1)
     return float(max(spread.max(), np.abs(logs, where=~gone, out=np.zeros_like(logs)).max() / 20))
 
 

@@ -112,7 +112,7 @@ cdef extern from "gradcore.h" nogil:
                                   double *packed) noexcept nogil
         size_t (*jacobian_work)(const gc_jacobian *) noexcept nogil
         void (*jacobian_product)(const gc_jacobian *) noexcept nogil
-        void (*jacobian_separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *log_pivots,
+        void (*jacobian_separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *logs,
                                   Py_ssize_t *pivots) noexcept nogil
 
     const gc_table *gc_select(const char *wanted, char *supported)

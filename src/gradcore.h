@@ -189,9 +189,9 @@ typedef struct gc_table {
                                                                                        which are written unless NULL */
     size_t (*jacobian_work)(const gc_jacobian *);
     void (*jacobian_product)(const gc_jacobian *);
-    /* v (B, k, n) by the L of an LU decomposition of each sample's rows, in place, where every row's largest entry is a 1 that
-     * no later row shares; log_pivots (B, k) = ln abs of the diagonal of U; pivots (B, k) is scratch. */
-    void (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots,
+    /* v (B, k, n), in place: each sample's rows by orthonormal ones, or, with pivots (B, k) for scratch, only by some that are
+     * far from parallel; logs (B, k) = ln abs of the diagonal of the triangular matrix that leads from these to v. */
+    void (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs,
                               ptrdiff_t *pivots);
     /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */
     void (*halves_to_doubles)(const uint16_t *half, ptrdiff_t n, double *x);

@@ -191,50 +191,112 @@ static void jacobian_product(const gc_jacobian *s)
 
 /* ==== vectors that are carried along, kept apart ======================================================================= */
 
-enum { TOGETHER = 4 }; /* earlier vectors that one pass over a row takes out of it */
+/* v (k, n) = R Q for orthonormal rows Q, or U L for rows L that are only far from parallel: either leaves in v what spans the
+ * same, the first row the first, the first two the first two, and so on, so that the R of many steps is a product of such
+ * triangular factors of a few. U costs a third. */
 
-/* v (k, n) = U L with L again in v: each row loses of every earlier one what makes it 0 at that one's pivot, its largest
- * entry, and is divided by its own. U is triangular, so that it adds up as the R of QR does; ln abs(U_ii) goes to log_pivot.
- * A row that is all 0 has no pivot. */
-static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivot, ptrdiff_t *pivots)
+enum { TOGETHER = 4 }; /* rows that a pass takes out of others, and rows that it takes them out of */
+
+/* rows (R, n) -= share (R, TOGETHER) times TOGETHER earlier rows. R is a constant where this is inlined. */
+INLINE void take_out(const int R, ptrdiff_t n, double *rows, const double *earlier, double share[TOGETHER][TOGETHER])
+{
+    for (ptrdiff_t i = 0; i < n; i += V) {
+        VEC from[TOGETHER];
+        const ptrdiff_t live = n - i;
+#pragma GCC unroll 4
+        for (int j = 0; j < TOGETHER; j++) from[j] = FN(v_get)(earlier + j * n + i, live);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            VEC rest = FN(v_get)(rows + r * n + i, live);
+#pragma GCC unroll 4
+            for (int j = 0; j < TOGETHER; j++) rest = FN(v_fnma)(FN(v_set1)(share[r][j]), from[j], rest);
+            FN(v_put)(rows + r * n + i, rest, live);
+        }
+    }
+}
+
+INLINE void take_one_out(ptrdiff_t n, double *row, const double *earlier, double share)
+{
+    for (ptrdiff_t i = 0; i < n; i += V)
+        FN(v_put)(row + i, FN(v_fnma)(FN(v_set1)(share), FN(v_get)(earlier + i, n - i), FN(v_get)(row + i, n - i)), n - i);
+}
+
+/* U L: each row loses of the earlier ones what makes it 0 at their pivots, their largest entries, and is divided by its own.
+ * A row that is all 0 has no pivot, and nothing is taken of it. */
+static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, ptrdiff_t *pivots)
 {
     for (ptrdiff_t r = 0; r < k; r++) {
         double *row = v + r * n;
-        for (ptrdiff_t first = 0; first < r; first += TOGETHER) {
-            const ptrdiff_t count = gc_min(TOGETHER, r - first);
-            const double *earlier[TOGETHER];
-            double share[TOGETHER];
-            for (ptrdiff_t i = 0; i < TOGETHER; i++) {
-                const ptrdiff_t pivot = i < count ? pivots[first + i] : -1;
-                earlier[i] = v + (first + gc_min(i, count - 1)) * n;
-                share[i] = pivot < 0 ? 0 : row[pivot];
-                for (ptrdiff_t j = 0; j < i && pivot >= 0; j++) share[i] -= share[j] * earlier[j][pivot];
-            }
-            for (ptrdiff_t i = 0; i < n; i += V) {
-                VEC rest = FN(v_get)(row + i, n - i);
-#pragma GCC unroll 4
-                for (int j = 0; j < TOGETHER; j++)
-                    rest = FN(v_fnma)(FN(v_set1)(share[j]), FN(v_get)(earlier[j] + i, n - i), rest);
-                FN(v_put)(row + i, rest, n - i);
-            }
-            for (ptrdiff_t i = 0; i < count; i++)
-                if (pivots[first + i] >= 0) row[pivots[first + i]] = 0;
+        const ptrdiff_t block = r / TOGETHER * TOGETHER, rows = gc_min(TOGETHER, k - block);
+        for (ptrdiff_t first = 0; first < block && r == block; first += TOGETHER) { /* of all rows of the block */
+            const double *earlier = v + first * n;
+            const ptrdiff_t *at = pivots + first;
+            double share[TOGETHER][TOGETHER];
+            for (ptrdiff_t m = 0; m < rows; m++)
+                for (int i = 0; i < TOGETHER; i++) {
+                    share[m][i] = at[i] < 0 ? 0 : row[m * n + at[i]];
+                    for (int j = 0; j < i && at[i] >= 0; j++) share[m][i] -= share[m][j] * earlier[j * n + at[i]];
+                }
+            if (rows == TOGETHER)
+                take_out(TOGETHER, n, row, earlier, share);
+            else
+                for (ptrdiff_t m = 0; m < rows; m++) take_out(1, n, row + m * n, earlier, share + m);
+            for (ptrdiff_t m = 0; m < rows; m++)
+                for (int i = 0; i < TOGETHER; i++)
+                    if (at[i] >= 0) row[m * n + at[i]] = 0;
         }
-        ptrdiff_t pivot = -1;
+        for (ptrdiff_t i = block; i < r; i++) {
+            if (pivots[i] < 0) continue;
+            take_one_out(n, row, v + i * n, row[pivots[i]]);
+            row[pivots[i]] = 0;
+        }
         double largest = 0;
+        pivots[r] = -1;
         for (ptrdiff_t i = 0; i < n; i++)
-            if (fabs(row[i]) > largest) largest = fabs(row[i]), pivot = i;
-        pivots[r] = pivot;
-        log_pivot[r] = log(largest);
-        if (pivot < 0) continue;
-        const double divisor = row[pivot];
+            if (fabs(row[i]) > largest) largest = fabs(row[i]), pivots[r] = i;
+        log_pivots[r] = log(largest);
+        const double divisor = largest > 0 ? row[pivots[r]] : 1;
         for (ptrdiff_t i = 0; i < n; i++) row[i] /= divisor;
+    }
+}
+
+/* R Q by Gram and Schmidt, again where a row has lost much. A row of which nothing but rounding errors is left depends on
+ * the earlier ones: it has ln 0, and is replaced. */
+static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diagonal)
+{
+    enum { PASSES = 4 };
+    for (ptrdiff_t r = 0; r < k; r++) {
+        double *row = v + r * n;
+        ptrdiff_t replacement = 0;
+        log_diagonal[r] = 0;
+        for (int pass = 0;; pass++) {
+            const double norm = FN(l2_norm)(row, n);
+            if ((norm == 0 || pass == PASSES) && replacement < n) {
+                log_diagonal[r] = -INFINITY;
+                for (ptrdiff_t i = 0; i < n; i++) row[i] = i == replacement;
+                replacement++;
+                pass = -1;
+                continue;
+            }
+            log_diagonal[r] += log(norm);
+            for (ptrdiff_t i = 0; i < n; i++) row[i] /= norm;
+            if ((pass && norm > 0.5) || !(norm > 0 && norm < INFINITY)) break;
+            for (ptrdiff_t j = 0; j < r; j++) {
+                VEC product = FN(v_zero)();
+                for (ptrdiff_t i = 0; i < n; i += V)
+                    product = FN(v_fma)(FN(v_get)(row + i, n - i), FN(v_get)(v + j * n + i, n - i), product);
+                double lanes[V], dot = 0;
+                FN(v_store)(lanes, product);
+                for (int i = 0; i < V; i++) dot += lanes[i];
+                take_one_out(n, row, v + j * n, dot);
+            }
+        }
     }
 }
 
 typedef struct {
     ptrdiff_t B, k, n;
-    double *v, *log_pivots;
+    double *v, *logs;
     ptrdiff_t *pivots;
 } separate_job;
 
@@ -244,15 +306,19 @@ static void separate_body(void *arg, gc_team *team, int thread)
     ptrdiff_t first, end;
     share(job->B, team, thread, &first, &end);
     unsigned long long mode = gc_ftz_enter();
-    for (ptrdiff_t b = first; b < end; b++)
-        separate(job->k, job->n, job->v + b * job->k * job->n, job->log_pivots + b * job->k, job->pivots + b * job->k);
+    for (ptrdiff_t b = first; b < end; b++) {
+        double *v = job->v + b * job->k * job->n, *logs = job->logs + b * job->k;
+        if (job->pivots)
+            separate(job->k, job->n, v, logs, job->pivots + b * job->k);
+        else
+            orthonormalise(job->k, job->n, v, logs);
+    }
     gc_ftz_leave(mode);
 }
 
-static void jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots,
-                              ptrdiff_t *pivots)
+static void jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs, ptrdiff_t *pivots)
 {
-    separate_job job = {B, k, n, v, log_pivots, pivots};
+    separate_job job = {B, k, n, v, logs, pivots};
     gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, separate_body, &job);
 }
 #endif

@@ -34,7 +34,7 @@ def jacobian_packed(int cell, bint transposed, cnp.ndarray w_hh, empty):
 
 def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray packed, cnp.ndarray v,
                      cnp.ndarray log_norm, empty):
-    """v (B, m, P*H) through the steps of factors (steps, B, D, H), in place; writes log_norm (steps, B, m) unless None."""
+    """v (B, m, P*H) through the steps of factors (steps, B, D, H), in place; log_norm is (steps, B, m) or None."""
     cdef gc_jacobian s
     s.cell, s.transposed, s.threads = cell, transposed, gc_get_num_threads()
     s.steps, s.B, s.H = cnp.PyArray_DIM(factors, 0), cnp.PyArray_DIM(factors, 1), cnp.PyArray_DIM(factors, 3)
@@ -49,16 +49,16 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
         TABLE.jacobian_product(&s)
 
 
-def jacobian_separate(cnp.ndarray v):
-    """v (B, k, n) by L, in place; returns ln abs(U_ii), (B, k)."""
+def jacobian_separate(cnp.ndarray v, bint orthonormal):
+    """v (B, k, n) by rows that are orthonormal or just far from parallel, in place; returns ln abs(R_ii), (B, k)."""
     cdef Py_ssize_t B = cnp.PyArray_DIM(v, 0), k = cnp.PyArray_DIM(v, 1), n = cnp.PyArray_DIM(v, 2)
     cdef double *rows = <double *> pointer(v, GC_F64, B * k * n, True)
     cdef cnp.npy_intp[2] shape
     shape[0], shape[1] = B, k
-    cdef cnp.ndarray log_pivots = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
+    cdef cnp.ndarray logs = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
     cdef cnp.ndarray pivots = cnp.PyArray_EMPTY(2, shape, cnp.NPY_INTP, 0)
-    cdef double *logs = <double *> cnp.PyArray_DATA(log_pivots)
-    cdef Py_ssize_t *at = <Py_ssize_t *> cnp.PyArray_DATA(pivots)
+    cdef double *out = <double *> cnp.PyArray_DATA(logs)
+    cdef Py_ssize_t *at = NULL if orthonormal else <Py_ssize_t *> cnp.PyArray_DATA(pivots)
     with nogil:
-        TABLE.jacobian_separate(gc_get_num_threads(), B, k, n, rows, logs, at)
-    return log_pivots
+        TABLE.jacobian_separate(gc_get_num_threads(), B, k, n, rows, out, at)
+    return logs

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tools import Array, recurrent_params, relative_error
 
 import gradcore
-from gradcore import reference, spectral
+from gradcore import _kernels, reference, spectral
 
 pytestmark = pytest.mark.kernels
 
@@ -345,6 +345,29 @@ def test_exponents_however_far_apart_against_qr_at_every_step(case: str, transie
     if case == "singular":
         want, got = want[:-1], got[:-1]
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (1, 9), (3, 3), (8, 30), (13, 13), (64, 70)])
+def test_separated_rows_span_the_same_and_their_logs_are_those_of_qr(k: int, n: int) -> None:
+    v = np.random.default_rng(0).standard_normal((3, k, n)) * np.exp(-0.1 * np.arange(k))[:, None]
+    want = np.abs(np.diagonal(np.linalg.qr(v.swapaxes(1, 2))[1], axis1=1, axis2=2))
+    q, rows = v.copy(), v.copy()
+    np.testing.assert_allclose(np.exp(_kernels.jacobian_separate(q, True)), want, rtol=1e-11)
+    np.testing.assert_allclose(q @ q.swapaxes(1, 2), np.tile(np.eye(k), (3, 1, 1)), atol=1e-14)
+    logs = _kernels.jacobian_separate(rows, False)
+    np.testing.assert_allclose(logs + _kernels.jacobian_separate(rows, True), np.log(want), atol=1e-10)
+    np.testing.assert_allclose(np.abs(rows @ q.swapaxes(1, 2)), np.tile(np.eye(k), (3, 1, 1)), atol=1e-10)
+
+
+def test_rows_that_depend_on_earlier_ones_are_replaced() -> None:
+    v = np.array([[[1.0, 0, 0, 0], [2.0, 0, 0, 0], [0, 0, 0, 0], [1.0, 2, 0, 0]]])
+    logs = _kernels.jacobian_separate(v, True)[0]
+    assert np.isneginf(logs[1:3]).all()
+    np.testing.assert_allclose(v[0] @ v[0].T, np.eye(4), atol=1e-15)
+    v = np.array([[[0.0, 0, 0], [1.0, 2, 4], [1.0, 2, 4]]])
+    logs = _kernels.jacobian_separate(v, False)[0]
+    np.testing.assert_array_equal(v[0], [[0, 0, 0], [0.25, 0.5, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(logs, [-np.inf, np.log(4), -np.inf])
 
 
 def test_exponents_of_a_stack_are_those_of_its_joint_state() -> None:
