@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT64, Array, as_array, size
-from gradcore._layer import aligned_zeros
+from gradcore._check import Array, as_array, size
+from gradcore._layer import Pool
 
 Verdict = Literal["explodes", "vanishes", "stable"]
 Kind = Literal["necessary", "sufficient", "asymptotic"]
@@ -31,11 +31,10 @@ STABLE_FACTOR = 10.0
 PROBES = 32  # random gradients carried back through each layer, over all samples together, when the batch has fewer
 ROUNDING = 1e-12  # added to bounds that a rate may reach
 BLOCK_BYTES = 4 << 20  # of factors that are made at a time
-FAR, FARTHEST = (
-    15.0,
-    25.0,
-)  # ln of the growth by which directions may part before they are separated: wanted, and at most
-MOST_STEPS = 10  # until then
+# Directions that are carried along part, ln of by how much: where they are separated, and beyond which steps are taken
+# anew. Of the slowest direction rounding leaves ln(1e16) = 37 less so many digits.
+FAR, FARTHEST = 19.0, 25.0
+MOST_STEPS = 10  # from one separation to the next
 REST_SAMPLES, REST_STEPS = 8, 200  # without data: free-running trajectories, and the longest that is simulated
 
 
@@ -169,6 +168,7 @@ class _Trajectory:
         self.weight = layer.params["weight_hh" + _suffix(layer, index)].astype(np.float64)
         self._kept = tape.kept[index]
         self._packed: dict[bool, Array] = {}  # by whether transposed
+        self._pool = Pool()
 
     @classmethod
     def whole(cls, layer: Any, tape: Any, index: int, steps: int, samples: int) -> _Trajectory:
@@ -193,9 +193,10 @@ class _Trajectory:
         """
         packed = self._packed.get(transposed)
         if packed is None:
-            packed = _kernels.jacobian_packed(self.layer._cell, transposed, self.weight, _doubles)
+            packed = _kernels.jacobian_packed(self.layer._cell, transposed, self.weight, self._pool.take)
             self._packed[transposed] = packed
-        _kernels.jacobian_product(self.layer._cell, transposed, factors, packed, v, log_norm, _doubles)
+        work = _kernels.jacobian_product(self.layer._cell, transposed, factors, packed, v, log_norm, self._pool.take)
+        self._pool.give(work)
 
     def dense(self, step: int) -> Array:
         """(B, P*H, P*H)"""
@@ -203,10 +204,6 @@ class _Trajectory:
         v = np.tile(np.eye(self.state_size), (factors.shape[1], 1, 1))
         self.carry(v, factors)
         return np.ascontiguousarray(v.swapaxes(1, 2))
-
-
-def _doubles(n: int) -> Array:
-    return aligned_zeros(n, FLOAT64)
 
 
 def _norm_bounds(factors: Array, weight_norm: float) -> Array:
@@ -485,9 +482,10 @@ def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, t
     keep the kernels' waiting, and these theirs.
     """
     total, first, stride = np.zeros(v.shape[:2]), 0, 1
+    before = np.empty_like(v)
     while first < steps:
         end = min(first + stride, transient if first < transient else steps)
-        before = v.copy()
+        before[...] = v
         carry(v, first, end)
         logs = _kernels.jacobian_separate(v, end in (transient, steps))
         apart = _apart(logs, np.isneginf(total))
@@ -503,9 +501,12 @@ def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, t
 
 def _apart(logs: Array, gone: Array) -> float:
     """How far steps have driven vectors apart, or to the ends of a double's range; those that are 0 don't count."""
-    with np.errstate(invalid="ignore"):  # of rows that have overflowed
-        spread = np.where(gone, -np.inf, logs).max(axis=1) - np.where(gone, np.inf, logs).min(axis=1)
-    return float(max(spread.max(), np.abs(logs, where=~gone, out=np.zeros_like(logs)).max() / 20))
+    if gone.any():
+        high, low = np.where(gone, -np.inf, logs).max(axis=1), np.where(gone, np.inf, logs).min(axis=1)
+    else:
+        high, low = logs.max(axis=1), logs.min(axis=1)
+    with np.errstate(invalid="ignore"):  # of what has overflowed, or is all gone
+        return float(max((high - low).max(), np.abs([high, low]).max() / 20))
 
 
 @dataclass(frozen=True)

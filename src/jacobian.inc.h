@@ -221,6 +221,16 @@ INLINE void take_one_out(ptrdiff_t n, double *row, const double *earlier, double
         FN(v_put)(row + i, FN(v_fnma)(FN(v_set1)(share), FN(v_get)(earlier + i, n - i), FN(v_get)(row + i, n - i)), n - i);
 }
 
+static double largest_of(ptrdiff_t n, const double *row)
+{
+    VEC most = FN(v_zero)();
+    for (ptrdiff_t i = 0; i < n; i += V) most = FN(v_max)(most, FN(v_abs)(FN(v_get)(row + i, n - i)));
+    double lanes[V], largest = 0;
+    FN(v_store)(lanes, most);
+    for (int i = 0; i < V; i++) largest = fmax(largest, lanes[i]);
+    return largest;
+}
+
 /* U L: each row loses of the earlier ones what makes it 0 at their pivots, their largest entries, and is divided by its own.
  * A row that is all 0 has no pivot, and nothing is taken of it. */
 static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, ptrdiff_t *pivots)
@@ -250,13 +260,13 @@ static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, pt
             take_one_out(n, row, v + i * n, row[pivots[i]]);
             row[pivots[i]] = 0;
         }
-        double largest = 0;
-        pivots[r] = -1;
-        for (ptrdiff_t i = 0; i < n; i++)
-            if (fabs(row[i]) > largest) largest = fabs(row[i]), pivots[r] = i;
+        const double largest = largest_of(n, row);
         log_pivots[r] = log(largest);
-        const double divisor = largest > 0 ? row[pivots[r]] : 1;
-        for (ptrdiff_t i = 0; i < n; i++) row[i] /= divisor;
+        pivots[r] = -1;
+        if (largest == 0) continue;
+        for (pivots[r] = 0; fabs(row[pivots[r]]) < largest;) pivots[r]++;
+        const double factor = 1 / row[pivots[r]];
+        for (ptrdiff_t i = 0; i < n; i++) row[i] *= factor;
     }
 }
 

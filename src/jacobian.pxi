@@ -23,30 +23,37 @@ def jacobian_factors(int cell, Py_ssize_t H, cnp.ndarray rows, cnp.ndarray gates
     return factors
 
 
-def jacobian_packed(int cell, bint transposed, cnp.ndarray w_hh, empty):
-    """W_hh, float64, packed for `jacobian_product`, in an array from empty(n)."""
+def jacobian_packed(int cell, bint transposed, cnp.ndarray w_hh, take):
+    """W_hh, float64, packed for `jacobian_product`, in n bytes from take(n)."""
     cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1)
     cdef const double *w = <const double *> pointer(w_hh, GC_F64, cnp.PyArray_DIM(w_hh, 0) * H, False)
-    packed = empty(TABLE.jacobian_packed(cell, transposed, H, NULL, NULL))
-    TABLE.jacobian_packed(cell, transposed, H, w, <double *> pointer(packed, GC_F64, 0, True))
+    cdef size_t n = 8 * TABLE.jacobian_packed(cell, transposed, H, NULL, NULL)
+    packed = take(n)
+    TABLE.jacobian_packed(cell, transposed, H, w, <double *> typed_pointer(packed, cnp.NPY_UINT8, n, True))
     return packed
 
 
 def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray packed, cnp.ndarray v,
-                     cnp.ndarray log_norm, empty):
-    """v (B, m, P*H) through the steps of factors (steps, B, D, H), in place; log_norm is (steps, B, m) or None."""
+                     cnp.ndarray log_norm, take):
+    """v (B, m, P*H) through the steps of factors (steps, B, D, H), in place; log_norm is (steps, B, m) or None.
+
+    take(n) lends n bytes of scratch, which are returned for the caller to give back.
+    """
     cdef gc_jacobian s
     s.cell, s.transposed, s.threads = cell, transposed, gc_get_num_threads()
     s.steps, s.B, s.H = cnp.PyArray_DIM(factors, 0), cnp.PyArray_DIM(factors, 1), cnp.PyArray_DIM(factors, 3)
     s.m = cnp.PyArray_DIM(v, 1)
     s.factors = <const double *> pointer(factors, GC_F64, s.steps * s.B * n_factors(cell) * s.H, False)
-    s.packed = <const double *> pointer(packed, GC_F64, TABLE.jacobian_packed(cell, transposed, s.H, NULL, NULL), False)
+    s.packed = <const double *> typed_pointer(
+        packed, cnp.NPY_UINT8, 8 * TABLE.jacobian_packed(cell, transposed, s.H, NULL, NULL), False)
     s.v = <double *> pointer(v, GC_F64, s.B * s.m * s.H * (2 if cell == GC_LSTM else 1), True)
     s.log_norm = <double *> pointer(log_norm, GC_F64, s.steps * s.B * s.m, log_norm is not None)
-    work = empty(TABLE.jacobian_work(&s) // 8)
-    s.work = <double *> pointer(work, GC_F64, TABLE.jacobian_work(&s) // 8, True)
+    cdef size_t n = TABLE.jacobian_work(&s)
+    work = take(n)
+    s.work = <double *> typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
         TABLE.jacobian_product(&s)
+    return work
 
 
 def jacobian_separate(cnp.ndarray v, bint orthonormal):
