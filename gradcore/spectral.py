@@ -501,12 +501,11 @@ def _exponents(carry: Callable[[Array, int, int], None], steps: int, v: Array, t
 
 def _apart(logs: Array, gone: Array) -> float:
     """How far steps have driven vectors apart, or to the ends of a double's range; those that are 0 don't count."""
-    if gone.any():
-        high, low = np.where(gone, -np.inf, logs).max(axis=1), np.where(gone, np.inf, logs).min(axis=1)
-    else:
-        high, low = logs.max(axis=1), logs.min(axis=1)
-    with np.errstate(invalid="ignore"):  # of what has overflowed, or is all gone
-        return float(max((high - low).max(), np.abs([high, low]).max() / 20))
+    alive = ~gone
+    high, low = logs.max(axis=1, where=alive, initial=-np.inf), logs.min(axis=1, where=alive, initial=np.inf)
+    with np.errstate(invalid="ignore"):  # of what has overflowed, or has just become 0
+        apart = np.maximum((high - low).max(), np.abs(logs).max(where=alive, initial=0.0) / 20)
+    return math.inf if np.isnan(apart) else float(apart)
 
 
 @dataclass(frozen=True)
