@@ -78,6 +78,12 @@ class _Batch:
     def unsort(self, state: Array) -> Array:
         return state if self.rank is None else state.take(self.rank, axis=1)
 
+    def rows_of(self, b: int) -> Array:
+        """Where the steps of sequence b are."""
+        rank = b if self.rank is None else int(self.rank[b])
+        rows: Array = self.offsets[:-1][np.diff(self.offsets) > rank] + rank
+        return rows
+
     def row(self, t: int, b: int) -> int:
         """Where step t of sequence b is."""
         if not (0 <= t < self.T and 0 <= b < self.B):

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.sparse.linalg import LinearOperator, svds
 
 from gradcore import _kernels
-from gradcore._check import Array, as_array, size
+from gradcore._check import Array, as_array, number, size
 from gradcore._layer import Pool
 
 Verdict = Literal["explodes", "vanishes", "stable"]
@@ -35,6 +36,7 @@ BLOCK_BYTES = 4 << 20  # of factors that are made at a time
 # anew. Of the slowest direction rounding leaves ln(1e16) = 37 less so many digits.
 FAR, FARTHEST = 19.0, 25.0
 MOST_STEPS = 10  # from one separation to the next
+SMALL_STATE = 128  # numbers, up to which a product of Jacobians is formed
 REST_SAMPLES, REST_STEPS = 8, 200  # without data: free-running trajectories, and the longest that is simulated
 
 
@@ -272,9 +274,7 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     array([[0.5 , 0.25],
            [0.  , 2.  ]])
     """
-    _recurrent(layer)
-    if getattr(tape, "_layer", None) is not layer:
-        raise ValueError("tape: expected a tape from this layer's forward")
+    _own_tape(layer, tape)
     tape.record(index, t, b)  # its errors name what is out of range
     matrix: Array = _Trajectory(layer, tape, index, np.array([[tape._batch.row(t, b)]])).dense(0)[0]
     return matrix
@@ -284,6 +284,13 @@ def _recurrent(layer: Any) -> None:
     """Refuse what has no recurrent weights."""
     if not hasattr(layer, "num_directions"):
         raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+
+
+def _own_tape(layer: Any, tape: Any) -> None:
+    """Refuse another layer's tape."""
+    _recurrent(layer)
+    if getattr(tape, "_layer", None) is not layer:
+        raise ValueError("tape: expected a tape from this layer's forward")
 
 
 # ---- what a trajectory of Jacobians does -----------------------------------------------------------------------------
@@ -373,6 +380,109 @@ def lyapunov_spectrum(
         found.append(_exponents(_finite_steps(trajectory), steps, start, transient).mean(axis=0))
     exponents: Array = np.sort(np.concatenate(found))[::-1][:k]
     return exponents
+
+
+def singular_values(
+    layer: Any, tape: Any, k: int = 1, *, horizon: int | None = None, b: int = 0, index: int = 0
+) -> Array:
+    r"""How much a gradient can grow over many steps: ln of the largest singular values of their Jacobians' product.
+
+    :math:`\ln \sigma_i(J_{t} J_{t-1} \cdots J_{t-n+1})` of one sample, t its last step. The first is the most by which
+    any gradient by the last state can have grown on its way back over n steps, the sharpest bound there is; divided by
+    n it comes to the largest Lyapunov exponent as n grows. SciPy's Lanczos iteration asks for products with vectors and
+    never for the matrix, but for small states, where that is formed and decomposed.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+    tape : the tape of a forward pass of `layer`
+    k : int
+        How many, 1 to H, or 2H for LSTM.
+    horizon : int, optional
+        n, the number of steps, up to those that the sample has; all of them by default.
+    b : int
+        Sample, 0 <= b < B.
+    index : int
+        Which layer and direction: layer * num_directions + direction. In the reverse direction the last step is t = 0.
+
+    Returns
+    -------
+    ndarray, (k,)
+        float64, natural logarithms, largest first; -inf for 0. Those that lie more than 30 below the first are lost in
+        its rounding errors.
+
+    Raises
+    ------
+    IndexError
+        If b or index is out of range.
+    TypeError, ValueError
+        If the tape is another layer's, k or horizon is out of range, or the forward pass is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False)
+    >>> layer.params["weight_hh_l0"][...] = [[0.5, 0.0], [0.0, 2.0]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> _, tape = layer.forward(np.ones((20, 1, 1), np.float32))
+    >>> singular_values(layer, tape, 2, horizon=10) / np.log(2)
+    array([ 10., -10.])
+    """
+    _own_tape(layer, tape)
+    tape.record(index, 0, b)  # its errors name what is out of range
+    rows = tape._batch.rows_of(b)[:, None]
+    horizon = len(rows) if horizon is None else size("horizon", horizon, least=1)
+    if horizon > len(rows):
+        raise ValueError(f"horizon: expected at most {len(rows)}, the steps of sample {b}, got {horizon}")
+    walk = rows[::-1] if index % layer.num_directions else rows
+    trajectory = _Trajectory(layer, tape, index, walk[-horizon:])
+    n = trajectory.state_size
+    if size("k", k, least=1) > n:
+        raise ValueError(f"k: expected at most {n}, the size of the state, got {k}")
+    product = _Product(trajectory)
+    if not math.isfinite(product.log_scale):
+        return np.full(k, product.log_scale)
+    if n <= SMALL_STATE or k > n // 4:
+        basis = np.eye(n)
+    else:
+        start = np.random.default_rng(0).standard_normal(n)
+        operator = LinearOperator((n, n), matvec=product.times, rmatvec=product.transposed_times, dtype=np.float64)
+        basis = svds(operator, k, v0=start, return_singular_vectors="vh")[2]
+    # of the product with the right singular vectors, because Lanczos has worked with its square
+    found = np.linalg.svd(product.rows(basis), compute_uv=False)[:k]
+    return np.asarray(_log(found) + product.log_scale)
+
+
+class _Product:
+    """The product of all Jacobians of a trajectory of one sample, divided by a number so large that it can be held."""
+
+    def __init__(self, trajectory: _Trajectory) -> None:
+        self._trajectory = trajectory
+        self._factors = trajectory.factors(0, len(trajectory.rows))  # (n, 1, D, H)
+        if not np.isfinite(self._factors).all():
+            raise ValueError("tape: the forward pass is not finite; a product of Jacobians needs a finite trajectory")
+        probe = np.random.default_rng(0).standard_normal((1, 1, trajectory.state_size))
+        log_norm = np.empty((len(self._factors), 1, 1))
+        trajectory.carry(probe / np.linalg.norm(probe), self._factors, log_norm=log_norm)
+        self.log_scale = float(log_norm.sum())
+        if math.isfinite(self.log_scale):
+            # all factors are what a Jacobian is linear in, but LSTM's last, through which h' has the new c'
+            self._factors[:, :, :5] *= np.exp(-log_norm)[..., None]
+        self._back = np.ascontiguousarray(self._factors[::-1])
+
+    def rows(self, v: Array) -> Array:
+        """The product times each row of v (m, P*H)."""
+        carried = np.array(v, np.float64)[None]
+        self._trajectory.carry(carried, self._factors)
+        return np.asarray(carried[0])
+
+    def times(self, v: Array) -> Array:
+        return self.rows(v.reshape(1, -1)).reshape(-1)
+
+    def transposed_times(self, u: Array) -> Array:
+        carried = np.array(u, np.float64).reshape(1, 1, -1)
+        self._trajectory.carry(carried, self._back, transposed=True)
+        return np.asarray(carried[0, 0])
 
 
 def kaplan_yorke(exponents: Any) -> float:
@@ -742,19 +852,73 @@ def measure_growth(tape: Any, *, index: int | None = None) -> float:
     >>> round(float(np.exp(measure_growth(tape))), 6)
     1.25
     """
+    travelled = _travelled(tape, index)
+    if not np.isfinite(tape.state).all():
+        return math.nan
+    tiny = float(np.finfo(tape._layer.dtype).tiny)
+    slopes = [_measured(norms, tiny) for norms in travelled]
+    return max((slope for slope in slopes if not math.isnan(slope)), default=math.nan)
+
+
+def effective_horizon(tape: Any, eps: float = 0.01, *, index: int | None = None) -> int:
+    """How many steps back a gradient still reaches: over so many at least `eps` of its norm was left.
+
+    The largest j with |dL/dh_{t-j}| >= eps |dL/dh_t|, t being the step where the gradient first appears; in the
+    reverse direction with t + j. What lies further back can hardly be learned from. As `measure_growth` it says what
+    the recurrence does where the loss acts on the last step only.
+
+    Parameters
+    ----------
+    tape : the tape of a forward pass of RNN, LSTM or GRU, after `layer.backward(tape, dy)`
+    eps : float
+        What counts as vanished, above 0 and at most 1.
+    index : int, optional
+        layer * num_directions + direction; the farthest reach of all of them unless told.
+
+    Returns
+    -------
+    int
+        0 to T - 1. 0 where there is no gradient; one that is not finite counts as having reached.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there has been no backward pass, or eps is out of range.
+    IndexError
+        If the index is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False)
+    >>> layer.params["weight_hh_l0"][...] = [[0.5, 0.0], [0.0, 0.5]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> y, tape = layer.forward(np.ones((50, 4, 1), np.float32))
+    >>> dy = np.zeros_like(y)
+    >>> dy[-1] = 1
+    >>> _ = layer.backward(tape, dy)
+    >>> effective_horizon(tape, eps=0.01)  # 2^-6 is left over 6 steps, 2^-7 is below 0.01
+    6
+    """
+    eps = number("eps", eps, above=0.0, most=1.0)
+    reaches = [0]
+    for travelled in _travelled(tape, index):
+        norms = travelled[int(np.argmax(travelled != 0)) :]
+        if norms[0] != 0:
+            reaches.append(int(np.flatnonzero(~(norms < eps * norms[0]))[-1]))
+    return max(reaches)
+
+
+def _travelled(tape: Any, index: int | None) -> list[Array]:
+    """|dL/dh_t| of one or of each layer and direction, in the order in which the gradient travelled."""
     telemetry = getattr(tape, "telemetry", None)
     if telemetry is None:
         raise ValueError("tape: has no telemetry yet; call layer.backward(tape, dy) first")
-    norms, layer = telemetry.dh_norm, tape._layer
+    norms, directions = telemetry.dh_norm, tape._layer.num_directions
     if index is not None and not 0 <= index < len(norms):
         raise IndexError(f"index: expected 0 <= index < {len(norms)}, got {index}")
-    if not np.isfinite(tape.state).all():
-        return math.nan
-    slopes = [
-        _measured(norms[i] if i % layer.num_directions else norms[i, ::-1], float(np.finfo(layer.dtype).tiny))
-        for i in (range(len(norms)) if index is None else [index])
-    ]
-    return max((slope for slope in slopes if not math.isnan(slope)), default=math.nan)
+    which = range(len(norms)) if index is None else [index]
+    return [norms[i] if i % directions else norms[i, ::-1] for i in which]
 
 
 def _measured(norms: Array, tiny: float) -> float:

@@ -389,6 +389,113 @@ def test_exponents_of_a_stack_are_those_of_its_joint_state() -> None:
     np.testing.assert_allclose(spectral.lyapunov_spectrum(layer, x, transient=100), np.sort(want)[::-1], atol=0.02)
 
 
+# ---- a horizon of finite length --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("H", "horizon"), [(1, 4), (5, 1), (6, 9), (150, 12)])
+def test_singular_values_of_many_steps_against_the_dense_product(mode: str, H: int, horizon: int) -> None:
+    T, k = 14, min(3, H)
+    layer = random_layer(mode, H, 2.0)
+    x = np.random.default_rng(1).standard_normal((T, 2, 4))
+    _, tape = layer.forward(x, lengths=[T, T - 2])
+    product = np.eye(H * (2 if mode == "LSTM" else 1))
+    for t in range(T - 2 - horizon, T - 2):
+        product = spectral.jacobian(layer, tape, t, 1) @ product
+    want = scipy.linalg.svdvals(product)[:k]
+    got = spectral.singular_values(layer, tape, k, horizon=horizon, b=1)
+    np.testing.assert_allclose(np.exp(got), want, rtol=1e-9, atol=1e-13 * want[0])
+
+
+def test_singular_values_beyond_the_range_of_doubles_and_in_the_reverse_direction() -> None:
+    for factor in (32.0, 1 / 32):
+        layer = linear_layer(factor * np.eye(3) / np.array([1.0, 2.0, 4.0]), dtype=np.float64)
+        x = np.full((400, 1, 1), 1e-300 if factor > 1 else 1.0)
+        x[200:] = 0  # it decays or grows on its own
+        _, tape = layer.forward(x[:200])
+        got = spectral.singular_values(layer, tape, 1)
+        assert got == pytest.approx([200 * math.log(factor)], rel=1e-12)
+    layer, tape, _, _ = layer_and_tape("GRU", 7, 2, 3, 4, bidirectional=True)
+    product = np.eye(4)
+    for t in (2, 1, 0):
+        product = spectral.jacobian(layer, tape, t, 1, index=1) @ product
+    got = spectral.singular_values(layer, tape, 4, horizon=3, b=1, index=1)
+    np.testing.assert_allclose(np.exp(got), scipy.linalg.svdvals(product), rtol=1e-9)
+    dead = linear_layer(np.zeros((2, 2)))
+    assert np.isneginf(spectral.singular_values(dead, dead.forward(np.ones((3, 1, 1)))[1], 2)).all()
+
+
+def test_the_first_singular_value_bounds_every_gradient() -> None:
+    layer = random_layer("LSTM", 20, 3.0)
+    y, tape = layer.forward(np.random.default_rng(0).standard_normal((30, 1, 4)))
+    most = spectral.singular_values(layer, tape, horizon=29)[0]
+    dy = np.zeros_like(y)
+    for seed in range(5):
+        dy[-1] = np.random.default_rng(seed).standard_normal(dy[-1].shape)
+        layer.backward(tape, dy)
+        norms = tape.telemetry.dh_norm[0]
+        assert math.log(norms[0] / norms[-1]) <= most
+    exponents = spectral.lyapunov_spectrum(layer, np.random.default_rng(0).standard_normal((30, 1, 4)), transient=1)
+    assert exponents[0] <= most / 29 + 1e-9
+
+
+def test_singular_values_refuse_what_they_cannot_answer() -> None:
+    layer, tape, x, _ = layer_and_tape("GRU", 4, 2, 3, 5)
+    ask = spectral.singular_values
+    for options, message in (
+        ({"k": 6}, "k: expected at most 5, the size of the state, got 6"),
+        ({"k": 0}, "k: expected an integer of at least 1, got 0"),
+        ({"horizon": 5}, "horizon: expected at most 4, the steps of sample 0, got 5"),
+        ({"horizon": 0}, "horizon: expected an integer of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(layer, tape, **options)
+    with pytest.raises(IndexError, match="expected 0 <= "):
+        ask(layer, tape, b=2)
+    with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
+        ask(gradcore.GRU(3, 5, dtype=np.float64), tape)
+    x[2] = np.nan
+    with pytest.raises(ValueError, match="tape: the forward pass is not finite"):
+        ask(layer, layer.forward(x)[1])
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.5])
+def test_effective_horizon(factor: float) -> None:
+    layer = linear_layer(factor * np.eye(2))
+    y, tape = layer.forward(np.ones((40, 3, 1)))
+    with pytest.raises(ValueError, match="tape: has no telemetry yet"):
+        spectral.effective_horizon(tape)
+    dy = np.zeros_like(y)
+    layer.backward(tape, dy)
+    assert spectral.effective_horizon(tape) == 0
+    dy[30] = 1
+    layer.backward(tape, dy)
+    assert spectral.effective_horizon(tape, 0.2) == (2 if factor == 0.5 else 30)
+    assert spectral.effective_horizon(tape, 1.0) == (0 if factor == 0.5 else 30)
+    with pytest.raises(IndexError, match="index: expected 0 <= index < 1, got 1"):
+        spectral.effective_horizon(tape, index=1)
+    for eps in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="eps: expected a number"):
+            spectral.effective_horizon(tape, eps)
+
+
+def test_effective_horizon_of_directions_and_of_gradients_that_overflow() -> None:
+    layer, _, x, _ = layer_and_tape("RNN_TANH", 12, 2, 3, 4, bidirectional=True)
+    y, tape = layer.forward(x)
+    dy = np.zeros_like(y)
+    dy[-1, :, :4], dy[0, :, 4:] = 1, 1
+    layer.backward(tape, dy)
+    norms = tape.telemetry.dh_norm
+    for index, travelled in ((0, norms[0, ::-1]), (1, norms[1])):
+        reached = max(j for j in range(12) if travelled[j] >= 0.1 * travelled[0])
+        assert spectral.effective_horizon(tape, 0.1, index=index) == reached
+    layer = linear_layer(1e30 * np.eye(2), dtype=np.float32)
+    y, tape = layer.forward(np.zeros((40, 1, 1), np.float32), np.full((1, 1, 2), 1e-30, np.float32))
+    layer.backward(tape, np.ones_like(y))
+    assert not np.isfinite(tape.telemetry.dh_norm).all()
+    assert spectral.effective_horizon(tape) == 39
+
+
 def test_dimension_and_entropy_of_a_spectrum() -> None:
     lorenz = [0.9056, 0.0, -14.5723]  # the flow of Lorenz at its usual parameters, dimension 2.062
     assert spectral.kaplan_yorke(lorenz) == pytest.approx(2 + 0.9056 / 14.5723)
