@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -468,7 +469,10 @@ class _Product:
         if math.isfinite(self.log_scale):
             # all factors are what a Jacobian is linear in, but LSTM's last, through which h' has the new c'
             self._factors[:, :, :5] *= np.exp(-log_norm)[..., None]
-        self._back = np.ascontiguousarray(self._factors[::-1])
+
+    @cached_property
+    def _back(self) -> Array:
+        return np.ascontiguousarray(self._factors[::-1])
 
     def rows(self, v: Array) -> Array:
         """The product times each row of v (m, P*H)."""
