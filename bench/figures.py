@@ -1,7 +1,10 @@
-"""What benchmarks share: the shapes of recurrent layers, and what is written beside a time."""
+"""What benchmarks share: the shapes of recurrent layers, and what is written beside a time or a figure."""
 
 from __future__ import annotations
 
+import datetime
+import platform
+from pathlib import Path
 from typing import Any
 
 import gradcore
@@ -31,3 +34,18 @@ def note(benchmark: Any, unit: str, amount: float, **more: Any) -> None:
     benchmark.extra_info |= gradcore.info() | more
     if benchmark.stats is not None:  # with --benchmark-disable the results are verified, and nothing is timed
         benchmark.extra_info[unit] = amount / benchmark.stats["median"] / 1e9
+
+
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def machine() -> dict[str, Any]:
+    """What a file of figures says of where and when they were taken."""
+    return gradcore.info() | {"date": datetime.date.today().isoformat(), "processor": processor()}

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import datetime
 import json
 import math
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from typing import Any, NamedTuple
 
 import bench_norm
 import bench_optim
+import figures
 import numpy as np
 from figures import GATES, SHAPES, Shape, flop
 
@@ -575,23 +574,10 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
-
-
 def machine() -> Row:
     versions = {m.__name__: m.__version__ for m in (np, torch, jax, onnxruntime) if m is not None}
     gradcore.set_num_threads(1)
-    return gradcore.info() | {
-        "date": datetime.date.today().isoformat(), "processor": processor(), "versions": versions,
-        "GFLOP/s of one core": peak(),
-    }  # fmt: skip
+    return figures.machine() | {"versions": versions, "GFLOP/s of one core": peak()}
 
 
 def main() -> None:

@@ -97,6 +97,16 @@ def test_lyapunov_exponents_of_the_autonomous_tanh_network(gain: float, want: fl
     assert field.correlation == pytest.approx(0, abs=1e-12)
 
 
+def test_chaos_begins_at_a_gain_of_one() -> None:
+    """Below, the state dies out and the rate is that of the weights, ln g; above, q = g - 1 and the rate 2/3 q^2.
+
+    By the series of tanh, 1 / g^2 = 1 - 2 q + 17/3 q^2 and chi = g^2 (1 - 2 q + 7 q^2), to second order.
+    """
+    for above in (0.003, 0.01, 0.03):
+        assert meanfield.mean_field("tanh", 1 + above).rate == pytest.approx(above**2 * 2 / 3, rel=4 * above)
+        assert meanfield.mean_field("tanh", 1 - above).rate == pytest.approx(math.log(1 - above), rel=1e-9)
+
+
 @each_activation
 def test_the_fixed_point_is_one_and_is_where_iteration_leads(activation: Any) -> None:
     phi = meanfield._activation(activation)
@@ -488,3 +498,30 @@ def test_suggested_bias_refuses_what_it_cannot_answer() -> None:
     for horizon in (1, 0.5, math.nan, math.inf):
         with pytest.raises(ValueError, match="horizon: expected a"):
             meanfield.suggest_bias("gru", horizon)
+
+
+# ---- learning a linear map -------------------------------------------------------------------------------------------
+
+
+def test_each_mode_of_a_deep_linear_network_is_learnt_along_its_own_sigmoid() -> None:
+    """Two layers and balanced weights: a' = a (s - a), whence s / (1 + (s / a_0 - 1) e^(-s t)) (Saxe et al., 2014).
+
+    With the loss the mean over 4 entries of (a - s)^2, time is the number of steps by the learning rate.
+    """
+    s, a, lr = np.array([3.0, 1.0]), np.array([0.01, 0.01]), 2e-3
+    layers = [gradcore.Linear(2, 2, bias=False, dtype=np.float64) for _ in range(2)]
+    model = gradcore.Sequential(*layers)
+    for layer in layers:
+        layer.params["weight"][...] = np.diag(np.sqrt(a))
+    optimizer, x, found = gradcore.optim.SGD(model, lr=lr), np.eye(2), []
+    for step in range(4000):
+        y, tape = model.forward(x)
+        if step % 400 == 0:
+            found.append(np.diagonal(y))
+        model.zero_grad()
+        model.backward(tape, gradcore.losses.mse(y, np.diag(s))[1])
+        optimizer.step()
+    t = lr * 400 * np.arange(len(found))[:, None]
+    np.testing.assert_allclose(found, s / (1 + (s / a - 1) * np.exp(-s * t)), rtol=0.02)
+    assert found[3][0] > 0.2 * s[0]
+    assert found[3][1] < 0.2 * s[1]  # the stronger mode first

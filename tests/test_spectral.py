@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import digamma, polygamma
 from tools import Array, recurrent_params, relative_error
 
 import gradcore
@@ -265,6 +266,18 @@ def test_exponents_of_a_linear_network_are_logs_of_eigenvalues() -> None:
     assert spectral.predict_growth(linear_layer(W), x, horizon=149).rate == pytest.approx(want[0], abs=1e-3)
 
 
+def test_exponents_of_a_network_at_rest_are_those_of_its_linear_part() -> None:
+    """tanh'(0) = 1, so that J = W at every step; pairs of complex eigenvalues share an exponent."""
+    T, n = 1500, 6
+    layer = gradcore.RNN(1, n, bias=False, dtype=np.float64)
+    W = np.random.default_rng(1).standard_normal((n, n)) / math.sqrt(n)
+    layer.params["weight_hh_l0"][...] = W
+    eigenvalues = np.linalg.eigvals(W)
+    assert np.iscomplex(eigenvalues).any()
+    got = spectral.lyapunov_spectrum(layer, np.zeros((T, 1, 1)), transient=500)
+    np.testing.assert_allclose(got, np.sort(np.log(np.abs(eigenvalues)))[::-1], rtol=0, atol=0.003)
+
+
 def multiply_by(matrices: Array) -> Callable[[Array, int, int], None]:
     """What `spectral._exponents` wants, for matrices (T, B, n, n)."""
 
@@ -275,15 +288,24 @@ def multiply_by(matrices: Array) -> Callable[[Array, int, int], None]:
     return carry
 
 
-def test_exponents_of_products_of_gaussian_matrices() -> None:
-    n, T, B = 32, 500, 4
+@pytest.mark.parametrize(
+    ("n", "top", "bottom"), [(10, -0.051660, -1.786474), (32, -0.015788, -2.368049), (100, -0.005017, -2.937767)]
+)
+def test_exponents_of_products_of_gaussian_matrices(n: int, top: float, bottom: float) -> None:
+    T, B = 400, 4
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.standard_normal((B, n, n)))[0]
     M = rng.standard_normal((T, B, n, n)) / math.sqrt(n)
     got = spectral._exponents(multiply_by(M), T, q, 0).mean(axis=0)
-    # lambda_i = (ln(2 / n) + psi((n - i + 1) / 2)) / 2; the values and the standard error of a mean of T * B terms
-    assert got[0] == pytest.approx(-0.015788, abs=3 * 0.126 / math.sqrt(T * B))
-    assert got[-1] == pytest.approx(-2.368049, abs=3 * 1.11 / math.sqrt(T * B))
+    # lambda_i = (ln(2 / n) + psi(m / 2)) / 2 with m = n - i + 1: R_ii is the length of m normal numbers over sqrt(n),
+    # independent from step to step, so that the standard error of the mean is known too
+    for value, want, m in ((got[0], top, n), (got[-1], bottom, 1)):
+        error = math.sqrt(polygamma(1, m / 2) / 4 / (T * B))
+        assert value == pytest.approx(want, abs=3 * error)
+    every = (math.log(2 / n) + digamma((n - np.arange(n)) / 2)) / 2
+    assert (every[0], every[-1]) == (pytest.approx(top, abs=6e-7), pytest.approx(bottom, abs=6e-7))
+    errors = np.sqrt(polygamma(1, (n - np.arange(n)) / 2) / 4 / (T * B))
+    assert np.mean(((got - every) / errors) ** 2) == pytest.approx(1, abs=3 * math.sqrt(2 / n))  # chi squared over n
 
 
 @pytest.mark.parametrize(("gain", "want"), [(1.5, 0.06522), (2.0, 0.15472), (3.0, 0.31025), (5.0, 0.53243)])
