@@ -181,8 +181,8 @@ static int new_threads_granted(int n)
     return made > SPARE ? made - SPARE : 0;
 }
 
-/* To what the pool can grow, n at most. The lock is held if this returns more than the pool has: no two callers are granted
- * the same threads. */
+/* To what the pool can grow, n at most. The lock is held if this returns more than the pool has: no two callers are
+ * granted the same threads. */
 static int growth(int n)
 {
     if (calls_left > 0) {
