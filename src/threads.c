@@ -1,6 +1,6 @@
 /* The only door to OpenMP: team size, barrier, what happens after a fork or when the system refuses a thread, and the
  * floating-point mode of a worker. */
-#define _GNU_SOURCE /* syscall() */
+#define _GNU_SOURCE /* syscall, mmap */
 #include "gradcore.h"
 
 #include <stdatomic.h>
@@ -12,6 +12,7 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -39,8 +40,8 @@ static void in_child(void) { atomic_store(&workers_lost, 1); }
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 #ifdef _OPENMP
-static pthread_attr_t worker; /* what OpenMP creates its threads with */
-static int openmp_default;    /* the number of threads that OpenMP takes where nobody has called omp_set_num_threads */
+static size_t stack_size;  /* that of the threads that OpenMP creates */
+static int openmp_default; /* the number of threads that OpenMP takes where nobody has called omp_set_num_threads */
 
 /* omp_set_num_threads speaks for the thread that calls it: a new one still has the default. */
 static void *ask_default(void *unused)
@@ -52,7 +53,8 @@ static void *ask_default(void *unused)
 
 static void look_at_openmp(void)
 {
-    pthread_attr_init(&worker);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
     const char *text = getenv("OMP_STACKSIZE");
     if (!text) text = getenv("GOMP_STACKSIZE");
     if (text) {
@@ -63,8 +65,10 @@ static void look_at_openmp(void)
                           : *unit == 'M' || *unit == 'm' ? 20
                           : *unit == 'G' || *unit == 'g' ? 30
                                                          : 10;
-        if (size < 1ull << 30) pthread_attr_setstacksize(&worker, (size_t)(size << shift)); /* it refuses nonsense */
+        if (size < 1ull << 30) pthread_attr_setstacksize(&attributes, (size_t)(size << shift)); /* it refuses nonsense */
     }
+    pthread_attr_getstacksize(&attributes, &stack_size);
+    pthread_attr_destroy(&attributes);
     pthread_t thread;
     if (pthread_create(&thread, NULL, ask_default, NULL))
         ask_default(NULL);
@@ -135,6 +139,7 @@ static pthread_mutex_t growing = PTHREAD_MUTEX_INITIALIZER;
 
 typedef struct trial {
     pthread_t thread;
+    void *stack;
     pthread_mutex_t *gate;
     long id;
 } trial;
@@ -160,6 +165,21 @@ static void wait_until_forgotten(const trial *t)
 #endif
 }
 
+static int start(trial *t, pthread_mutex_t *gate)
+{
+    /* not the C library's, which would keep it for later threads, out of the reach of malloc */
+    t->stack = mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (t->stack == MAP_FAILED) return 0;
+    t->gate = gate;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    const int failed = pthread_attr_setstack(&attributes, t->stack, stack_size) ||
+                       pthread_create(&t->thread, &attributes, try_out, t);
+    pthread_attr_destroy(&attributes);
+    if (failed) munmap(t->stack, stack_size);
+    return !failed;
+}
+
 /* How many of n new threads the system grants: the OpenMP libraries end the process when it refuses one. So that many
  * plain threads, and some to spare for others who create threads at this moment, have to be alive together first. */
 static int new_threads_granted(int n)
@@ -170,13 +190,13 @@ static int new_threads_granted(int n)
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     int made = 0;
     pthread_mutex_lock(&gate);
-    for (; made < n + SPARE; made++) {
-        trials[made].gate = &gate;
-        if (pthread_create(&trials[made].thread, &worker, try_out, &trials[made])) break;
-    }
+    while (made < n + SPARE && start(&trials[made], &gate)) made++;
     pthread_mutex_unlock(&gate);
     for (int i = 0; i < made; i++) pthread_join(trials[i].thread, NULL);
-    for (int i = 0; i < made; i++) wait_until_forgotten(&trials[i]);
+    for (int i = 0; i < made; i++) {
+        wait_until_forgotten(&trials[i]);
+        munmap(trials[i].stack, stack_size);
+    }
     free(trials);
     return made > SPARE ? made - SPARE : 0;
 }

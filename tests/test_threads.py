@@ -247,17 +247,38 @@ assert gradcore.get_num_threads() == 8
 @NEEDS_OPENMP
 @NEEDS_PROC
 @pytest.mark.parametrize(
-    ("kind", "room", "how"),  # room for so many processes or MiB; after smaller teams, or in eight Python threads at once
+    ("kind", "room", "how"),  # room for so many processes or MiB
     [
         ("processes", 1, ""),
         ("processes", 1, "grown"),
         ("processes", 20, "threads"),
-        ("memory", 24, "threads"),
+        ("memory", 24, ""),
         ("memory", 80, ""),
     ],
 )
 def test_where_the_system_refuses_threads_kernels_run_with_fewer(kind: str, room: int, how: str) -> None:
     run(REFUSAL, kind, room, *how.split())
+
+
+@NEEDS_OPENMP
+@NEEDS_PROC
+def test_the_memory_of_refused_threads_is_left_to_others() -> None:
+    run(
+        SCRIPT
+        + """
+import resource
+gradcore.set_num_threads(1)
+layer(x)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 30 * 2**20,) * 2)
+gradcore.set_num_threads(8)
+before = n_tasks()
+layer(x)
+assert n_tasks() == before
+np.empty(24 * 2**20, np.uint8)
+""",
+        OMP_STACKSIZE="8M",
+    )
 
 
 @NEEDS_OPENMP
