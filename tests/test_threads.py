@@ -288,6 +288,7 @@ def test_threads_are_created_again_some_calls_after_a_refusal() -> None:
         SCRIPT
         + """
 import resource
+layer, x = gradcore.Linear(64, 128), np.ones((64, 64), np.float32)  # short calls
 gradcore.set_num_threads(1)
 layer(x)
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
