@@ -56,7 +56,9 @@ def _default_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels of this process use at most.
 
-    The results have the same bits for any number.
+    The results have the same bits for any number. Fewer are used where the system refuses to create more, and in a
+    Python thread that has limited OpenMP below its default, with threadpoolctl or `omp_set_num_threads`: no more than
+    that limit.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ def get_num_threads() -> int:
     ``GRADCORE_NUM_THREADS`` or ``OMP_NUM_THREADS`` says otherwise.
 
     A child that was forked after gradcore had been imported works on one thread, whatever this says: OpenMP's threads
-    do not survive a fork.
+    do not survive a fork. Nor does it know of the limits that `set_num_threads` names.
 
     Returns
     -------
