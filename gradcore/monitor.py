@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, number, size
+from gradcore._check import Array, as_array, number, real, size
 from gradcore._files import jsonable
 
 SEVERITIES = ("critical", "high", "moderate", "info")
@@ -323,8 +323,14 @@ class GradientMonitor:
         list of Finding
             Those that are new; what was found before is only brought up to date.
         """
+        step, loss, norm = size("step", step), real("loss", loss), real("grad_norm", grad_norm)
+        if max_norm is not None:
+            max_norm = real("max_norm", max_norm)
+        if y is not None:
+            y = as_array("y", y)
+            if y.dtype.kind not in "fiub":
+                raise TypeError(f"y: expected real numbers, got {y.dtype}")
         self._new = []
-        loss, norm = float(loss), float(grad_norm)
         if model is not None:
             self._model = model
         with np.errstate(all="ignore"):
@@ -649,7 +655,6 @@ class GradientMonitor:
             )
 
     def _check_outputs(self, step: int, norm: float, y: Array) -> None:
-        y = np.asarray(y)
         if y.size == 0:
             return
         rows = y.reshape(-1, y.shape[-1]) if y.ndim > 1 else y.reshape(-1, 1)

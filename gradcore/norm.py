@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, number, number_at, refuse_mask, target
+from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, as_list, choice, flag, number, number_at, packed, refuse_mask, target
 from gradcore.threshold import Threshold
 
 Key = str | int
@@ -238,7 +238,7 @@ def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
             "grads: expected an array, an iterable or dict of arrays, a layer, a model or an optimizer, "
             f"got {type(grads).__name__}"
         )
-    given = list(grads)
+    given = as_list("grads", grads)
     warn_if_exhausted("grads", grads, given)
     return range(len(given)), given
 
@@ -257,6 +257,8 @@ def _exports(value: Any) -> bool:
         memoryview(value)
     except TypeError:
         return False
+    except (BufferError, ValueError):  # released, or of a form that NumPy will tell of
+        return True
     return True
 
 
@@ -349,7 +351,7 @@ def refuse_overlap(labels: Sequence[str], views: Sequence[Array]) -> None:
 
 def contiguous(view: Array) -> Array:
     """The same memory as a plain C-contiguous array if it is one, else a copy."""
-    return np.require(np.asarray(view), requirements=["C", "A"])
+    return packed(view)
 
 
 def copy_back(arrays: Sequence[Array], views: Sequence[Array]) -> None:
@@ -393,8 +395,7 @@ def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list
 
 
 def check_policy(nonfinite: str) -> None:
-    if nonfinite not in ("raise", "skip", "zero"):
-        raise ValueError(f'nonfinite: expected "raise", "skip" or "zero", got {nonfinite!r}')
+    choice("nonfinite", nonfinite, ("raise", "skip", "zero"))
 
 
 def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
@@ -402,7 +403,7 @@ def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
 
     A schedule gives its number at the step, where there is one.
     """
-    if hasattr(max_norm, "update"):
+    if hasattr(max_norm, "update") and not isinstance(max_norm, (Mapping, Set, type)):  # theirs means something else
         threshold: Threshold = max_norm
         return threshold
     if step is not None:
@@ -523,7 +524,7 @@ def clip_grad_norm_(
     limit = check_limit(max_norm, None)
     p = number("norm_type", norm_type, above=0.0)
     check_policy(nonfinite)
-    if per_array and not isinstance(limit, float):
+    if flag("per_array", per_array) and not isinstance(limit, float):
         raise TypeError(f"max_norm: expected a number with per_array, got {type(limit).__name__}")
     found = Gradients(grads, write=True)
     norm, *common = found.measure(p, math.inf if per_array else limit, nonfinite)
