@@ -68,7 +68,7 @@ def _fill(a: Array, name: str, value: float, values: Array) -> Array:
 
 def _fill_uniform(a: Array, std: float, rng: Generator | None) -> Array:
     bound = math.sqrt(3) * abs(std)
-    if bound > np.finfo(a.dtype).max / 2:  # their distance has to be a number too
+    if bound > float(np.finfo(a.dtype).max) / 2:  # their distance has to be a number too
         raise ValueError(f"gain: expected numbers in the range of {a.dtype}, got bounds of {bound:g}")
     return _fill(a, "gain", std, generator(rng).uniform(-bound, bound, a.shape))
 
@@ -372,7 +372,9 @@ def kaiming_uniform_(
     True
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_uniform(array, calculate_gain(nonlinearity, number("a", a)) / math.sqrt(max(_fan(array, mode), 1)), rng)
+    return _fill_uniform(
+        array, calculate_gain(nonlinearity, number("a", a)) / math.sqrt(max(_fan(array, mode), 1)), rng
+    )
 
 
 def kaiming_normal_(

@@ -14,7 +14,17 @@ from numpy.typing import DTypeLike
 
 from gradcore import _kernels, init
 from gradcore._check import (
-    Array, array, as_array, check_lengths, as_list, choice, flag, number, real_dtype, room, size,
+    Array,
+    array,
+    as_array,
+    as_list,
+    check_lengths,
+    choice,
+    flag,
+    number,
+    real_dtype,
+    room,
+    size,
 )
 from gradcore._layer import Layer, Pool, Turn, aligned_zeros
 from gradcore.init import generator

@@ -659,9 +659,9 @@ def _forecast_recurrent(layer: Any, x: Any) -> Forecast:
     else:
         given = layer._check_sequence("x", x, ("T", "B", layer.input_size))
         steps = min(len(given), MOST_STEPS)
-        series = given[:steps].reshape(steps, -1).astype(np.float64)
-        if steps < 2 or not series.size:
+        if steps < 2 or not given.shape[1]:
             raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {given.shape[1]}, T = {len(given)}")
+        series = given[:steps].reshape(steps, -1).astype(np.float64)
         if not np.isfinite(series).all():
             raise ValueError("x: has entries that are NaN or infinite")
     layers = []
@@ -785,7 +785,10 @@ def suggest_gain(layer: Any, x: Array, target: float = 0.0) -> float:
     if not math.isfinite(wanted):
         raise ValueError(f"target: expected a finite number, got {target}")
     trial = copy.deepcopy(layer)
-    horizon = max(len(layer._check_sequence("x", x, ("T", "B", layer.input_size))), 1)
+    given = layer._check_sequence("x", x, ("T", "B", layer.input_size))
+    if not given.size:
+        raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {given.shape[1]}, T = {len(given)}")
+    horizon = len(given)
     lowest = wanted - 100.0  # for rates of -inf, with which Brent's method cannot reckon
 
     def miss(log_factor: float) -> float:

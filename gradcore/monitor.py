@@ -252,6 +252,8 @@ class GradientMonitor:
         self.warmup = size("warmup", warmup, least=2)
         self.patience = size("patience", patience, least=1)
         self.spike_z = number("spike_z", spike_z, above=0)
+        if not isinstance(usual_norm, (tuple, list)) or len(usual_norm) != 2:
+            raise TypeError(f"usual_norm: expected a pair (low, high), got {type(usual_norm).__name__}")
         self.usual_norm = (
             number("usual_norm[0]", usual_norm[0], least=0),
             number("usual_norm[1]", usual_norm[1], least=usual_norm[0]),

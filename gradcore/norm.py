@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, as_list, choice, flag, number, number_at, packed, refuse_mask, target
+from gradcore._check import (
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    Array,
+    as_list,
+    choice,
+    flag,
+    number,
+    number_at,
+    packed,
+    refuse_mask,
+    target,
+)
 from gradcore.threshold import Threshold
 
 Key = str | int

@@ -13,7 +13,16 @@ from numpy.typing import DTypeLike
 
 from gradcore import _kernels
 from gradcore._check import (
-    Array, array, check_lengths, choice, flag, number, position, real_dtype, room, size,
+    Array,
+    array,
+    check_lengths,
+    choice,
+    flag,
+    number,
+    position,
+    real_dtype,
+    room,
+    size,
 )
 from gradcore._layer import ALIGNMENT, Layer, Pool, Turn
 from gradcore.init import generator

@@ -521,6 +521,8 @@ def kaplan_yorke(exponents: Any) -> float:
     2.25
     """
     ordered = _spectrum(exponents)
+    if np.abs(ordered).max(initial=0.0, where=np.isfinite(ordered)) > 1e290:  # the dimension is that of all over 2**100
+        ordered = ordered * 2.0**-100
     sums = np.cumsum(ordered)
     k = int(np.count_nonzero(np.logical_and.accumulate(sums >= 0)))
     return float(k) if k in (0, len(ordered)) else k + float(sums[k - 1] / -ordered[k])
@@ -555,7 +557,8 @@ def entropy(exponents: Any) -> float:
     >>> entropy([0.5, 0.25, -2.0])
     0.75
     """
-    return float(np.maximum(_spectrum(exponents), 0.0).sum())
+    with np.errstate(over="ignore"):
+        return float(np.maximum(_spectrum(exponents), 0.0).sum())
 
 
 def _spectrum(exponents: Any) -> Array:

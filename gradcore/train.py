@@ -578,7 +578,10 @@ def fit(
             f"batches: an iterator can be gone through only once, and epochs is {epochs}; "
             "hand in a list, or a function that returns a new iterator for each epoch"
         )
-    total = epochs * len(batches) if isinstance(batches, Sized) else None
+    try:
+        total = epochs * len(batches) if isinstance(batches, Sized) else None
+    except (TypeError, ValueError) as error:  # an array without axes, a buffer that was released
+        raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}: {error}") from None
     history = History()
     n_clipped = 0
     with (

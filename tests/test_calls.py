@@ -7,11 +7,12 @@ numbers of references. Everything follows from the seed.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import gc
 import math
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ SAME_VALUE: dict[str, Callable[[Array], Any]] = {
     "unaligned": unaligned,
     "negative stride": lambda a: np.flip(np.flip(a).copy()),
     "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a.copy(),
-    "Fortran": lambda a: np.asfortranarray(a),
+    "Fortran": np.asfortranarray,
     "subclass": lambda a: a.copy().view(Sub),
     "copy": lambda a: a.copy(),
 }
@@ -129,7 +130,7 @@ OF_ARRAYS: dict[str, Callable[[Array], Any]] = SAME_VALUE | {
         a.shape, np.finfo(a.dtype).max if a.dtype.kind == "f" else np.iinfo(a.dtype).max, a.dtype
     ),
     "bytes": lambda a: a.tobytes(),
-    "matrix": lambda a: np.asmatrix(a.copy()) if a.ndim == 2 else Plain(),
+    "matrix": lambda a: a.copy().view(np.matrix) if a.ndim == 2 else Plain(),
 }
 OF_NUMBERS: dict[str, Callable[[Any], Any]] = {
     "NaN": lambda _: float("nan"),
@@ -144,10 +145,10 @@ OF_NUMBERS: dict[str, Callable[[Any], Any]] = {
     "10**400": lambda _: 10**400,
     "1e300": lambda _: 1e300,
     "1e-320": lambda _: 1e-320,
-    "number as text": lambda v: str(v),
+    "number as text": str,
     "complex number": lambda _: 1 + 1j,
     "NumPy's complex": lambda _: np.complex64(1 + 1j),
-    "0-d array": lambda v: np.array(v),
+    "0-d array": np.array,
     "array of one": lambda v: np.array([v]),
     "array of three": lambda v: np.array([v] * 3),
     "masked": lambda _: np.ma.masked,
@@ -170,7 +171,7 @@ OF_MAPPINGS: dict[str, Callable[[Any], Any]] = {
     "with a name more": lambda d: d | {"unknown": 1},
     "with a number as name": lambda d: d | {3: 1, None: 1, "unknown": 1},
     "as list of values": lambda d: list(d.values()),
-    "as list of names": lambda d: list(d),
+    "as list of names": list,
     "empty dict": lambda _: {},
 }
 OF_ALL: dict[str, Callable[[Any], Any]] = {
@@ -230,6 +231,7 @@ class Recipe:
 
 
 RECIPES: list[Recipe] = []
+ENDLESS = {("monitor.GradientMonitor.update", "y")}  # 2**60 entries in one place: right, but only after years
 
 
 def recipe(name: str, *, changed: str = "", by_position: int = 0, **alias: str) -> Callable[[Any], Any]:
@@ -746,7 +748,7 @@ def _(rng: np.random.Generator) -> Any:
 @recipe("meanfield.suggest_gain")
 def _(rng: np.random.Generator) -> Any:
     layer = gradcore.RNN(I, H, rng=seeded())
-    return meanfield.suggest_gain, {"layer": layer, "x": floats(rng, 8, B, I), "target": 0.0}
+    return meanfield.suggest_gain, {"layer": layer, "x": floats(rng, 8, B, I), "target": -0.5}
 
 
 @recipe("meanfield.suggest_bias")
@@ -890,6 +892,8 @@ def generated(rng: np.random.Generator) -> Case:
         at = list(paths(given[name]))
         where = at[rng.integers(len(at))]
         makers = list(makers_for(part(given[name], where)))
+        if (chosen.name, name) in ENDLESS:
+            makers = [maker for maker in makers if not maker.endswith(" long")]
         changes.append((name, where, makers[rng.integers(len(makers))]))
     return Case(chosen, changes)
 
@@ -916,7 +920,7 @@ def excused(case: Case, error: Exception) -> bool:
 def called_back(case: Case) -> bool:
     """Whether what stands for a schedule or a regulariser is a callable, of whose arguments only it can tell."""
     return any(
-        name in ("max_norm", "lr", "regulariser") and maker in ("a type", "function", "another layer")
+        name in ("max_norm", "lr", "regulariser", "loss") and maker in ("a type", "function", "another layer")
         for name, _, maker in case.changes
     )
 
@@ -951,7 +955,9 @@ def run(case: Case) -> Outcome:
             # Which of two arguments that do not fit together is wrong nobody can know: any of the call will do.
             names = {*given, *(other for _, other in recipe.alias)}
             names |= {key for value in good.values() for at in paths(value) for key in at if isinstance(key, str)}
-            if not called_back(case) and not any(re.search(rf"(^|\W){re.escape(name)}\b[^:]*:", message) for name in names):
+            if not called_back(case) and not any(
+                re.search(rf"(^|\W){re.escape(name)}\b[^:]*:", message) for name in names
+            ):
                 wrong.append(f"the message does not name the argument: {message!r}")
     wrong += [f"{seen[i][0]}: an array was changed" for i in untouched if bits(seen[i][1]) != before[i]]
     if kind != "result":
@@ -964,6 +970,223 @@ def run(case: Case) -> Outcome:
         call, good = recipe.make(np.random.default_rng(0))
         want = flattened(invoke(call, good, recipe.by_position))
         got = flattened(result)
-        if len(want) != len(got) or not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(want, got)):
+        if len(want) != len(got) or not all(
+            np.array_equal(a, b, equal_nan=True) for a, b in zip(want, got, strict=False)
+        ):
             wrong.append("another result than for the same values in a plain array")
     return Outcome(kind, message, wrong)
+
+
+# ---- the tests -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """Allocations of many GiB fail at once, also where the system would promise them."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = 64 << 30
+    resource.setrlimit(resource.RLIMIT_AS, (most if before[1] < 0 else min(most, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_every_recipe_is_good() -> None:
+    for recipe in RECIPES:
+        call, given = recipe.make(np.random.default_rng(0))
+        invoke(call, given, recipe.by_position)
+
+
+def test_malformed_calls_are_right_or_say_what_is_wrong() -> None:
+    rng, found, outcomes = np.random.default_rng(SEED), [], collections.Counter()
+    with little_memory():
+        for _ in range(CALLS):
+            case = generated(rng)
+            outcome = run(case)
+            outcomes[outcome.kind] += 1
+            found += [f"{case}: {what}" for what in outcome.wrong]
+    assert not found, "\n".join(found)
+    assert outcomes["TypeError"] > CALLS / 3, outcomes
+    assert outcomes["result"] > CALLS / 20, outcomes
+
+
+HUGE = 2**40 - 1  # the largest size that is let through
+TOO_LARGE: dict[str, Callable[[], Any]] = {
+    **{f"{cell}, both sizes": lambda build=build: build(HUGE, HUGE) for cell, build in CELLS.items()},
+    **{f"{cell}, hidden": lambda build=build: build(1, HUGE) for cell, build in CELLS.items()},
+    **{f"{cell}, layers": lambda build=build: build(1, 1, HUGE) for cell, build in CELLS.items()},
+    **{
+        f"{cell}, all": lambda build=build: build(HUGE, HUGE, HUGE, bidirectional=True) for cell, build in CELLS.items()
+    },
+    "2**31 units": lambda: gradcore.LSTM(1, 2**31),
+    "wraps around to few": lambda: gradcore.Linear(2**32, 2**32),
+    "Linear": lambda: gradcore.Linear(HUGE, HUGE, dtype=np.float64),
+    "MLP": lambda: gradcore.MLP([HUGE, HUGE, 1]),
+    "the output of Linear": lambda: gradcore.Linear(0, 5)(empty_huge(np.zeros((1, 1), np.float32), 2**60)),
+    "steps without samples": lambda: gradcore.RNN(3, 5)(huge(np.zeros((1, 0, 3), np.float32), 2**58)),
+    "samples without steps": lambda: gradcore.GRU(3, 5).forward(
+        np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**58, 3), (0, 0, 0))
+    ),
+    "LastStep": lambda: gradcore.LastStep()(
+        np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**59, 3), (0, 0, 0))
+    ),
+    "a copy of x": lambda: gradcore.Tanh()(huge(np.zeros(1, np.float32), 2**60)),
+    "float64 of W": lambda: spectral.spectral_norm(huge(np.zeros((1, 2), np.float32), 2**59)),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_too_large_for_memory(name: str) -> None:
+    with little_memory(), pytest.raises(MemoryError):
+        TOO_LARGE[name]()
+
+
+# ---- defects that the generator has found, by name -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", ["0.1", b"0.1", bytearray(b"1"), memoryview(b"1"), np.array("1"), 1j, np.complex64(1)])
+def test_text_and_complex_numbers_are_no_numbers(bad: Any) -> None:
+    with pytest.raises(TypeError, match="max_norm: expected a number"):
+        gradcore.clip_grad_norm_(np.ones(3), bad)
+
+
+@pytest.mark.parametrize("bad", [np.ma.masked, np.array([1.0]), np.ma.masked_array(1.0)])
+def test_arrays_of_one_and_masked_are_no_numbers(bad: Any) -> None:
+    with pytest.raises(TypeError, match="lr: expected a number"):
+        optim.SGD([(np.ones(3), np.ones(3))], lr=bad)
+
+
+def test_integers_beyond_a_double() -> None:
+    with pytest.raises(ValueError, match="clip_value: expected a number in the range of a double"):
+        gradcore.clip_grad_value_(np.ones(3), 10**400)
+
+
+@pytest.mark.parametrize("bad", [None, "no", np.zeros(3), [], 0.5])
+def test_switches_are_no_other_things(bad: Any) -> None:
+    with pytest.raises(TypeError, match="bias: expected True or False"):
+        gradcore.LSTM(2, 3, bias=bad)
+    with pytest.raises(TypeError, match="amsgrad: expected True or False"):
+        optim.Adam([(np.ones(3), np.ones(3))], amsgrad=bad)
+
+
+@pytest.mark.parametrize("bad", [[], {}, np.array(["raise", "skip"]), np.ma.masked_array([1.0], [True])])
+def test_names_that_cannot_be_compared(bad: Any) -> None:
+    with pytest.raises(ValueError, match="nonfinite: expected 'raise' or 'skip' or 'zero'"):
+        gradcore.clip_grad_norm_(np.ones(3), 1.0, nonfinite=bad)
+    with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu'"):
+        gradcore.RNN(2, 3, nonlinearity=bad)
+    with pytest.raises(ValueError, match="activation: expected one of"):
+        gradcore.MLP([2, 3], bad)
+
+
+def test_a_set_or_dict_is_no_threshold() -> None:
+    for bad in ({1.0}, {"a": 1.0}):
+        with pytest.raises((TypeError, ValueError), match="max_norm: "):
+            optim.SGD([(np.ones(3), np.ones(3))]).step(bad)
+
+
+def test_a_released_buffer() -> None:
+    with pytest.raises(TypeError, match=r"grads: expected|grads\[0\]: expected an array"):
+        gradcore.grad_norm(released())
+
+
+@pytest.mark.parametrize("make", [zero_stride, sliding])
+def test_a_target_whose_entries_share_memory(make: Callable[[Array], Array]) -> None:
+    a = make(np.ones((3, 4)))
+    before = bits(a)
+    for call in (
+        lambda: gradcore.clip_grad_norm_(a, 0.1),
+        lambda: gradcore.clip_grad_value_([a], 0.1),
+        lambda: optim.SGD({"w": (a, np.ones((3, 4)))}),
+        lambda: init.normal_(a),
+    ):
+        with pytest.raises(ValueError, match="same memory"):
+            call()
+    assert bits(a) == before
+
+
+def test_targets_that_step_into_each_other_without_meeting() -> None:
+    raw = np.ones(20)
+    a = np.lib.stride_tricks.as_strided(raw, (3, 2), (16, 24))  # 0, 3, 2, 5, 4, 7
+    gradcore.clip_grad_value_(a, 0.5)
+    assert np.flatnonzero(raw == 0.5).tolist() == [0, 2, 3, 4, 5, 7]
+
+
+def test_a_failing_regulariser_leaves_all_gradients_alone() -> None:
+    rng = seeded()
+    made = gradcore.Sequential(gradcore.LSTM(I, H, rng=rng), gradcore.Tanh(), gradcore.Linear(H, 1, rng=rng))
+    y, tape = made.forward(np.ones((T, B, I), np.float32))
+    for options in ({"regulariser": gradcore.Regulariser(1.0)}, {"step_clip": -1.0}):
+        with pytest.raises((TypeError, ValueError)):
+            made.backward(tape, np.ones_like(y), **options)
+        assert not made.flat_grads.any()
+
+
+def test_a_failing_append_leaves_the_history_whole() -> None:
+    history = gradcore.History()
+    with pytest.raises(TypeError, match="max_norm: expected a number"):
+        history.append(1.0, 2.0, max_norm=[])
+    with pytest.raises(TypeError, match="epoch: expected an integer"):
+        history.append(1.0, 2.0, epoch=1.5)
+    assert len(history) == len(history.epoch) == len(history.loss) == 0
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_initialisers_stay_in_the_range_of_the_dtype(name: str) -> None:
+    for argument, value in INITS[name].items():
+        if not isinstance(value, float) or (name.startswith("kaiming") and argument == "a") or argument == "sparsity":
+            continue
+        a = np.zeros((3, 4), np.float32)
+        with pytest.raises(ValueError, match=rf"{argument}\b.*: expected"):
+            getattr(init, name)(a, **{**INITS[name], argument: 1e300})
+        assert not a.any()
+
+
+def test_xavier_uniform_takes_the_gain_of_either_sign() -> None:
+    a, b = (init.xavier_uniform_(np.zeros((3, 4)), gain, rng=seeded()) for gain in (2.0, -2.0))
+    assert (a == b).all()
+
+
+def test_names_of_a_state_that_are_no_text() -> None:
+    layer = gradcore.Linear(2, 2)
+    with pytest.raises(KeyError, match="state_dict: missing"):
+        layer.load_state_dict({3: 1, None: 2, "x": 3})
+
+
+def test_indices_that_are_no_integers() -> None:
+    layer, tape = taped(seeded())
+    for bad in (None, "1", 1.0, np.ones(3)):
+        with pytest.raises(TypeError, match="t: expected an integer"):
+            spectral.jacobian(layer, tape, bad)
+        with pytest.raises(TypeError, match="index: expected an integer"):
+            tape.record(bad, 0, 0)
+
+
+def test_masked_entries_of_a_list() -> None:
+    with pytest.raises(TypeError, match=r"lengths\[0\]: masked"):
+        gradcore.RNN(2, 3)(np.ones((4, 2, 2), np.float32), lengths=[np.ma.masked, 2])
+
+
+def test_exponents_whose_sum_is_no_number() -> None:
+    assert spectral.entropy([1e308, 1e308]) == np.inf
+    assert spectral.kaplan_yorke([1e308, 1e308, -1e308]) == 3.0
+    assert spectral.kaplan_yorke([1e308, 0.0, -1.5e308]) == pytest.approx(2 + 1 / 1.5)
+
+
+def test_a_forecast_for_no_steps() -> None:
+    layer = gradcore.RNN(2, 3)
+    for call in (meanfield.forecast, meanfield.suggest_gain):
+        with pytest.raises(ValueError, match="x: expected at least 1 sample and 2 steps"):
+            call(layer, np.zeros((0, 3, 2), np.float32))
+
+
+def test_fit_checks_its_arguments_first() -> None:
+    layer = gradcore.Linear(2, 1)
+    good = {"model": layer, "batches": [], "loss": losses.mse, "optimizer": optim.SGD(layer), "epochs": 1}
+    for name in ("model", "batches", "loss", "optimizer", "monitor", "callbacks", "progress"):
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            gradcore.fit(**{**good, name: 3.5})
+    with pytest.raises(ValueError, match="nonfinite: expected"):
+        gradcore.fit(**good, nonfinite="unknown")
