@@ -429,6 +429,11 @@ def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
     return number("max_norm", max_norm, least=0.0)
 
 
+def _norm_type(value: Any) -> float:
+    """A positive number; "inf" may be text, as in PyTorch."""
+    return math.inf if isinstance(value, str) and value == "inf" else number("norm_type", value, above=0.0)
+
+
 def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     r"""The norm of gradients, all arrays taken as one vector: :math:`(\sum_i |g_i|^p)^{1/p}`.
 
@@ -469,7 +474,7 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     >>> f"{grad_norm(np.full(4, 1e30, np.float32)):.6g}"
     '2e+30'
     """
-    p = number("norm_type", norm_type, above=0.0)
+    p = _norm_type(norm_type)
     return Gradients(grads, write=False).measure(p, math.inf, None)[0]
 
 
@@ -535,7 +540,7 @@ def clip_grad_norm_(
     {'weight': 0.2, 'bias': 1.0}
     """
     limit = check_limit(max_norm, None)
-    p = number("norm_type", norm_type, above=0.0)
+    p = _norm_type(norm_type)
     check_policy(nonfinite)
     if flag("per_array", per_array) and not isinstance(limit, float):
         raise TypeError(f"max_norm: expected a number with per_array, got {type(limit).__name__}")

@@ -123,9 +123,13 @@ class Optimizer:
         self._set(checked, [part.own for part in self._parts])
         for part in self._parts:
             group, params = self._group(part), part.members()[1]
-            part.moments = {
-                name: [np.full(p.shape, self._start(group), p.dtype) for p in params] for name in self._moments(group)
-            }
+            start = self._start(group)
+            for p in params:
+                if start > np.finfo(p.dtype).max.item():  # only Adagrad starts from anything but 0
+                    raise ValueError(
+                        f"initial_accumulator_value: expected a number in the range of {p.dtype}, got {start:g}"
+                    )
+            part.moments = {name: [np.full(p.shape, start, p.dtype) for p in params] for name in self._moments(group)}
 
     def _set(self, hyperparameters: dict[str, Any], groups: list[dict[str, Any]]) -> None:
         """Take over the optimizer's hyperparameters and those of the groups' own."""
