@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+MOST_COUNTED = 10**6  # entries, to see whether any meet; with more they count as meeting
 
 FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
@@ -38,12 +41,74 @@ def size(name: str, value: Any, *, least: int = 0) -> int:
     return int(value)
 
 
+def room(items: int, itemsize: int = 8) -> None:
+    """A MemoryError where so many items are more than can be addressed; NumPy would raise errors of many kinds."""
+    if items > sys.maxsize // itemsize - 4096:  # a few bytes for who aligns them
+        raise MemoryError(f"{items} items of {itemsize} bytes are more than can be addressed")
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool, or 0 or 1: anything else is more likely an argument in the wrong place."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+    if value not in (0, 1):
+        raise ValueError(f"{name}: expected True or False, got {value}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, wanted: Iterable[str]) -> str:
+    """One of the names."""
+    names = list(wanted)
+    if not isinstance(value, str) or value not in names:  # what is no text may not even be comparable
+        last = " or ".join(map(repr, names)) if len(names) < 4 else f"one of {', '.join(names)}"
+        raise ValueError(f"{name}: expected {last}, got {value!r}")
+    return value
+
+
+def position(name: str, value: Any, n: int) -> int:
+    """An index from 0 to n - 1."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if not 0 <= value < n:
+        raise IndexError(f"{name}: expected 0 <= {name} < {n}, got {value}")
+    return int(value)
+
+
+def as_list(name: str, value: Any, what: str = "an iterable") -> list[Any]:
+    """What can be gone through, as a list."""
+    try:
+        return list(value)
+    except (TypeError, ValueError) as error:  # an array without axes; a buffer that was released
+        raise TypeError(f"{name}: expected {what}, got {type(value).__name__}: {error}") from None
+
+
+def real(name: str, value: Any) -> float:
+    """A real number of whatever size, NaN too. Text is none, nor is an array but for one without axes."""
+    if type(value) is float:
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    numeric = hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
+    if not numeric or kind in tuple("cmMOSUT") or isinstance(value, np.ma.MaskedArray):
+        _no_number(name, value)
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError(f"{name}: expected a number, got an array of shape {value.shape}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number in the range of a double, got a larger one") from None
+    except (TypeError, ValueError, RuntimeError):
+        _no_number(name, value)
+
+
+def _no_number(name: str, value: Any) -> NoReturn:
+    raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+
+
 def number(name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf, most: float = np.inf) -> float:
     """A real number in the range, NaN refused."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    number = real(name, value)
     if not (number >= least and number <= most and (number > above or above == -np.inf)):
         bounds = [f"at least {least:g}"] * (least > -np.inf) + [f"above {above:g}"] * (above > -np.inf)
         bounds += [f"at most {most:g}"] * (most < np.inf)
@@ -62,7 +127,7 @@ def same_names(label: str, given: Any, wanted: Iterable[str]) -> None:
         raise TypeError(f"{label}: expected a mapping, got {type(given).__name__}")
     missing, unknown = set(wanted) - set(given), set(given) - set(wanted)
     if missing or unknown:
-        raise KeyError(f"{label}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        raise KeyError(f"{label}: missing {sorted(missing, key=str)}, unknown {sorted(unknown, key=str)}")
 
 
 def refuse_mask(name: str, value: Any) -> None:
@@ -76,6 +141,9 @@ def as_array(name: str, value: Any) -> Array:
     if type(value) is np.ndarray:
         return value
     refuse_mask(name, value)
+    if isinstance(value, (list, tuple)):
+        for i, member in enumerate(value):  # NumPy would make NaN of it, with a warning
+            refuse_mask(f"{name}[{i}]", member)
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that NumPy cannot read
@@ -104,7 +172,15 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str
         if not fits:
             raise ValueError(f"{name}: expected shape {describe(shape)}, got {given.shape}")
     flags = given.flags
-    return given if flags.c_contiguous and flags.aligned else np.require(given, requirements=["C", "A"])
+    return given if flags.c_contiguous and flags.aligned else packed(given)
+
+
+def packed(a: Array) -> Array:
+    """A C-contiguous, aligned copy."""
+    try:
+        return np.require(np.asarray(a), requirements=["C", "A"])
+    except ValueError:  # "iterator is too large"
+        raise MemoryError(f"a copy of an array of shape {a.shape} is more than can be addressed") from None
 
 
 def check_lengths(value: Any, T: int, B: int) -> Array | None:
@@ -129,4 +205,24 @@ def target(name: str, value: Any) -> Array:
     refuse_mask(name, value)
     if not value.flags.writeable:
         raise ValueError(f"{name}: is read-only and cannot be changed in place")
+    if not value.flags.forc and _meets_itself(value):
+        raise ValueError(f"{name}: some of its entries lie in the same memory, so that they cannot be changed apart")
     return value
+
+
+def _meets_itself(a: Array) -> bool:
+    """Whether two entries share memory, as with strides of 0."""
+    axes = sorted((abs(step), n) for step, n in zip(a.strides, a.shape, strict=True) if n > 1)
+    reach = a.itemsize
+    for step, n in axes:
+        if step < reach:  # it steps into what the axes within have taken; for views made by indexing it never does
+            break
+        reach += step * (n - 1)
+    else:
+        return False
+    if not axes[0][0] or a.size > MOST_COUNTED:
+        return a.size > 0
+    places = np.zeros(1, np.intp)
+    for step, n in axes:
+        places = np.add.outer(places, step * np.arange(n)).reshape(-1)
+    return bool((np.diff(np.sort(places)) < a.itemsize).any())

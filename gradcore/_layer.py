@@ -12,13 +12,14 @@ from weakref import WeakSet
 
 import numpy as np
 
-from gradcore._check import Array, array
+from gradcore._check import Array, array, room
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
     """n zeros that begin on a cache line."""
+    room(n, dtype.itemsize)
     raw = np.zeros(n * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n * dtype.itemsize].view(dtype)
@@ -45,6 +46,7 @@ class Pool:
                 best, least = buffer, len(buffer)
         if best is not None and self._free.pop(id(best), None) is not None:  # else another thread was faster
             return best
+        room(n_bytes, 1)
         raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + n_bytes]
@@ -129,6 +131,7 @@ class Layer:
     def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the layer zeroed buffers for parameters of these names and shapes."""
         n = sum(math.prod(shape) for shape in shapes.values())
+        room(n, self.dtype.itemsize)
         self.params = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
         self.grads = dict(self.params)
         zeros = aligned_zeros(n, self.dtype)
@@ -187,7 +190,7 @@ class Layer:
             raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
         missing, unknown = self.params.keys() - state_dict.keys(), state_dict.keys() - self.params.keys()
         if missing or unknown:
-            raise KeyError(f"state_dict: missing {sorted(missing)}, unknown {sorted(unknown)}")
+            raise KeyError(f"state_dict: missing {sorted(missing, key=str)}, unknown {sorted(unknown, key=str)}")
         checked = {name: array(name, state_dict[name], self.dtype, p.shape) for name, p in self.params.items()}
         for name, value in checked.items():
             self.params[name][...] = value

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradcore._check import Array, number, target
+from gradcore._check import Array, choice, number, real, target
 from gradcore._layer import Layer
 
 Generator = np.random.Generator
@@ -34,15 +34,15 @@ def generator(rng: Any) -> Generator:
     return rng
 
 
-def _checked(tensor: Any, *, least_ndim: int = 0, ndim: int | None = None) -> Array:
+def _checked(tensor: Any, *, least_ndim: int = 0, ndim: int | None = None, name: str = "tensor") -> Array:
     """An array that an initialiser can fill."""
-    a = target("tensor", tensor)
+    a = target(name, tensor)
     if a.dtype not in (np.float32, np.float64):
-        raise TypeError(f"tensor: expected float32 or float64, got {a.dtype}")
+        raise TypeError(f"{name}: expected float32 or float64, got {a.dtype}")
     if ndim is not None and a.ndim != ndim:
-        raise ValueError(f"tensor: expected {ndim} axes, got shape {a.shape}")
+        raise ValueError(f"{name}: expected {ndim} axes, got shape {a.shape}")
     if a.ndim < least_ndim:
-        raise ValueError(f"tensor: expected at least {least_ndim} axes, got shape {a.shape}")
+        raise ValueError(f"{name}: expected at least {least_ndim} axes, got shape {a.shape}")
     return a
 
 
@@ -53,20 +53,28 @@ def _fans(a: Array) -> tuple[int, int]:
 
 
 def _fan(a: Array, mode: str) -> int:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
-    return _fans(a)[mode == "fan_out"]
+    return _fans(a)[choice("mode", mode, ("fan_in", "fan_out")) == "fan_out"]
+
+
+def _fill(a: Array, name: str, value: float, values: Array) -> Array:
+    """Put in what was drawn with this argument; nothing where the dtype cannot hold it."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(a.dtype)
+    if not np.isfinite(rounded).all():
+        raise ValueError(f"{name}: expected numbers in the range of {a.dtype}, got {value:g}")
+    a[...] = rounded
+    return a
 
 
 def _fill_uniform(a: Array, std: float, rng: Generator | None) -> Array:
-    bound = math.sqrt(3) * std
-    a[...] = generator(rng).uniform(-bound, bound, a.shape)
-    return a
+    bound = math.sqrt(3) * abs(std)
+    if bound > float(np.finfo(a.dtype).max) / 2:  # their distance has to be a number too
+        raise ValueError(f"gain: expected numbers in the range of {a.dtype}, got bounds of {bound:g}")
+    return _fill(a, "gain", std, generator(rng).uniform(-bound, bound, a.shape))
 
 
 def _fill_normal(a: Array, std: float, rng: Generator | None) -> Array:
-    a[...] = generator(rng).normal(0.0, std, a.shape)
-    return a
+    return _fill(a, "gain", std, generator(rng).normal(0.0, std, a.shape))
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
@@ -98,14 +106,14 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     >>> init.calculate_gain("leaky_relu", 0.2)
     1.3867504905630728
     """
+    if not isinstance(nonlinearity, str):
+        raise TypeError(f"nonlinearity: expected a name, got {type(nonlinearity).__name__}")
     if nonlinearity == "leaky_relu":
-        return math.sqrt(2 / (1 + number("param", 0.01 if param is None else param) ** 2))
+        slope = number("param", 0.01 if param is None else param)
+        return math.sqrt(2 / (1 + slope * slope))
     if nonlinearity in _LINEAR_TOO:
         return _GAINS["linear"]
-    if nonlinearity not in _GAINS:
-        known = ", ".join(sorted([*_GAINS, "leaky_relu"]))
-        raise ValueError(f"nonlinearity: expected one of {known}, got {nonlinearity!r}")
-    return _GAINS[nonlinearity]
+    return _GAINS[choice("nonlinearity", nonlinearity, sorted([*_GAINS, "leaky_relu"]))]
 
 
 def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: Generator | None = None) -> Array:
@@ -139,8 +147,9 @@ def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: Generator | 
     array = _checked(tensor)
     low = number("a", a)
     high = number("b", b, least=low)
-    array[...] = generator(rng).uniform(low, high, array.shape)
-    return array
+    if not high - low < math.inf:
+        raise ValueError(f"b: expected a finite distance from a = {low:g}, got {high:g}")
+    return _fill(array, "a and b", high, generator(rng).uniform(low, high, array.shape))
 
 
 def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: Generator | None = None) -> Array:
@@ -173,8 +182,11 @@ def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: Generato
            [ 0.00640423,  0.001049  ]])
     """
     array = _checked(tensor)
-    array[...] = generator(rng).normal(number("mean", mean), number("std", std, least=0), array.shape)
-    return array
+    middle, scale = number("mean", mean), number("std", std, least=0)
+    if math.isinf(middle) or math.isinf(scale):
+        raise ValueError(f"mean, std: expected finite numbers, got {middle:g}, {scale:g}")
+    largest = max(middle, scale, key=abs)
+    return _fill(array, "mean, std", largest, generator(rng).normal(middle, scale, array.shape))
 
 
 def constant_(tensor: Array, val: float) -> Array:
@@ -204,7 +216,10 @@ def constant_(tensor: Array, val: float) -> Array:
     array([0.5, 0.5, 0.5])
     """
     array = _checked(tensor)
-    array[...] = float(val)
+    value = real("val", val)
+    if math.isfinite(value):
+        return _fill(array, "val", value, np.array(value))
+    array[...] = value
     return array
 
 
@@ -357,7 +372,9 @@ def kaiming_uniform_(
     True
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_uniform(array, calculate_gain(nonlinearity, a) / math.sqrt(max(_fan(array, mode), 1)), rng)
+    return _fill_uniform(
+        array, calculate_gain(nonlinearity, number("a", a)) / math.sqrt(max(_fan(array, mode), 1)), rng
+    )
 
 
 def kaiming_normal_(
@@ -404,7 +421,7 @@ def kaiming_normal_(
     array([[ 0.12573022, -0.13210486]])
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_normal(array, calculate_gain(nonlinearity, a) / math.sqrt(max(_fan(array, mode), 1)), rng)
+    return _fill_normal(array, calculate_gain(nonlinearity, number("a", a)) / math.sqrt(max(_fan(array, mode), 1)), rng)
 
 
 def lecun_normal_(tensor: Array, *, rng: Generator | None = None) -> Array:
@@ -482,9 +499,9 @@ def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = Non
     rows, cols = array.shape[0], math.prod(array.shape[1:])
     tall = generator(rng).normal(size=(max(rows, cols), min(rows, cols)))
     q, r = np.linalg.qr(tall)
-    q *= scale * np.where(np.diagonal(r) < 0, -1, 1)
-    array[...] = (q if rows >= cols else q.T).reshape(array.shape)
-    return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        q *= scale * np.where(np.diagonal(r) < 0, -1, 1)
+    return _fill(array, "gain", scale, (q if rows >= cols else q.T).reshape(array.shape))
 
 
 def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: Generator | None = None) -> Array:
@@ -528,8 +545,7 @@ def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: Generator
     values = rng.normal(0.0, scale, array.shape)
     zeros = rng.random(array.shape).argsort(axis=0)[: math.ceil(share * array.shape[0])]
     np.put_along_axis(values, zeros, 0.0, axis=0)
-    array[...] = values
-    return array
+    return _fill(array, "std", scale, values)
 
 
 def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generator | None = None) -> T:
@@ -581,7 +597,7 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
     rng = generator(rng)
 
     if isinstance(layer_or_bias, np.ndarray):
-        bias = _checked(layer_or_bias, ndim=1)
+        bias = _checked(layer_or_bias, ndim=1, name="layer_or_bias")
         if bias.size % 4:
             raise ValueError(f"layer_or_bias: expected shape (4 H,), got {bias.shape}")
         _fill_chrono(bias, 4, shortest, longest, rng)

@@ -13,7 +13,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels, init
-from gradcore._check import Array, array, as_array, check_lengths, number, real_dtype, size
+from gradcore._check import (
+    Array,
+    array,
+    as_array,
+    as_list,
+    check_lengths,
+    choice,
+    flag,
+    number,
+    real_dtype,
+    room,
+    size,
+)
 from gradcore._layer import Layer, Pool, Turn, aligned_zeros
 from gradcore.init import generator
 from gradcore.norm import grad_norm
@@ -85,7 +97,7 @@ class Linear(Layer):
         self.out_features = size("out_features", out_features)
         self.dtype = real_dtype(dtype)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
-        self._allocate(shapes | ({"bias": (self.out_features,)} if bias else {}))
+        self._allocate(shapes | ({"bias": (self.out_features,)} if flag("bias", bias) else {}))
         self._pool = Pool()
         self._adding = Turn()  # to the gradients
         bound = 1 / math.sqrt(max(self.in_features, 1))
@@ -389,9 +401,7 @@ class GELU(Activation):
 
     def __init__(self, approximate: str = "none", *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
-        self.approximate = approximate
+        self.approximate = choice("approximate", approximate, ("none", "tanh"))
         if approximate == "tanh":
             self._kind = _kernels.GELU_TANH
 
@@ -450,7 +460,7 @@ class LastStep(Layer):
     """
 
     def __init__(self, batch_first: bool = False, *, dtype: DTypeLike = np.float32) -> None:
-        self.batch_first = bool(batch_first)
+        self.batch_first = flag("batch_first", batch_first)
         self.dtype = real_dtype(dtype)
         self._allocate({})
 
@@ -481,6 +491,7 @@ class LastStep(Layer):
         steps = x.swapaxes(0, 1) if self.batch_first else x  # (T, B, F)
         T, B, F = steps.shape
         checked = check_lengths(lengths, T, B)
+        room(B * (F + 1))
         last = (np.full(B, T) if checked is None else checked) - 1
         live = np.flatnonzero(last >= 0)
         y = np.zeros((B, F), self.dtype)
@@ -703,6 +714,18 @@ class Sequential(Layer):
         options = {"step_clip": step_clip, "regulariser": regulariser}
         for name, value in options.items():
             _check_taken(name, value, self._taken[name])
+        if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
+            number("step_clip", step_clip, least=0.0)
+        if regulariser is None:
+            return self._backward(tape, dy, options)
+        before = self.flat_grads.copy()
+        try:
+            return self._backward(tape, dy, options)
+        except BaseException:  # a member that the regulariser is not made for may be any of them
+            self.flat_grads[...] = before
+            raise
+
+    def _backward(self, tape: SequentialTape, dy: Array, options: dict[str, Any]) -> Array:
         d, norms = dy, []
         for i, layer in reversed(list(enumerate(self.layers))):
             its = {name: value for name, value in options.items() if value is not None and self._taken[name][i]}
@@ -807,12 +830,11 @@ class MLP(Sequential):
         dtype: DTypeLike = np.float32,
         rng: Generator | None = None,
     ) -> None:
-        checked = [size(f"sizes[{i}]", n) for i, n in enumerate(sizes)]
+        checked = [size(f"sizes[{i}]", n) for i, n in enumerate(as_list("sizes", sizes, "a sequence of integers"))]
         if len(checked) < 2:
-            raise ValueError(f"sizes: expected at least two, got {list(sizes)}")
-        for argument, name, known in (("activation", activation, _ACTIVATIONS), ("init", init, _INITS)):
-            if name not in known:
-                raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
+            raise ValueError(f"sizes: expected at least two, got {checked}")
+        choice("activation", activation, _ACTIVATIONS)
+        choice("init", init, _INITS)
         rng = generator(rng)
         layers: list[Layer] = []
         for n_in, n_out in itertools.pairwise(checked):

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from gradcore import spectral
-from gradcore._check import FLOAT64, Array, as_array, number, size
+from gradcore._check import FLOAT64, Array, as_array, choice, number, size
 from gradcore.linear import MLP, Activation, Linear, Sequential
 from gradcore.recurrent import GRU, LSTM, RNN
 from gradcore.spectral import Verdict
 
 SMALLEST, LARGEST = 1e-30, 1e30  # a variance beyond them counts as 0 or infinite
+MOST = 1e100  # what a standard deviation may be: its square, and that times a variance, are numbers still
 SAME = 1e-12  # relative; what lies closer than this is the same number
 SERIES = 64  # terms of the correlation map
 UNITS = 4096  # how many units of a recurrent layer are followed, at least
@@ -156,8 +157,8 @@ def mean_field(
     0.5
     """
     phi = _activation(activation)
-    w, b = number("sigma_w", sigma_w, least=0.0), number("sigma_b", sigma_b, least=0.0)
-    drive = number("input_variance", input_variance, least=0.0)
+    w, b = number("sigma_w", sigma_w, least=0.0, most=MOST), number("sigma_b", sigma_b, least=0.0, most=MOST)
+    drive = number("input_variance", input_variance, least=0.0, most=MOST**2)
     added = b**2 + drive
     q = _fixed_point(lambda q: w**2 * _mean(phi(math.sqrt(q) * Z) ** 2) + added)
     y, slope = _value_and_slope(phi, math.sqrt(min(max(q, SMALLEST), LARGEST)) * Z)
@@ -262,7 +263,7 @@ def critical(activation: str | Activation, sigma_b: float = 0.0) -> float:
     """
     from scipy.optimize import brentq
 
-    phi, b = _activation(activation), number("sigma_b", sigma_b, least=0.0)
+    phi, b = _activation(activation), number("sigma_b", sigma_b, least=0.0, most=MOST)
 
     def above(sigma_w: float) -> float:
         return mean_field(phi, sigma_w, b).chi - 1
@@ -355,8 +356,7 @@ def jacobian_moments(
     >>> print(f"{relu.mean:.2f} {relu.variance:.2f}")
     1.00 10.00
     """
-    if weights not in ("gaussian", "orthogonal"):
-        raise ValueError(f"weights: expected 'gaussian' or 'orthogonal', got {weights!r}")
+    choice("weights", weights, ("gaussian", "orthogonal"))
     phi, L = _activation(activation), size("depth", depth, least=1)
     field = mean_field(phi, sigma_w, sigma_b)
     _, slope = _value_and_slope(phi, math.sqrt(min(max(field.q, SMALLEST), LARGEST)) * Z)
@@ -659,9 +659,9 @@ def _forecast_recurrent(layer: Any, x: Any) -> Forecast:
     else:
         given = layer._check_sequence("x", x, ("T", "B", layer.input_size))
         steps = min(len(given), MOST_STEPS)
-        series = given[:steps].reshape(steps, -1).astype(np.float64)
-        if steps < 2 or not series.size:
+        if steps < 2 or not given.shape[1]:
             raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {given.shape[1]}, T = {len(given)}")
+        series = given[:steps].reshape(steps, -1).astype(np.float64)
         if not np.isfinite(series).all():
             raise ValueError("x: has entries that are NaN or infinite")
     layers = []
@@ -785,7 +785,10 @@ def suggest_gain(layer: Any, x: Array, target: float = 0.0) -> float:
     if not math.isfinite(wanted):
         raise ValueError(f"target: expected a finite number, got {target}")
     trial = copy.deepcopy(layer)
-    horizon = max(len(layer._check_sequence("x", x, ("T", "B", layer.input_size))), 1)
+    given = layer._check_sequence("x", x, ("T", "B", layer.input_size))
+    if not given.size:
+        raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {given.shape[1]}, T = {len(given)}")
+    horizon = len(given)
     lowest = wanted - 100.0  # for rates of -inf, with which Brent's method cannot reckon
 
     def miss(log_factor: float) -> float:
@@ -855,7 +858,7 @@ def suggest_bias(layer: Any, horizon: float) -> float:
     >>> print(f"{bias:.4f}, kept: {(1 / (1 + math.exp(-bias))) ** 100:.3f}")
     4.5951, kept: 0.366
     """
-    if layer not in ("lstm", "gru"):
+    if not isinstance(layer, str) or layer not in ("lstm", "gru"):
         if not isinstance(layer, (LSTM, GRU)):
             what = repr(layer) if isinstance(layer, str) else type(layer).__name__
             raise TypeError(f"layer: expected an LSTM or GRU, or 'lstm' or 'gru', got {what}")

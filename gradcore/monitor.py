@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, number, size
+from gradcore._check import Array, as_array, number, real, size
 from gradcore._files import jsonable
 
 SEVERITIES = ("critical", "high", "moderate", "info")
@@ -252,6 +252,8 @@ class GradientMonitor:
         self.warmup = size("warmup", warmup, least=2)
         self.patience = size("patience", patience, least=1)
         self.spike_z = number("spike_z", spike_z, above=0)
+        if not isinstance(usual_norm, (tuple, list)) or len(usual_norm) != 2:
+            raise TypeError(f"usual_norm: expected a pair (low, high), got {type(usual_norm).__name__}")
         self.usual_norm = (
             number("usual_norm[0]", usual_norm[0], least=0),
             number("usual_norm[1]", usual_norm[1], least=usual_norm[0]),
@@ -323,8 +325,14 @@ class GradientMonitor:
         list of Finding
             Those that are new; what was found before is only brought up to date.
         """
+        step, loss, norm = size("step", step), real("loss", loss), real("grad_norm", grad_norm)
+        if max_norm is not None:
+            max_norm = real("max_norm", max_norm)
+        if y is not None:
+            y = as_array("y", y)
+            if y.dtype.kind not in "fiub":
+                raise TypeError(f"y: expected real numbers, got {y.dtype}")
         self._new = []
-        loss, norm = float(loss), float(grad_norm)
         if model is not None:
             self._model = model
         with np.errstate(all="ignore"):
@@ -649,7 +657,6 @@ class GradientMonitor:
             )
 
     def _check_outputs(self, step: int, norm: float, y: Array) -> None:
-        y = np.asarray(y)
         if y.size == 0:
             return
         rows = y.reshape(-1, y.shape[-1]) if y.ndim > 1 else y.reshape(-1, 1)

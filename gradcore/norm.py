@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, number, number_at, refuse_mask, target
+from gradcore._check import (
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    Array,
+    as_list,
+    choice,
+    flag,
+    number,
+    number_at,
+    packed,
+    refuse_mask,
+    target,
+)
 from gradcore.threshold import Threshold
 
 Key = str | int
@@ -238,7 +251,7 @@ def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
             "grads: expected an array, an iterable or dict of arrays, a layer, a model or an optimizer, "
             f"got {type(grads).__name__}"
         )
-    given = list(grads)
+    given = as_list("grads", grads)
     warn_if_exhausted("grads", grads, given)
     return range(len(given)), given
 
@@ -257,6 +270,8 @@ def _exports(value: Any) -> bool:
         memoryview(value)
     except TypeError:
         return False
+    except (BufferError, ValueError):  # released, or of a form that NumPy will tell of
+        return True
     return True
 
 
@@ -349,7 +364,7 @@ def refuse_overlap(labels: Sequence[str], views: Sequence[Array]) -> None:
 
 def contiguous(view: Array) -> Array:
     """The same memory as a plain C-contiguous array if it is one, else a copy."""
-    return np.require(np.asarray(view), requirements=["C", "A"])
+    return packed(view)
 
 
 def copy_back(arrays: Sequence[Array], views: Sequence[Array]) -> None:
@@ -393,8 +408,7 @@ def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list
 
 
 def check_policy(nonfinite: str) -> None:
-    if nonfinite not in ("raise", "skip", "zero"):
-        raise ValueError(f'nonfinite: expected "raise", "skip" or "zero", got {nonfinite!r}')
+    choice("nonfinite", nonfinite, ("raise", "skip", "zero"))
 
 
 def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
@@ -402,7 +416,7 @@ def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
 
     A schedule gives its number at the step, where there is one.
     """
-    if hasattr(max_norm, "update"):
+    if hasattr(max_norm, "update") and not isinstance(max_norm, (Mapping, Set, type)):  # theirs means something else
         threshold: Threshold = max_norm
         return threshold
     if step is not None:
@@ -413,6 +427,11 @@ def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
             "hand in its value, max_norm(step)"
         )
     return number("max_norm", max_norm, least=0.0)
+
+
+def _norm_type(value: Any) -> float:
+    """A positive number; "inf" may be text, as in PyTorch."""
+    return math.inf if isinstance(value, str) and value == "inf" else number("norm_type", value, above=0.0)
 
 
 def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
@@ -455,7 +474,7 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     >>> f"{grad_norm(np.full(4, 1e30, np.float32)):.6g}"
     '2e+30'
     """
-    p = number("norm_type", norm_type, above=0.0)
+    p = _norm_type(norm_type)
     return Gradients(grads, write=False).measure(p, math.inf, None)[0]
 
 
@@ -521,9 +540,9 @@ def clip_grad_norm_(
     {'weight': 0.2, 'bias': 1.0}
     """
     limit = check_limit(max_norm, None)
-    p = number("norm_type", norm_type, above=0.0)
+    p = _norm_type(norm_type)
     check_policy(nonfinite)
-    if per_array and not isinstance(limit, float):
+    if flag("per_array", per_array) and not isinstance(limit, float):
         raise TypeError(f"max_norm: expected a number with per_array, got {type(limit).__name__}")
     found = Gradients(grads, write=True)
     norm, *common = found.measure(p, math.inf if per_array else limit, nonfinite)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, array, number, number_at, same_names, size
+from gradcore._check import Array, array, as_list, flag, number, number_at, same_names, size
 from gradcore._layer import Layer
 from gradcore.norm import (
     Gradients,
@@ -30,6 +30,7 @@ from gradcore.threshold import Threshold
 __all__ = ["SGD", "SPAM", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
 LOWER_BOUNDS = {"dampening": -math.inf}  # of the hyperparameters that are numbers; 0 for those not named
+FLAGS = ("nesterov", "maximize", "amsgrad", "centered")
 WHOLE = {"reset_every": 1, "warmup_steps": 0}  # those that are integers, and their lower bounds
 
 
@@ -122,9 +123,13 @@ class Optimizer:
         self._set(checked, [part.own for part in self._parts])
         for part in self._parts:
             group, params = self._group(part), part.members()[1]
-            part.moments = {
-                name: [np.full(p.shape, self._start(group), p.dtype) for p in params] for name in self._moments(group)
-            }
+            start = self._start(group)
+            for p in params:
+                if start > np.finfo(p.dtype).max.item():  # only Adagrad starts from anything but 0
+                    raise ValueError(
+                        f"initial_accumulator_value: expected a number in the range of {p.dtype}, got {start:g}"
+                    )
+            part.moments = {name: [np.full(p.shape, start, p.dtype) for p in params] for name in self._moments(group)}
 
     def _set(self, hyperparameters: dict[str, Any], groups: list[dict[str, Any]]) -> None:
         """Take over the optimizer's hyperparameters and those of the groups' own."""
@@ -332,7 +337,7 @@ class Optimizer:
         same_names(
             "state_dict", state_dict, ("rule", *self._counters, "last_norm", "hyperparameters", "groups", "moments")
         )
-        if state_dict["rule"] != type(self).__name__:
+        if not isinstance(state_dict["rule"], str) or state_dict["rule"] != type(self).__name__:
             raise ValueError(f"state_dict: expected the state of {type(self).__name__}, got {state_dict['rule']!r}")
         same_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
         hyperparameters = _checked(state_dict["hyperparameters"])
@@ -341,6 +346,8 @@ class Optimizer:
         if last_norm is not None:
             last_norm = number("last_norm", last_norm, least=0.0)
         given_groups = state_dict["groups"]
+        if not isinstance(given_groups, (list, tuple)):
+            raise TypeError(f"groups: expected a list, got {type(given_groups).__name__}")
         if len(given_groups) != len(self._parts):
             raise ValueError(f"groups: expected {len(self._parts)}, got {len(given_groups)}")
         groups = [_own(f"groups[{i}]", own, hyperparameters) for i, own in enumerate(given_groups)]
@@ -382,12 +389,12 @@ def _checked(hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, A
     checked: dict[str, Any] = {}
     for name, value in hyperparameters.items():
         label = where + name
-        if isinstance(value, (bool, np.bool_)):
-            checked[name] = bool(value)
+        if name in FLAGS:
+            checked[name] = flag(label, value)
         elif name == "lr" and callable(value):
             checked[name] = value
         elif name == "betas":
-            if not isinstance(value, Sequence) or len(value) != 2:
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
                 raise TypeError(f"{label}: expected two numbers, got {value!r}")
             first, second = (number(label, beta, least=0.0) for beta in value)
             if not (first < 1 and second < 1):
@@ -416,9 +423,9 @@ def _own(label: str, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(given: Any, defaults: Mapping[str, Any]) -> list[_Part]:
     """The groups of the first argument of an optimizer, or the only one."""
     if isinstance(given, Iterable) and not isinstance(given, Mapping):
-        members = list(given)
-        warn_if_exhausted("params", given, members)
-        given = members
+        listed = as_list("params", given)
+        warn_if_exhausted("params", given, listed)
+        given = listed
     groups: list[tuple[str, Any, dict[str, Any]]] = [("params", given, {})]
     if isinstance(given, list) and any(isinstance(group, Mapping) for group in given):
         groups = []
@@ -430,7 +437,7 @@ def _parts(given: Any, defaults: Mapping[str, Any]) -> list[_Part]:
             own = _own(label, {name: value for name, value in group.items() if name != "params"}, defaults)
             members = group["params"]
             if isinstance(members, Iterable) and not isinstance(members, Mapping):
-                members = list(members)
+                members = as_list(f"{label}['params']", members)
                 warn_if_exhausted(f"{label}['params']", group["params"], members)
             groups.append((f"{label}['params']", members, own))
     parts, labels, arrays = [], [], []

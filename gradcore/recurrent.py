@@ -12,7 +12,18 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels
-from gradcore._check import Array, array, check_lengths, number, real_dtype, size
+from gradcore._check import (
+    Array,
+    array,
+    check_lengths,
+    choice,
+    flag,
+    number,
+    position,
+    real_dtype,
+    room,
+    size,
+)
 from gradcore._layer import ALIGNMENT, Layer, Pool, Turn
 from gradcore.init import generator
 
@@ -86,8 +97,7 @@ class _Batch:
 
     def row(self, t: int, b: int) -> int:
         """Where step t of sequence b is."""
-        if not (0 <= t < self.T and 0 <= b < self.B):
-            raise IndexError(f"t, b: expected 0 <= t < {self.T} and 0 <= b < {self.B}, got {t}, {b}")
+        t, b = position("t", t, self.T), position("b", b, self.B)
         rank = b if self.rank is None else int(self.rank[b])
         if rank >= self.offsets[t + 1] - self.offsets[t]:
             raise IndexError(f"t: sequence {b} has ended before step {t}")
@@ -246,8 +256,7 @@ class Tape:
 
     def record(self, index: int, t: int, b: int) -> Step:
         """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""
-        if not 0 <= index < len(self.kept):
-            raise IndexError(f"index: expected 0 <= index < {len(self.kept)}, got {index}")
+        index = position("index", index, len(self.kept))
         row = self._batch.row(t, b)
         gates, h, c = self.kept[index]
         layer, H = self._layer, self._layer.hidden_size
@@ -281,9 +290,10 @@ class _Recurrent(Layer):
         self.input_size = size("input_size", input_size, least=1)
         self.hidden_size = size("hidden_size", hidden_size, least=1)
         self.num_layers = size("num_layers", num_layers, least=1)
-        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.bias, self.batch_first = flag("bias", bias), flag("batch_first", batch_first)
+        self.bidirectional = flag("bidirectional", bidirectional)
         self.dropout = number("dropout", dropout, least=0.0, most=1.0)
-        self.num_directions = 2 if bidirectional else 1
+        self.num_directions = 2 if self.bidirectional else 1
         self.dtype = real_dtype(dtype)
         self._tape_layout = _kernels.tape_layout(self.dtype, len(self._kept), self.hidden_size)
         self._rng = generator(rng)
@@ -293,6 +303,10 @@ class _Recurrent(Layer):
         self._names: list[list[str]] = []  # w_ih, w_hh, b_ih, b_hh of each layer and direction
         shapes: dict[str, tuple[int, ...]] = {}
         GH, H = self._n_gates * self.hidden_size, self.hidden_size
+        above = (self.num_layers - 1) * (H * self.num_directions + H + 2 * self.bias)
+        n = GH * self.num_directions * (self.input_size + H + 2 * self.bias + above)
+        room(n, self.dtype.itemsize)
+        np.empty(n, self.dtype)  # or a MemoryError now, not after names for 2**40 layers
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else H * self.num_directions
             for suffix in [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]:
@@ -390,6 +404,7 @@ class _Recurrent(Layer):
     def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Tape | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
+        room((T + self.num_layers) * (B + 1) * 8 * H)  # x without elements, of any length, would pass until here
         batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
         states = self._fresh_states("state", state, batch)
         tape = Tape(self, batch) if keep else None
@@ -557,9 +572,8 @@ class RNN(_Recurrent):
         rng: np.random.Generator | None = None,
     ) -> None:
         cells = {"tanh": _kernels.RNN_TANH, "relu": _kernels.RNN_RELU}
-        if nonlinearity not in cells:
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-        self.nonlinearity, self._cell = nonlinearity, cells[nonlinearity]
+        self.nonlinearity = choice("nonlinearity", nonlinearity, cells)
+        self._cell = cells[self.nonlinearity]
         super().__init__(
             input_size,
             hidden_size,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, number, same_names, size
+from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, flag, number, real, refuse_mask, same_names, size
 from gradcore.norm import Gradients, GradNorm
 from gradcore.optim import Optimizer
 from gradcore.schedule import Schedule
@@ -76,7 +76,7 @@ class GradScaler:
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
-        self._enabled = bool(enabled)
+        self._enabled = flag("enabled", enabled)
         self._set("init_scale", init_scale, growth_factor, backoff_factor, growth_interval, 0)
         self._forget()
 
@@ -110,6 +110,7 @@ class GradScaler:
             Infinite where the dtype cannot hold it: the step is going to be skipped.
         """
         if isinstance(value, np.ndarray):
+            refuse_mask("value", value)
             if value.dtype not in (FLOAT16, FLOAT32, FLOAT64):
                 raise TypeError(f"value: expected float16, float32 or float64, got {value.dtype}")
             if not self._enabled:
@@ -117,8 +118,7 @@ class GradScaler:
             with np.errstate(over="ignore"):
                 wide = np.multiply(value, self._scale, dtype=np.promote_types(value.dtype, FLOAT32))
                 return wide.astype(value.dtype, copy=False)
-        nan = isinstance(value, (float, np.floating)) and np.isnan(value)  # no mistake of the caller's
-        loss = float(value) if nan else number("value", value)
+        loss = real("value", value)  # NaN is no mistake of the caller's
         return loss * self._scale if self._enabled else loss
 
     def unscale_(self, grads: Any) -> GradNorm:

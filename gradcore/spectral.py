@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, svds
 
 from gradcore import _kernels
-from gradcore._check import Array, as_array, number, size
+from gradcore._check import Array, as_array, number, position, room, size
 from gradcore._layer import Pool
 
 Verdict = Literal["explodes", "vanishes", "stable"]
@@ -149,6 +149,7 @@ def _matrix(name: str, value: Any, *, square: bool = False) -> Array:
         raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
     if given.ndim != 2 or (square and given.shape[0] != given.shape[1]):
         raise ValueError(f"{name}: expected shape {'(n, n)' if square else '(m, n)'}, got {given.shape}")
+    room(max(given.shape[0], 1) * max(given.shape[1], 1))
     matrix = given.astype(np.float64)
     if not np.isfinite(matrix).all():
         raise ValueError(f"{name}: has {np.count_nonzero(~np.isfinite(matrix))} entries that are NaN or infinite")
@@ -359,8 +360,8 @@ def lyapunov_spectrum(
             "layer: is bidirectional; its two directions walk through time in opposite orders, so that there is no "
             "joint state whose growth per step could be followed"
         )
-    if index is not None and not 0 <= index < layer.num_layers:
-        raise IndexError(f"index: expected 0 <= index < {layer.num_layers}, got {index}")
+    if index is not None:
+        index = position("index", index, layer.num_layers)
     followed = range(layer.num_layers) if index is None else [index]
     state_size = layer.hidden_size * _parts(layer)
     k = len(followed) * state_size if k is None else size("k", k, least=1)
@@ -520,6 +521,8 @@ def kaplan_yorke(exponents: Any) -> float:
     2.25
     """
     ordered = _spectrum(exponents)
+    if np.abs(ordered).max(initial=0.0, where=np.isfinite(ordered)) > 1e290:  # the dimension is that of all over 2**100
+        ordered = ordered * 2.0**-100
     sums = np.cumsum(ordered)
     k = int(np.count_nonzero(np.logical_and.accumulate(sums >= 0)))
     return float(k) if k in (0, len(ordered)) else k + float(sums[k - 1] / -ordered[k])
@@ -554,7 +557,8 @@ def entropy(exponents: Any) -> float:
     >>> entropy([0.5, 0.25, -2.0])
     0.75
     """
-    return float(np.maximum(_spectrum(exponents), 0.0).sum())
+    with np.errstate(over="ignore"):
+        return float(np.maximum(_spectrum(exponents), 0.0).sum())
 
 
 def _spectrum(exponents: Any) -> Array:
@@ -919,8 +923,8 @@ def _travelled(tape: Any, index: int | None) -> list[Array]:
     if telemetry is None:
         raise ValueError("tape: has no telemetry yet; call layer.backward(tape, dy) first")
     norms, directions = telemetry.dh_norm, tape._layer.num_directions
-    if index is not None and not 0 <= index < len(norms):
-        raise IndexError(f"index: expected 0 <= index < {len(norms)}, got {index}")
+    if index is not None:
+        index = position("index", index, len(norms))
     which = range(len(norms)) if index is None else [index]
     return [norms[i] if i % directions else norms[i, ::-1] for i in which]
 

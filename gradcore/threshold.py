@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradcore._check import FLOAT64, array, number, same_names, size
+from gradcore._check import FLOAT64, array, choice, number, real, same_names, size
 
 __all__ = ["AutoClip", "FromFirst", "Threshold", "ZClip"]
 
@@ -107,13 +107,13 @@ class ZClip:
     def __post_init__(self) -> None:
         self.alpha = number("alpha", self.alpha, least=0.0, most=1.0)
         self.z_thresh = number("z_thresh", self.z_thresh, above=0.0)
-        _one_of("clip_option", self.clip_option, "adaptive_scaling", "mean")
+        choice("clip_option", self.clip_option, ("adaptive_scaling", "mean"))
         self.clip_factor = number("clip_factor", self.clip_factor, least=0.0)
         if self.max_grad_norm is not None:
             self.max_grad_norm = number("max_grad_norm", self.max_grad_norm, least=0.0)
         self.eps = number("eps", self.eps, above=0.0)
         self.warmup_steps = size("warmup_steps", self.warmup_steps, least=1)
-        _one_of("mode", self.mode, "zscore", "percentile")
+        choice("mode", self.mode, ("zscore", "percentile"))
         self._first: list[float] = []  # norms of the first steps
         self._mean = self._deviation = 0.0  # of no meaning before there are all of these
 
@@ -369,14 +369,10 @@ class FromFirst:
         self._settle()
 
 
-def _one_of(name: str, value: Any, *wanted: str) -> None:
-    if value not in wanted:
-        raise ValueError(f"{name}: expected {' or '.join(f'{choice!r}' for choice in wanted)}, got {value!r}")
-
-
 def _norm(value: float) -> float:
     """A norm that came; inf for NaN."""
-    return math.inf if math.isnan(value) else number("norm", value, least=0.0)
+    n = real("norm", value)
+    return math.inf if math.isnan(n) else number("norm", n, least=0.0)
 
 
 def _norms(name: str, value: Sequence[float], most: int | None) -> list[float]:

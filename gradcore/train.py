@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, size
+from gradcore._check import Array, as_list, flag, real, size
 from gradcore._files import floats, json_text, write_atomically
 from gradcore.monitor import GradientMonitor, recurrent_profiles
-from gradcore.norm import check_limit
+from gradcore.norm import check_limit, check_policy
 from gradcore.progress import ProgressBar
 from gradcore.schedule import Schedule
 from gradcore.threshold import Threshold
@@ -198,14 +198,15 @@ class History:
         model, tape : optional
             Of `model.forward`, after `backward`: for the norms over time steps and layers.
         """
-        values = {
-            "loss": loss,
-            "grad_norm": float(grad_norm),
+        # All of it checked before anything is added: columns of different lengths would be of no use.
+        values: dict[str, Any] = {
+            "loss": real("loss", loss),
+            "grad_norm": real("grad_norm", grad_norm),
             "coef": getattr(grad_norm, "coef", 1.0),
-            "max_norm": math.inf if max_norm is None else max_norm,
-            "lr": lr,
+            "max_norm": math.inf if max_norm is None else real("max_norm", max_norm),
+            "lr": real("lr", lr),
             "seconds": time.perf_counter() - self._start,
-            "epoch": epoch,
+            "epoch": size("epoch", epoch),
             "n_nan": getattr(grad_norm, "n_nan", 0),
             "n_inf": getattr(grad_norm, "n_inf", 0),
             "clipped": getattr(grad_norm, "clipped", False),
@@ -553,13 +554,34 @@ def fit(
         check_limit(max_norm, getattr(optimizer, "n_steps", 0))
     given = {"step_clip": step_clip, "regulariser": regulariser}
     backward_options = {name: value for name, value in given.items() if value is not None}
-    callbacks = tuple(callbacks)
+    check_policy(nonfinite)
+    for name, value, methods in (
+        ("model", model, ("zero_grad", "forward", "backward")),
+        ("optimizer", optimizer, ("step",)),
+        ("monitor", monitor, ("update", "finish")),
+    ):
+        missing = [method for method in methods if not callable(getattr(value, method, None))]
+        if missing and not (value is None and name == "monitor"):
+            raise TypeError(f"{name}: expected an object with {' and '.join(methods)}, got {type(value).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
+    if not isinstance(batches, Iterable) and not callable(batches):
+        raise TypeError(f"batches: expected an iterable or a callable, got {type(batches).__name__}")
+    callbacks = as_list("callbacks", callbacks, "an iterable of callables")
+    for i, callback in enumerate(callbacks):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{i}]: expected a callable, got {type(callback).__name__}")
+    if progress is not None:
+        flag("progress", progress)
     if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"batches: an iterator can be gone through only once, and epochs is {epochs}; "
             "hand in a list, or a function that returns a new iterator for each epoch"
         )
-    total = epochs * len(batches) if isinstance(batches, Sized) else None
+    try:
+        total = epochs * len(batches) if isinstance(batches, Sized) else None
+    except (TypeError, ValueError) as error:  # an array without axes, a buffer that was released
+        raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}: {error}") from None
     history = History()
     n_clipped = 0
     with (

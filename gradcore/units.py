@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, number, target
+from gradcore._check import Array, as_list, number, target
 from gradcore.norm import (
     Gradients,
     Key,
@@ -157,7 +157,7 @@ def _with_params(given: Any) -> tuple[Sequence[Key], list[Array], list[Array]]:
             both = list(zip(params.values() if named else params, grads.values() if named else grads, strict=True))
             given = dict(zip(params, both, strict=True)) if named else both
         elif isinstance(given, Iterable):
-            members = list(given)
+            members = as_list("params", given)
             warn_if_exhausted("params", given, members, stacklevel=4)
             given = members
     return pairs("params", given)

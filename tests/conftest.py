@@ -18,6 +18,10 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
+# The long form of tests that a suite of a minute has no time for; the quick form runs otherwise.
+LONG = os.environ.get("GRADCORE_LONG") == "1"
+
+
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
     """For tests that change the number of threads: it is what it was before, afterwards."""

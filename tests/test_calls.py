@@ -1,0 +1,1198 @@
+"""Malformed calls over the whole public API: each is right or says what is wrong, and leaves everything as it was.
+
+A recipe makes good arguments for one callable. The generator replaces one or two of the leaves of these arguments by
+values from a list of makers, calls, and looks at the outcome, at every array that was reachable before, and at the
+numbers of references. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gc
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import LONG
+from tools import Array, read_only, unaligned
+
+import gradcore
+from gradcore import init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+
+pytestmark = pytest.mark.kernels
+
+CALLS = 10_000 if LONG else 1_500
+SEED = 20
+ALLOWED = (TypeError, ValueError, IndexError, KeyError, MemoryError)
+
+
+# ---- what replaces a good value --------------------------------------------------------------------------------------
+
+
+class Plain:
+    """Not a number, not an array, not anything."""
+
+
+class Sub(np.ndarray):
+    """A subclass that changes nothing."""
+
+
+class BadArray:
+    """Says that it is an array, and fails when asked for it."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        raise RuntimeError("no array after all")
+
+
+class BadIterable:
+    def __iter__(self) -> Iterator[Any]:
+        raise RuntimeError("no members after all")
+
+
+def released() -> memoryview:
+    view = memoryview(bytearray(16))
+    view.release()
+    return view
+
+
+def huge(a: Array, n: int) -> Array:
+    """n, or as many as NumPy lets there be, along the first axis, all of them one element in memory."""
+    rest = a.shape[1:]
+    n = min(n, sys.maxsize // (a.itemsize * math.prod(max(k, 1) for k in rest)))
+    return np.lib.stride_tricks.as_strided(np.zeros(1, a.dtype), (n, *rest), [0] * (1 + len(rest)), writeable=False)
+
+
+def empty_huge(a: Array, n: int) -> Array:
+    """An array without elements whose other axes are large: nothing is stored, but what is made of it may be."""
+    if a.ndim < 2:
+        return np.zeros((0,), a.dtype)
+    return huge(a[:, :0], n)
+
+
+def zero_stride(a: Array) -> Array:
+    """Writable, with all elements in one place."""
+    return np.lib.stride_tricks.as_strided(np.ones(1, a.dtype), a.shape, (0,) * a.ndim)
+
+
+def sliding(a: Array) -> Array:
+    """Writable, with neighbours in each other's memory."""
+    raw = np.ones(sum(a.shape) + 1, a.dtype)
+    return np.lib.stride_tricks.as_strided(raw, a.shape, (a.itemsize,) * a.ndim)
+
+
+# Equal to the good array in all but how it lies in memory: the result is that of the good call.
+SAME_VALUE: dict[str, Callable[[Array], Any]] = {
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "negative stride": lambda a: np.flip(np.flip(a).copy()),
+    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a.copy(),
+    "Fortran": np.asfortranarray,
+    "subclass": lambda a: a.copy().view(Sub),
+    "copy": lambda a: a.copy(),
+}
+OF_ARRAYS: dict[str, Callable[[Array], Any]] = SAME_VALUE | {
+    "foreign byte order": lambda a: a.astype(a.dtype.newbyteorder("S")),
+    "float16": lambda a: a.astype(np.float16),
+    "longdouble": lambda a: a.astype(np.longdouble),
+    "complex": lambda a: a.astype(np.complex64),
+    "object dtype": lambda a: a.astype(object),
+    "text": lambda a: a.astype("U8"),
+    "bools": lambda a: a.astype(bool),
+    "integers": lambda a: a.astype(np.int32),
+    "dates": lambda a: np.zeros(a.shape, "M8[s]"),
+    "records": lambda a: np.zeros(a.shape, [("x", a.dtype)]),
+    "0-d": lambda a: np.array(1, a.dtype),
+    "one axis more": lambda a: a[None],
+    "one axis less": lambda a: a[0] if a.ndim and len(a) else a[..., None],
+    "one longer": lambda a: np.concatenate([a, a[:1]]) if a.ndim else a[None],
+    "one shorter": lambda a: a[1:] if a.ndim else a[None],
+    "empty": lambda a: a[:0] if a.ndim else a[None][:0],
+    "transposed": lambda a: a.T.copy(),
+    "flat": lambda a: a.reshape(-1),
+    "list": lambda a: a.tolist(),
+    "ragged": lambda a: [[1.0], [1.0, 2.0]],
+    "masked": lambda a: np.ma.masked_array(a.copy(), mask=np.ones(a.shape, bool)),
+    "stride 0": zero_stride,
+    "sliding": sliding,
+    "2**40 long": lambda a: huge(a, 2**40),
+    "2**62 long": lambda a: huge(a, 2**62),
+    "2**40 of nothing": lambda a: empty_huge(a, 2**40),
+    "2**62 of nothing": lambda a: empty_huge(a, 2**62),
+    "NaN": lambda a: np.full(a.shape, np.nan if a.dtype.kind == "f" else 0, a.dtype),
+    "Inf": lambda a: np.full(a.shape, np.inf if a.dtype.kind == "f" else 0, a.dtype),
+    "largest": lambda a: np.full(
+        a.shape, np.finfo(a.dtype).max if a.dtype.kind == "f" else np.iinfo(a.dtype).max, a.dtype
+    ),
+    "bytes": lambda a: a.tobytes(),
+    "matrix": lambda a: a.copy().view(np.matrix) if a.ndim == 2 else Plain(),
+}
+OF_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "NaN": lambda _: float("nan"),
+    "Inf": lambda _: float("inf"),
+    "-Inf": lambda _: -float("inf"),
+    "-1": lambda _: -1,
+    "0": lambda _: 0,
+    "1.5": lambda _: 1.5,
+    "2**40": lambda _: 2**40,
+    "2**62": lambda _: 2**62,
+    "2**64": lambda _: 2**64,
+    "10**400": lambda _: 10**400,
+    "1e300": lambda _: 1e300,
+    "1e-320": lambda _: 1e-320,
+    "number as text": str,
+    "complex number": lambda _: 1 + 1j,
+    "NumPy's complex": lambda _: np.complex64(1 + 1j),
+    "0-d array": np.array,
+    "array of one": lambda v: np.array([v]),
+    "array of three": lambda v: np.array([v] * 3),
+    "masked": lambda _: np.ma.masked,
+    "NumPy scalar": lambda v: np.asarray(v)[()],
+    "float16": lambda _: np.float16(0.5),
+    "True": lambda _: True,
+    "date": lambda _: np.datetime64(3, "s"),
+    "list of it": lambda v: [v],
+}
+OF_TEXT: dict[str, Callable[[Any], Any]] = {
+    "unknown": lambda _: "unknown",
+    "empty text": lambda _: "",
+    "text with a zero": lambda v: f"{v}\0",
+    "as bytes": lambda v: str(v).encode(),
+    "array of text": lambda v: np.array([v, v]),
+    "list of it": lambda v: [v],
+}
+OF_MAPPINGS: dict[str, Callable[[Any], Any]] = {
+    "without a name": lambda d: dict(list(d.items())[1:]),
+    "with a name more": lambda d: d | {"unknown": 1},
+    "with a number as name": lambda d: d | {3: 1, None: 1, "unknown": 1},
+    "as list of values": lambda d: list(d.values()),
+    "as list of names": list,
+    "empty dict": lambda _: {},
+}
+OF_ALL: dict[str, Callable[[Any], Any]] = {
+    "None": lambda _: None,
+    "object": lambda _: Plain(),
+    "a type": lambda _: np.ndarray,
+    "empty list": lambda _: [],
+    "empty tuple": lambda _: (),
+    "list of None": lambda _: [None],
+    "dict of None": lambda _: {"a": None},
+    "text": lambda _: "text",
+    "set": lambda _: {1, 2},
+    "function": lambda _: abs,
+    "generator": lambda _: iter([1, 2]),
+    "fails as array": lambda _: BadArray(),
+    "fails as iterable": lambda _: BadIterable(),
+    "released buffer": lambda _: released(),
+    "array of objects": lambda _: np.array([None, Plain()], object),
+    "array of three": lambda _: np.ones(3, np.float32),
+    "0-d array": lambda _: np.array(1.0),
+    "masked array": lambda _: np.ma.masked_array([1.0, 2.0], [True, False]),
+    "a number": lambda _: 3.5,
+    "another layer": lambda _: gradcore.Linear(2, 2, rng=np.random.default_rng(0)),
+}
+
+
+def makers_for(value: Any) -> dict[str, Callable[[Any], Any]]:
+    """What may replace this value."""
+    if isinstance(value, np.ndarray):
+        return OF_ALL | OF_ARRAYS
+    if isinstance(value, (int, float, np.number)):
+        return OF_ALL | OF_NUMBERS
+    if isinstance(value, str):
+        return OF_ALL | OF_TEXT
+    if isinstance(value, Mapping):
+        return OF_ALL | OF_MAPPINGS
+    return OF_ALL
+
+
+# ---- the public API, with good arguments -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to call one function.
+
+    `make(rng)` gives the callable and its arguments by name; names that begin with * are handed in by position.
+    Arguments in `changed` are changed in place by a successful call. `alias` says by which other name an argument goes
+    in messages. `owner` is the layer or optimizer whose arrays a failing call has to leave alone.
+    """
+
+    name: str
+    make: Callable[[np.random.Generator], tuple[Callable[..., Any], dict[str, Any]]]
+    changed: tuple[str, ...] = ()
+    alias: tuple[tuple[str, str], ...] = ()
+    by_position: int = 0
+
+
+RECIPES: list[Recipe] = []
+ENDLESS = {("monitor.GradientMonitor.update", "y")}  # 2**60 entries in one place: right, but only after years
+
+
+def recipe(name: str, *, changed: str = "", by_position: int = 0, **alias: str) -> Callable[[Any], Any]:
+    def add(make: Any) -> Any:
+        RECIPES.append(Recipe(name, make, tuple(changed.split()), tuple(alias.items()), by_position))
+        return make
+
+    return add
+
+
+def seeded() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def floats(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> Array:
+    return rng.standard_normal(shape).astype(dtype)
+
+
+T, B, I, H = 4, 3, 2, 5
+CELLS = {"RNN": gradcore.RNN, "LSTM": gradcore.LSTM, "GRU": gradcore.GRU}
+
+
+def _recurrent(cell: str) -> None:
+    build = CELLS[cell]
+    extra = {"nonlinearity": "tanh"} if cell == "RNN" else {}
+    two = cell == "LSTM"
+
+    def layer() -> Any:
+        return build(I, H, 2, bidirectional=True, rng=seeded())
+
+    def state(rng: np.random.Generator) -> Any:
+        parts = tuple(floats(rng, 4, B, H) for _ in range(1 + two))
+        return parts if two else parts[0]
+
+    @recipe(cell)
+    def _(rng: np.random.Generator) -> Any:
+        options = {"num_layers": 2, "bias": True, "batch_first": False, "dropout": 0.5, "bidirectional": True}
+        return build, {"input_size": I, "hidden_size": H, **options, "dtype": "float32", "rng": seeded(), **extra}
+
+    @recipe(f"{cell}()")
+    def _(rng: np.random.Generator) -> Any:
+        return layer().__call__, {"x": floats(rng, T, B, I), "state": state(rng), "lengths": [4, 2, 0]}
+
+    @recipe(f"{cell}.forward")
+    def _(rng: np.random.Generator) -> Any:
+        return layer().forward, {"x": floats(rng, T, B, I), "state": state(rng), "lengths": np.array([4, 2, 0])}
+
+    @recipe(f"{cell}.backward", changed="self tape")
+    def _(rng: np.random.Generator) -> Any:
+        made = layer()
+        _, tape = made.forward(floats(rng, T, B, I))
+        given = {"tape": tape, "dy": floats(rng, T, B, 2 * H), "dstate": state(rng), "step_clip": 1.0}
+        return made.backward, given | ({"regulariser": gradcore.Regulariser(0.1)} if cell == "RNN" else {})
+
+    @recipe(f"{cell}.load_state_dict", changed="self")
+    def _(rng: np.random.Generator) -> Any:
+        made = build(I, H, rng=seeded())
+        return made.load_state_dict, {"state_dict": build(I, H, rng=seeded()).state_dict()}
+
+    @recipe(f"tape of {cell}: record")
+    def _(rng: np.random.Generator) -> Any:
+        return layer().forward(floats(rng, T, B, I))[1].record, {"index": 3, "t": 1, "b": 2}
+
+
+for _cell in CELLS:
+    _recurrent(_cell)
+
+
+@recipe("Linear")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Linear, {"in_features": 3, "out_features": 2, "bias": True, "dtype": np.float32, "rng": seeded()}
+
+
+@recipe("Linear.forward")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Linear(3, 2, rng=seeded()).forward, {"x": floats(rng, 4, 3)}
+
+
+@recipe("Linear.forward without inputs")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Linear(0, 2, rng=seeded()).forward, {"x": floats(rng, 4, 0)}
+
+
+@recipe("Linear()")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Linear(3, 2, rng=seeded()).__call__, {"x": floats(rng, 4, 3)}
+
+
+@recipe("Linear.backward", changed="self tape")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.Linear(3, 2, rng=seeded())
+    return layer.backward, {"tape": layer.forward(floats(rng, 4, 3))[1], "dy": floats(rng, 4, 2)}
+
+
+@recipe("Linear.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Linear(3, 2).load_state_dict, {"state_dict": gradcore.Linear(3, 2, rng=seeded()).state_dict()}
+
+
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "Identity": {},
+    "Tanh": {},
+    "Sigmoid": {},
+    "ReLU": {},
+    "LeakyReLU": {"negative_slope": 0.1},
+    "ELU": {"alpha": 1.0},
+    "SELU": {},
+    "GELU": {"approximate": "tanh"},
+    "Softplus": {"beta": 1.0, "threshold": 20.0},
+}
+
+
+def _activation(name: str, options: dict[str, Any]) -> None:
+    build = getattr(gradcore, name)
+
+    @recipe(name)
+    def _(rng: np.random.Generator) -> Any:
+        return build, {**options, "dtype": "float64"}
+
+    @recipe(f"{name}.forward")
+    def _(rng: np.random.Generator) -> Any:
+        return build(**options).forward, {"x": floats(rng, 4, 3)}
+
+    @recipe(f"{name}.backward")
+    def _(rng: np.random.Generator) -> Any:
+        layer = build(**options)
+        return layer.backward, {"tape": layer.forward(floats(rng, 4, 3))[1], "dy": floats(rng, 4, 3)}
+
+
+for _name, _options in ACTIVATIONS.items():
+    _activation(_name, _options)
+
+
+@recipe("LastStep")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}
+
+
+@recipe("LastStep.forward")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.LastStep().forward, {"x": floats(rng, T, B, I), "lengths": [4, 2, 0]}
+
+
+@recipe("LastStep.backward")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.LastStep()
+    return layer.backward, {"tape": layer.forward(floats(rng, T, B, I))[1], "dy": floats(rng, B, I)}
+
+
+def model() -> Any:
+    rng = seeded()
+    return gradcore.Sequential(
+        gradcore.RNN(I, H, rng=rng), gradcore.Tanh(), gradcore.LastStep(), gradcore.Linear(H, 1, rng=rng)
+    )
+
+
+@recipe("Sequential", changed="first second", by_position=2, first="layers", second="layers")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Sequential, {"first": gradcore.Linear(2, 3, rng=seeded()), "second": gradcore.Tanh()}
+
+
+@recipe("Sequential()")
+def _(rng: np.random.Generator) -> Any:
+    return model().__call__, {"x": floats(rng, T, B, I), "lengths": [4, 2, 1]}
+
+
+@recipe("Sequential.forward")
+def _(rng: np.random.Generator) -> Any:
+    return model().forward, {"x": floats(rng, T, B, I), "lengths": np.array([4, 2, 1])}
+
+
+@recipe("Sequential.backward", changed="self tape")
+def _(rng: np.random.Generator) -> Any:
+    made = model()
+    given = {"step_clip": 1.0, "regulariser": gradcore.Regulariser(0.1)}
+    return made.backward, {"tape": made.forward(floats(rng, T, B, I))[1], "dy": floats(rng, B, 1), **given}
+
+
+@recipe("Sequential.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return model().load_state_dict, {"state_dict": model().state_dict()}
+
+
+@recipe("MLP")
+def _(rng: np.random.Generator) -> Any:
+    options = {"activation": "relu", "init": "orthogonal", "bias": True, "dtype": np.float32, "rng": seeded()}
+    return gradcore.MLP, {"sizes": [3, 4, 1], **options}
+
+
+@recipe("mse")
+def _(rng: np.random.Generator) -> Any:
+    return losses.mse, {"y": floats(rng, 4, 2), "target": floats(rng, 4, 2)}
+
+
+@recipe("softmax_cross_entropy")
+def _(rng: np.random.Generator) -> Any:
+    return losses.softmax_cross_entropy, {"logits": floats(rng, 4, 3), "labels": np.array([0, 2, 1, 1])}
+
+
+@recipe("binary_cross_entropy")
+def _(rng: np.random.Generator) -> Any:
+    target = (floats(rng, 4, 2) > 0).astype(np.float32)
+    return losses.binary_cross_entropy, {"logits": floats(rng, 4, 2), "target": target}
+
+
+def some_grads(rng: np.random.Generator) -> dict[str, Array]:
+    return {"w": floats(rng, 3, 2), "b": floats(rng, 3)}
+
+
+def some_pairs(rng: np.random.Generator) -> dict[str, tuple[Array, Array]]:
+    return {"w": (floats(rng, 3, 2), floats(rng, 3, 2)), "b": (floats(rng, 3), floats(rng, 3))}
+
+
+@recipe("grad_norm")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.grad_norm, {"grads": some_grads(rng), "norm_type": 2.0}
+
+
+@recipe("grad_norm of a list")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.grad_norm, {"grads": list(some_grads(rng).values()), "norm_type": 3}
+
+
+@recipe("clip_grad_norm_", changed="grads")
+def _(rng: np.random.Generator) -> Any:
+    options = {"max_norm": 0.5, "norm_type": 2.0, "nonfinite": "raise", "per_array": False}
+    return gradcore.clip_grad_norm_, {"grads": some_grads(rng), **options}
+
+
+@recipe("clip_grad_norm_ of an array", changed="grads")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.clip_grad_norm_, {"grads": floats(rng, 3, 4), "max_norm": 0.5, "per_array": True}
+
+
+@recipe("clip_grad_value_", changed="grads")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.clip_grad_value_, {"grads": list(some_grads(rng).values()), "clip_value": 0.5}
+
+
+@recipe("clip_grad_units_", changed="params")
+def _(rng: np.random.Generator) -> Any:
+    options = {"clip_factor": 0.1, "eps": 1e-3, "axis": 0, "nonfinite": "raise"}
+    return gradcore.clip_grad_units_, {"params": some_pairs(rng), **options}
+
+
+INITS: dict[str, dict[str, Any]] = {
+    "uniform_": {"a": -1.0, "b": 1.0},
+    "normal_": {"mean": 0.0, "std": 1.0},
+    "constant_": {"val": 1.0},
+    "eye_": {},
+    "xavier_uniform_": {"gain": 1.0},
+    "xavier_normal_": {"gain": 1.0},
+    "kaiming_uniform_": {"a": 0.1, "mode": "fan_in", "nonlinearity": "leaky_relu"},
+    "kaiming_normal_": {"a": 0.1, "mode": "fan_out", "nonlinearity": "leaky_relu"},
+    "lecun_normal_": {},
+    "orthogonal_": {"gain": 1.0},
+    "sparse_": {"sparsity": 0.5, "std": 0.1},
+}
+
+
+def _init(name: str, options: dict[str, Any]) -> None:
+    # calculate_gain calls the slope `param`, which kaiming_*_ calls `a`.
+    @recipe(f"init.{name}", changed="tensor")
+    def _(rng: np.random.Generator) -> Any:
+        with_rng = {} if name in ("constant_", "eye_") else {"rng": seeded()}
+        return getattr(init, name), {"tensor": floats(rng, 4, 3), **options, **with_rng}
+
+
+for _name, _options in INITS.items():
+    _init(_name, _options)
+
+
+@recipe("init.chrono_", changed="layer_or_bias")
+def _(rng: np.random.Generator) -> Any:
+    return init.chrono_, {"layer_or_bias": floats(rng, 8), "T_max": 20.0, "T_min": 2.0, "rng": seeded()}
+
+
+@recipe("init.chrono_ of a layer", changed="layer_or_bias")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.GRU(2, 3, rng=seeded())
+    return init.chrono_, {"layer_or_bias": layer, "T_max": 20.0, "T_min": 2.0, "rng": seeded()}
+
+
+@recipe("init.calculate_gain")
+def _(rng: np.random.Generator) -> Any:
+    return init.calculate_gain, {"nonlinearity": "leaky_relu", "param": 0.1}
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": True},
+    "Adam": {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "amsgrad": True},
+    "AdamW": {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "amsgrad": False},
+    "RMSprop": {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "momentum": 0.5, "centered": True},
+    "Adagrad": {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-8},
+    "SPAM": {"lr": 0.1, "betas": (0.9, 0.99), "threshold": 50.0, "reset_every": 3, "warmup_steps": 2},
+}
+FOR_ALL: dict[str, Any] = {"weight_decay": 0.1, "maximize": False, "l1": 0.01, "max_consecutive_skips": 3}
+
+
+def _optimizer(name: str, options: dict[str, Any]) -> None:
+    build = getattr(optim, name)
+
+    @recipe(f"optim.{name}")
+    def _(rng: np.random.Generator) -> Any:
+        return build, {"params": some_pairs(rng), **options, **FOR_ALL}
+
+    @recipe(f"optim.{name} with groups")
+    def _(rng: np.random.Generator) -> Any:
+        w, b = some_pairs(rng).items()
+        groups = [{"params": dict([w]), "lr": 0.2}, {"params": dict([b]), "l1": 0.1, "weight_decay": 0.0}]
+        return build, {"params": groups, **options}
+
+    @recipe(f"optim.{name}.step", changed="self")
+    def _(rng: np.random.Generator) -> Any:
+        return build(some_pairs(rng), **options).step, {"max_norm": 1.0, "nonfinite": "zero", "scale": 2.0}
+
+    @recipe(f"optim.{name}.load_state_dict", changed="self")
+    def _(rng: np.random.Generator) -> Any:
+        made = build(some_pairs(rng), **options)
+        made.step()
+        return build(some_pairs(rng), **options).load_state_dict, {"state_dict": made.state_dict()}
+
+
+for _name, _options in OPTIMIZERS.items():
+    _optimizer(_name, _options)
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {"value": 0.1},
+    "linear": {"start": 0.1, "end": 1.0, "steps": 10},
+    "cosine": {"start": 0.1, "end": 1.0, "steps": 10},
+    "step": {"value": 0.1, "factor": 0.5, "every": 10},
+    "exponential": {"value": 0.1, "factor": 0.5},
+    "one_cycle": {"peak": 0.1, "steps": 10, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4},
+}
+
+
+def _schedule(name: str, options: dict[str, Any]) -> None:
+    build = getattr(schedule, name)
+
+    @recipe(f"schedule.{name}")
+    def _(rng: np.random.Generator) -> Any:
+        return build, dict(options)
+
+    @recipe(f"schedule.{name}()")
+    def _(rng: np.random.Generator) -> Any:
+        return build(**options), {"step": 3}
+
+
+for _name, _options in SCHEDULES.items():
+    _schedule(_name, _options)
+
+
+@recipe("schedule.chain", by_position=3, first="stages", second="stages", last="last")
+def _(rng: np.random.Generator) -> Any:
+    return schedule.chain, {
+        "first": (schedule.constant(0.1), 3),
+        "second": (schedule.linear(0.1, 0.2, 4), 4),
+        "last": schedule.constant(0.2),
+    }
+
+
+THRESHOLDS: dict[str, dict[str, Any]] = {
+    "ZClip": {
+        "alpha": 0.9, "z_thresh": 2.0, "clip_option": "mean", "clip_factor": 1.0, "max_grad_norm": 3.0, "eps": 1e-6,
+        "warmup_steps": 3, "mode": "zscore",
+    },
+    "AutoClip": {"percentile": 10.0, "history": 5},
+    "FromFirst": {"steps": 3, "factor": 2.0},
+}  # fmt: skip
+
+
+def _threshold(name: str, options: dict[str, Any]) -> None:
+    build = getattr(threshold, name)
+
+    @recipe(f"threshold.{name}")
+    def _(rng: np.random.Generator) -> Any:
+        return build, dict(options)
+
+    @recipe(f"threshold.{name}.update", changed="self")
+    def _(rng: np.random.Generator) -> Any:
+        return build(**options).update, {"norm": 1.5}
+
+    @recipe(f"threshold.{name}.load_state_dict", changed="self")
+    def _(rng: np.random.Generator) -> Any:
+        made = build(**options)
+        made.update(1.0)
+        return build(**options).load_state_dict, {"state_dict": made.state_dict()}
+
+
+for _name, _options in THRESHOLDS.items():
+    _threshold(_name, _options)
+
+
+@recipe("GradScaler")
+def _(rng: np.random.Generator) -> Any:
+    factors = {"growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 10}
+    return gradcore.GradScaler, {"init_scale": 4.0, **factors, "enabled": True}
+
+
+@recipe("GradScaler.scale")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.GradScaler(4.0).scale, {"value": floats(rng, 3, 2)}
+
+
+@recipe("GradScaler.scale of a number")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.GradScaler(4.0).scale, {"value": 1.5}
+
+
+@recipe("GradScaler.unscale_", changed="grads")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.GradScaler(4.0).unscale_, {"grads": some_grads(rng)}
+
+
+@recipe("GradScaler.step", changed="optimizer")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.GradScaler(4.0).step, {"optimizer": optim.SGD(some_pairs(rng)), "max_norm": 1.0}
+
+
+@recipe("GradScaler.load_state_dict")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.GradScaler(4.0).load_state_dict, {"state_dict": gradcore.GradScaler(2.0).state_dict()}
+
+
+for _name in ("spectral_radius", "spectral_norm", "henrici"):
+
+    @recipe(f"spectral.{_name}")
+    def _(rng: np.random.Generator, name: str = _name) -> Any:
+        return getattr(spectral, name), {"W": floats(rng, 4, 4)}
+
+
+for _name in ("kaplan_yorke", "entropy"):
+
+    @recipe(f"spectral.{_name}")
+    def _(rng: np.random.Generator, name: str = _name) -> Any:
+        return getattr(spectral, name), {"exponents": np.array([0.5, -0.1, -1.0])}
+
+
+def taped(rng: np.random.Generator, cell: str = "LSTM") -> tuple[Any, Any]:
+    layer = CELLS[cell](I, H, 2, rng=seeded())
+    y, tape = layer.forward(floats(rng, T, B, I))
+    layer.backward(tape, np.ones_like(y))
+    return layer, tape
+
+
+@recipe("spectral.jacobian")
+def _(rng: np.random.Generator) -> Any:
+    layer, tape = taped(rng)
+    return spectral.jacobian, {"layer": layer, "tape": tape, "t": 1, "b": 2, "index": 1}
+
+
+@recipe("spectral.singular_values")
+def _(rng: np.random.Generator) -> Any:
+    layer, tape = taped(rng)
+    return spectral.singular_values, {"layer": layer, "tape": tape, "k": 2, "horizon": 3, "b": 1, "index": 1}
+
+
+@recipe("spectral.lyapunov_spectrum")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.GRU(I, H, 2, rng=seeded())
+    given = {"x": floats(rng, 8, B, I), "state": floats(rng, 2, B, H), "k": 2, "transient": 2, "index": 1}
+    return spectral.lyapunov_spectrum, {"layer": layer, **given}
+
+
+@recipe("spectral.predict_growth")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.RNN(I, H, rng=seeded())
+    return spectral.predict_growth, {"layer": layer, "x": floats(rng, 8, B, I), "horizon": 5}
+
+
+@recipe("spectral.measure_growth")
+def _(rng: np.random.Generator) -> Any:
+    return spectral.measure_growth, {"tape": taped(rng)[1], "index": 1}
+
+
+@recipe("spectral.effective_horizon")
+def _(rng: np.random.Generator) -> Any:
+    return spectral.effective_horizon, {"tape": taped(rng)[1], "eps": 0.1, "index": 1}
+
+
+@recipe("meanfield.mean_field")
+def _(rng: np.random.Generator) -> Any:
+    numbers = {"sigma_w": 1.5, "sigma_b": 0.1, "input_variance": 0.1}
+    return meanfield.mean_field, {"activation": "tanh", **numbers}
+
+
+@recipe("meanfield.critical")
+def _(rng: np.random.Generator) -> Any:
+    return meanfield.critical, {"activation": gradcore.Tanh(), "sigma_b": 0.1}
+
+
+@recipe("meanfield.jacobian_moments")
+def _(rng: np.random.Generator) -> Any:
+    numbers = {"depth": 5, "sigma_w": 1.5, "sigma_b": 0.1, "weights": "orthogonal"}
+    return meanfield.jacobian_moments, {"activation": "tanh", **numbers}
+
+
+@recipe("meanfield.fuss_catalan")
+def _(rng: np.random.Generator) -> Any:
+    return meanfield.fuss_catalan, {"depth": 3, "k": 4}
+
+
+@recipe("meanfield.forecast")
+def _(rng: np.random.Generator) -> Any:
+    return meanfield.forecast, {"model": gradcore.MLP([3, 4, 2], "tanh", rng=seeded()), "x": floats(rng, 4, 3)}
+
+
+@recipe("meanfield.forecast of an RNN")
+def _(rng: np.random.Generator) -> Any:
+    return meanfield.forecast, {"model": gradcore.RNN(I, H, rng=seeded()), "x": floats(rng, T, B, I)}
+
+
+@recipe("meanfield.suggest_gain")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.RNN(I, H, rng=seeded())
+    return meanfield.suggest_gain, {"layer": layer, "x": floats(rng, 8, B, I), "target": -0.5}
+
+
+@recipe("meanfield.suggest_bias")
+def _(rng: np.random.Generator) -> Any:
+    return meanfield.suggest_bias, {"layer": "lstm", "horizon": 20.0}
+
+
+@recipe("monitor.GradientMonitor")
+def _(rng: np.random.Generator) -> Any:
+    return monitor.GradientMonitor, {
+        "window": 50, "warmup": 20, "patience": 5, "spike_z": 6.0, "usual_norm": (0.1, 10.0), "high_norm": 1e3,
+        "oscillation": 1.0, "rise": 3.0, "max_weight": 1e6, "vanish_ratio": 1e-3, "explode_ratio": 1e3,
+        "always_clipped": 0.9, "never_clipped_steps": 100, "skipped": 0.1, "check_weights_every": 10,
+        "check_outputs_every": 10,
+    }  # fmt: skip
+
+
+@recipe("monitor.GradientMonitor.update")
+def _(rng: np.random.Generator) -> Any:
+    layer, tape = taped(rng, "RNN")
+    numbers = {"step": 3, "loss": 1.0, "grad_norm": 2.0, "max_norm": 1.0}
+    return monitor.GradientMonitor().update, {**numbers, "model": layer, "tape": tape, "y": floats(rng, T, B, H)}
+
+
+@recipe("Regulariser")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Regulariser, {"weight": 0.1, "bound": 1e-20}
+
+
+@recipe("Regulariser()", changed="layer tape")
+def _(rng: np.random.Generator) -> Any:
+    layer, tape = taped(rng, "RNN")
+    given = {"dy": floats(rng, T, B, H), "dstate": floats(rng, 2, B, H), "step_clip": 1.0}
+    return gradcore.Regulariser(0.1), {"layer": layer, "tape": tape, **given}
+
+
+@recipe("set_num_threads")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.set_num_threads, {"n": gradcore.get_num_threads()}
+
+
+@recipe("History.append")
+def _(rng: np.random.Generator) -> Any:
+    layer, tape = taped(rng, "RNN")
+    given = {"loss": 1.0, "grad_norm": 2.0, "epoch": 1, "lr": 0.1, "max_norm": 1.0, "model": layer, "tape": tape}
+    return gradcore.History().append, given
+
+
+@recipe("fit", changed="model optimizer batches", batches="x", loss="dy", optimizer="target")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.Linear(3, 1, rng=seeded())
+    options = {"max_norm": 1.0, "nonfinite": "raise", "monitor": monitor.GradientMonitor(), "callbacks": ()}
+    return gradcore.fit, {
+        "model": layer,
+        "batches": [(floats(rng, 4, 3), floats(rng, 4, 1))],
+        "loss": losses.mse,
+        "optimizer": optim.SGD(layer),
+        "epochs": 1,
+        **options,
+        "progress": False,
+    }
+
+
+# ---- one call --------------------------------------------------------------------------------------------------------
+
+
+def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where every part of an argument is, the argument itself included."""
+    yield at
+    if isinstance(value, dict):
+        for key, member in value.items():
+            yield from paths(member, (*at, key))
+    elif isinstance(value, (list, tuple)):
+        for i, member in enumerate(value):
+            yield from paths(member, (*at, i))
+
+
+def part(value: Any, at: tuple[Any, ...]) -> Any:
+    for key in at:
+        value = value[key]
+    return value
+
+
+def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
+    """The argument with another part there; containers on the way are made anew."""
+    if not at:
+        return new
+    if isinstance(value, dict):
+        return {key: replaced(member, at[1:], new) if key == at[0] else member for key, member in value.items()}
+    members = [replaced(member, at[1:], new) if i == at[0] else member for i, member in enumerate(value)]
+    return type(value)(members) if isinstance(value, (list, tuple)) else members
+
+
+def arrays_of(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Array]]:
+    """Every array that can be reached from an argument, with the name of the argument."""
+    if isinstance(value, np.ndarray):
+        if value is not np.ma.masked:  # which lets nobody look at its bytes
+            yield name, value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from arrays_of(member, name, depth)
+    elif isinstance(value, (list, tuple)):
+        for member in value:
+            yield from arrays_of(member, name, depth)
+    elif depth < 3 and type(value).__module__.startswith("gradcore") and hasattr(value, "__dict__"):
+        for key, member in vars(value).items():
+            if key not in ("_pool", "telemetry"):
+                yield from arrays_of(member, name, depth + 1)
+
+
+def bits(a: Array) -> Any:
+    """What an array holds; of one that lies in a single element, that."""
+    small = a if a.size <= 10_000 else a[(slice(1),) * a.ndim]
+    return a.shape, str(a.dtype), small.tolist() if a.dtype == object else small.tobytes()
+
+
+@dataclass
+class Case:
+    recipe: Recipe
+    changes: list[tuple[str, tuple[Any, ...], str]]  # argument, part of it, maker
+
+    def __str__(self) -> str:
+        what = ", ".join(f"{name}{''.join(f'[{k!r}]' for k in at)} = <{maker}>" for name, at, maker in self.changes)
+        return f"{self.recipe.name}: {what}"
+
+
+@dataclass
+class Outcome:
+    kind: str  # "result", or the name of the error
+    message: str
+    wrong: list[str]  # what should not be
+
+
+def generated(rng: np.random.Generator) -> Case:
+    """A recipe, and what is replaced in it."""
+    chosen = RECIPES[rng.integers(len(RECIPES))]
+    _, given = chosen.make(np.random.default_rng(0))
+    changes = []
+    names = list(given)
+    for name in rng.choice(names, size=min(len(names), 1 + int(rng.random() < 0.2)), replace=False).tolist():
+        at = list(paths(given[name]))
+        where = at[rng.integers(len(at))]
+        makers = list(makers_for(part(given[name], where)))
+        if (chosen.name, name) in ENDLESS:
+            makers = [maker for maker in makers if not maker.endswith(" long")]
+        changes.append((name, where, makers[rng.integers(len(makers))]))
+    return Case(chosen, changes)
+
+
+def invoke(call: Callable[..., Any], given: dict[str, Any], by_position: int) -> Any:
+    values = list(given.items())
+    return call(*(value for _, value in values[:by_position]), **dict(values[by_position:]))
+
+
+def flattened(result: Any) -> list[Any]:
+    if isinstance(result, (tuple, list)):
+        return [leaf for member in result for leaf in flattened(member)]
+    return [result] if isinstance(result, (np.ndarray, float, int)) else []
+
+
+def excused(case: Case, error: Exception) -> bool:
+    """Whether the error is one that the documentation promises, or the caller's own."""
+    makers = {maker for _, _, maker in case.changes}
+    if isinstance(error, FloatingPointError):  # nonfinite="raise"
+        return bool(makers & {"NaN", "Inf", "float16", "complex", "1e300", "largest"})
+    return str(error) == "no members after all"
+
+
+def called_back(case: Case) -> bool:
+    """Whether what stands for a schedule or a regulariser is a callable, of whose arguments only it can tell."""
+    return any(
+        name in ("max_norm", "lr", "regulariser", "loss") and maker in ("a type", "function", "another layer")
+        for name, _, maker in case.changes
+    )
+
+
+def run(case: Case) -> Outcome:
+    recipe = case.recipe
+    call, good = recipe.make(np.random.default_rng(0))
+    given = dict(good)
+    for name, at, maker in case.changes:
+        bad = makers_for(part(given[name], at))[maker](part(given[name], at))
+        given[name] = replaced(given[name], at, bad)
+    given_too = given | {"self": getattr(call, "__self__", None)}
+    seen = [pair for name, value in given_too.items() for pair in arrays_of(value, name)]
+    before = [bits(a) for _, a in seen]
+    objects = [a for _, a in seen] + [value for value in given_too.values() if isinstance(value, Plain)]
+    counts = [sys.getrefcount(o) for o in objects]
+    wrong: list[str] = []
+    result: Any = None
+    try:
+        result = invoke(call, given, recipe.by_position)
+        kind, message = "result", ""
+    except Exception as error:
+        kind, message = type(error).__name__, str(error)
+        if not isinstance(error, ALLOWED) and not excused(case, error):
+            wrong.append(f"raised {kind}")
+    if kind == "result":
+        untouched = [i for i, (name, _) in enumerate(seen) if name not in recipe.changed]
+    else:
+        begun = ("model", "optimizer") if recipe.name == "fit" else ()  # a step may fail in its middle
+        untouched = [i for i, (name, _) in enumerate(seen) if name not in begun]
+        if kind in ("TypeError", "ValueError", "IndexError", "KeyError"):
+            # Which of two arguments that do not fit together is wrong nobody can know: any of the call will do.
+            names = {*given, *(other for _, other in recipe.alias)}
+            names |= {key for value in good.values() for at in paths(value) for key in at if isinstance(key, str)}
+            if not called_back(case) and not any(
+                re.search(rf"(^|\W){re.escape(name)}\b[^:]*:", message) for name in names
+            ):
+                wrong.append(f"the message does not name the argument: {message!r}")
+    wrong += [f"{seen[i][0]}: an array was changed" for i in untouched if bits(seen[i][1]) != before[i]]
+    if kind != "result":
+        after = [sys.getrefcount(o) for o in objects]
+        if after != counts:
+            gc.collect()
+            after = [sys.getrefcount(o) for o in objects]
+        wrong += [f"{b - a:+d} references" for a, b in zip(counts, after, strict=True) if b != a]
+    elif all(maker in SAME_VALUE for _, _, maker in case.changes):
+        call, good = recipe.make(np.random.default_rng(0))
+        want = flattened(invoke(call, good, recipe.by_position))
+        got = flattened(result)
+        if len(want) != len(got) or not all(
+            np.array_equal(a, b, equal_nan=True) for a, b in zip(want, got, strict=False)
+        ):
+            wrong.append("another result than for the same values in a plain array")
+    return Outcome(kind, message, wrong)
+
+
+# ---- the tests -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """Allocations of many GiB fail at once, also where the system would promise them."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = 64 << 30
+    resource.setrlimit(resource.RLIMIT_AS, (most if before[1] < 0 else min(most, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_every_recipe_is_good() -> None:
+    for recipe in RECIPES:
+        call, given = recipe.make(np.random.default_rng(0))
+        invoke(call, given, recipe.by_position)
+
+
+def test_malformed_calls_are_right_or_say_what_is_wrong() -> None:
+    rng, found, outcomes = np.random.default_rng(SEED), [], collections.Counter()
+    with little_memory():
+        for _ in range(CALLS):
+            case = generated(rng)
+            outcome = run(case)
+            outcomes[outcome.kind] += 1
+            found += [f"{case}: {what}" for what in outcome.wrong]
+    assert not found, "\n".join(found)
+    assert outcomes["TypeError"] > CALLS / 3, outcomes
+    assert outcomes["result"] > CALLS / 20, outcomes
+
+
+HUGE = 2**40 - 1  # the largest size that is let through
+TOO_LARGE: dict[str, Callable[[], Any]] = {
+    **{f"{cell}, both sizes": lambda build=build: build(HUGE, HUGE) for cell, build in CELLS.items()},
+    **{f"{cell}, hidden": lambda build=build: build(1, HUGE) for cell, build in CELLS.items()},
+    **{f"{cell}, layers": lambda build=build: build(1, 1, HUGE) for cell, build in CELLS.items()},
+    **{
+        f"{cell}, all": lambda build=build: build(HUGE, HUGE, HUGE, bidirectional=True) for cell, build in CELLS.items()
+    },
+    "2**31 units": lambda: gradcore.LSTM(1, 2**31),
+    "wraps around to few": lambda: gradcore.Linear(2**32, 2**32),
+    "Linear": lambda: gradcore.Linear(HUGE, HUGE, dtype=np.float64),
+    "MLP": lambda: gradcore.MLP([HUGE, HUGE, 1]),
+    "the output of Linear": lambda: gradcore.Linear(0, 5)(empty_huge(np.zeros((1, 1), np.float32), 2**60)),
+    "steps without samples": lambda: gradcore.RNN(3, 5)(huge(np.zeros((1, 0, 3), np.float32), 2**58)),
+    "samples without steps": lambda: gradcore.GRU(3, 5).forward(
+        np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**58, 3), (0, 0, 0))
+    ),
+    "LastStep": lambda: gradcore.LastStep()(
+        np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**59, 3), (0, 0, 0))
+    ),
+    "a copy of x": lambda: gradcore.Tanh()(huge(np.zeros(1, np.float32), 2**60)),
+    "float64 of W": lambda: spectral.spectral_norm(huge(np.zeros((1, 2), np.float32), 2**59)),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_too_large_for_memory(name: str) -> None:
+    with little_memory(), pytest.raises(MemoryError):
+        TOO_LARGE[name]()
+
+
+# ---- defects that the generator has found, by name -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", ["0.1", b"0.1", bytearray(b"1"), memoryview(b"1"), np.array("1"), 1j, np.complex64(1)])
+def test_text_and_complex_numbers_are_no_numbers(bad: Any) -> None:
+    with pytest.raises(TypeError, match="max_norm: expected a number"):
+        gradcore.clip_grad_norm_(np.ones(3), bad)
+
+
+@pytest.mark.parametrize("bad", [np.ma.masked, np.array([1.0]), np.ma.masked_array(1.0)])
+def test_arrays_of_one_and_masked_are_no_numbers(bad: Any) -> None:
+    with pytest.raises(TypeError, match="lr: expected a number"):
+        optim.SGD([(np.ones(3), np.ones(3))], lr=bad)
+
+
+def test_integers_beyond_a_double() -> None:
+    with pytest.raises(ValueError, match="clip_value: expected a number in the range of a double"):
+        gradcore.clip_grad_value_(np.ones(3), 10**400)
+
+
+@pytest.mark.parametrize("bad", [None, "no", np.zeros(3), [], 0.5])
+def test_switches_are_no_other_things(bad: Any) -> None:
+    with pytest.raises(TypeError, match="bias: expected True or False"):
+        gradcore.LSTM(2, 3, bias=bad)
+    with pytest.raises(TypeError, match="amsgrad: expected True or False"):
+        optim.Adam([(np.ones(3), np.ones(3))], amsgrad=bad)
+
+
+@pytest.mark.parametrize("bad", [[], {}, np.array(["raise", "skip"]), np.ma.masked_array([1.0], [True])])
+def test_names_that_cannot_be_compared(bad: Any) -> None:
+    with pytest.raises(ValueError, match="nonfinite: expected 'raise' or 'skip' or 'zero'"):
+        gradcore.clip_grad_norm_(np.ones(3), 1.0, nonfinite=bad)
+    with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu'"):
+        gradcore.RNN(2, 3, nonlinearity=bad)
+    with pytest.raises(ValueError, match="activation: expected one of"):
+        gradcore.MLP([2, 3], bad)
+
+
+def test_a_set_or_dict_is_no_threshold() -> None:
+    for bad in ({1.0}, {"a": 1.0}):
+        with pytest.raises((TypeError, ValueError), match="max_norm: "):
+            optim.SGD([(np.ones(3), np.ones(3))]).step(bad)
+
+
+def test_a_released_buffer() -> None:
+    with pytest.raises(TypeError, match=r"grads: expected|grads\[0\]: expected an array"):
+        gradcore.grad_norm(released())
+
+
+@pytest.mark.parametrize("make", [zero_stride, sliding])
+def test_a_target_whose_entries_share_memory(make: Callable[[Array], Array]) -> None:
+    a = make(np.ones((3, 4)))
+    before = bits(a)
+    for call in (
+        lambda: gradcore.clip_grad_norm_(a, 0.1),
+        lambda: gradcore.clip_grad_value_([a], 0.1),
+        lambda: optim.SGD({"w": (a, np.ones((3, 4)))}),
+        lambda: init.normal_(a),
+    ):
+        with pytest.raises(ValueError, match="same memory"):
+            call()
+    assert bits(a) == before
+
+
+def test_targets_that_step_into_each_other_without_meeting() -> None:
+    raw = np.ones(20)
+    a = np.lib.stride_tricks.as_strided(raw, (3, 2), (16, 24))  # 0, 3, 2, 5, 4, 7
+    gradcore.clip_grad_value_(a, 0.5)
+    assert np.flatnonzero(raw == 0.5).tolist() == [0, 2, 3, 4, 5, 7]
+
+
+def test_a_failing_regulariser_leaves_all_gradients_alone() -> None:
+    rng = seeded()
+    made = gradcore.Sequential(gradcore.LSTM(I, H, rng=rng), gradcore.Tanh(), gradcore.Linear(H, 1, rng=rng))
+    y, tape = made.forward(np.ones((T, B, I), np.float32))
+    for options in ({"regulariser": gradcore.Regulariser(1.0)}, {"step_clip": -1.0}):
+        with pytest.raises((TypeError, ValueError)):
+            made.backward(tape, np.ones_like(y), **options)
+        assert not made.flat_grads.any()
+
+
+def test_a_failing_append_leaves_the_history_whole() -> None:
+    history = gradcore.History()
+    with pytest.raises(TypeError, match="max_norm: expected a number"):
+        history.append(1.0, 2.0, max_norm=[])
+    with pytest.raises(TypeError, match="epoch: expected an integer"):
+        history.append(1.0, 2.0, epoch=1.5)
+    assert len(history) == len(history.epoch) == len(history.loss) == 0
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_initialisers_stay_in_the_range_of_the_dtype(name: str) -> None:
+    for argument, value in INITS[name].items():
+        if not isinstance(value, float) or (name.startswith("kaiming") and argument == "a") or argument == "sparsity":
+            continue
+        a = np.zeros((3, 4), np.float32)
+        with pytest.raises(ValueError, match=r"\b(a|b|mean|std|val|gain)\b.*: expected"):
+            getattr(init, name)(a, **{**INITS[name], argument: 1e300})
+        assert not a.any()
+
+
+def test_adagrad_starts_in_the_range_of_the_dtype() -> None:
+    w = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="initial_accumulator_value: expected a number in the range of float32"):
+        optim.Adagrad([(w, w.copy())], initial_accumulator_value=1e300)
+
+
+def test_xavier_uniform_takes_the_gain_of_either_sign() -> None:
+    a, b = (init.xavier_uniform_(np.zeros((3, 4)), gain, rng=seeded()) for gain in (2.0, -2.0))
+    assert (a == b).all()
+
+
+def test_names_of_a_state_that_are_no_text() -> None:
+    layer = gradcore.Linear(2, 2)
+    with pytest.raises(KeyError, match="state_dict: missing"):
+        layer.load_state_dict({3: 1, None: 2, "x": 3})
+
+
+def test_indices_that_are_no_integers() -> None:
+    layer, tape = taped(seeded())
+    for bad in (None, "1", 1.0, np.ones(3)):
+        with pytest.raises(TypeError, match="t: expected an integer"):
+            spectral.jacobian(layer, tape, bad)
+        with pytest.raises(TypeError, match="index: expected an integer"):
+            tape.record(bad, 0, 0)
+
+
+def test_masked_entries_of_a_list() -> None:
+    with pytest.raises(TypeError, match=r"lengths\[0\]: masked"):
+        gradcore.RNN(2, 3)(np.ones((4, 2, 2), np.float32), lengths=[np.ma.masked, 2])
+
+
+def test_exponents_whose_sum_is_no_number() -> None:
+    assert spectral.entropy([1e308, 1e308]) == np.inf
+    assert spectral.kaplan_yorke([1e308, 1e308, -1e308]) == 3.0
+    assert spectral.kaplan_yorke([1e308, 0.0, -1.5e308]) == pytest.approx(2 + 1 / 1.5)
+
+
+def test_a_forecast_for_no_steps() -> None:
+    layer = gradcore.RNN(2, 3)
+    for call in (meanfield.forecast, meanfield.suggest_gain):
+        with pytest.raises(ValueError, match="x: expected at least 1 sample and 2 steps"):
+            call(layer, np.zeros((0, 3, 2), np.float32))
+
+
+def test_fit_checks_its_arguments_first() -> None:
+    layer = gradcore.Linear(2, 1)
+    good = {"model": layer, "batches": [], "loss": losses.mse, "optimizer": optim.SGD(layer), "epochs": 1}
+    for name in ("model", "batches", "loss", "optimizer", "monitor", "callbacks", "progress"):
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            gradcore.fit(**{**good, name: 3.5})
+    with pytest.raises(ValueError, match="nonfinite: expected"):
+        gradcore.fit(**good, nonfinite="unknown")
