@@ -74,11 +74,9 @@ setup(
     ext_modules=[
         Extension(
             "gradcore._kernels",
-            [
-                "src/_kernels.pyx",
-                *(f"src/{name}.c" for name in ("dispatch", "threads", "rows", "spans", "norm", "optim")),
-            ],
+            ["src/_kernels.pyx", *(f"src/{name}.c" for name in C_FILES)],
             include_dirs=["src", numpy.get_include()],
+            libraries=[] if MSVC else ["m"],  # not every interpreter has it loaded
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                 *((f"GC_HAVE_{isa.upper()}", "1") for isa in ISAS if isa != "baseline"),
