@@ -16,7 +16,7 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 # No -ffast-math: gcc before 13 then turns the whole process to flush-to-zero at load. No contraction: a kernel says
 # where it wants a fused multiply-add, so that vector bodies and their tails round alike.
 GNU_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra"]
-FLAGS = ["/O2"] if MSVC else GNU_FLAGS
+FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics"] if MSVC else GNU_FLAGS
 
 # The levels of the x86-64 psABI, spelled as features because older compilers do not know their names.
 V2 = ["-msse3", "-mssse3", "-msse4.1", "-msse4.2", "-mpopcnt"]
