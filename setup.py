@@ -16,7 +16,7 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 # No -ffast-math: gcc before 13 then turns the whole process to flush-to-zero at load. No contraction: a kernel says
 # where it wants a fused multiply-add, so that vector bodies and their tails round alike.
 GNU_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra"]
-FLAGS = ["/O2"] if MSVC else GNU_FLAGS
+FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics"] if MSVC else GNU_FLAGS
 
 # The levels of the x86-64 psABI, spelled as features because older compilers do not know their names.
 V2 = ["-msse3", "-mssse3", "-msse4.1", "-msse4.2", "-mpopcnt"]
@@ -74,11 +74,9 @@ setup(
     ext_modules=[
         Extension(
             "gradcore._kernels",
-            [
-                "src/_kernels.pyx",
-                *(f"src/{name}.c" for name in ("dispatch", "threads", "rows", "spans", "norm", "optim")),
-            ],
+            ["src/_kernels.pyx", *(f"src/{name}.c" for name in C_FILES)],
             include_dirs=["src", numpy.get_include()],
+            libraries=[] if MSVC else ["m"],  # not every interpreter has it loaded
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                 *((f"GC_HAVE_{isa.upper()}", "1") for isa in ISAS if isa != "baseline"),

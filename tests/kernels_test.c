@@ -1,0 +1,222 @@
+/* The kernels without Python, for processors that have none here: every cell forward and backward against plain loops and
+ * their central differences, the norm of a list of arrays and its scaling. tests/test_c.py has the commands. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gradcore.h"
+
+/* Three sequences of 4, 3 and 1 steps; H fills no vector of any instruction set. */
+enum { T = 4, B = 3, F = 2, H = 19, S = 8 };
+static const ptrdiff_t OFFSETS[T + 1] = {0, 3, 5, 7, 8};
+
+enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, PARTS };
+static const char *const NAMES[PARTS] = {"w_ih", "w_hh", "b_ih", "b_hh", "x", "h", "c"};
+static const char *const CELLS[] = {"RNN tanh", "RNN relu", "LSTM", "GRU"};
+
+static int failures;
+
+static double random_number(void)
+{
+    static uint64_t state = 1;
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (double)(state >> 40) / (1 << 23) - 1;
+}
+
+static void *zeros(ptrdiff_t n, size_t size)
+{
+    const size_t bytes = ((size_t)n * size + 64) / 64 * 64;
+    void *array = aligned_alloc(64, bytes);
+    if (!array) exit(2);
+    return memset(array, 0, bytes);
+}
+
+static double get(int real, const void *a, ptrdiff_t i) { return real == GC_F32 ? ((const float *)a)[i] : ((const double *)a)[i]; }
+
+static void *typed(int real, const double *from, ptrdiff_t n)
+{
+    void *a = zeros(n, real == GC_F32 ? 4 : 8);
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (real == GC_F32)
+            ((float *)a)[i] = (float)from[i];
+        else
+            ((double *)a)[i] = from[i];
+    return a;
+}
+
+static void check(const char *isa, int real, const char *what, const char *part, double error, double norm)
+{
+    const double limit = real == GC_F32 ? 1e-5 : 1e-8; /* the differences have 1e-10 */
+    if (error <= limit * norm) return;
+    printf("%s float%d %s: %s is off by %g of %g\n", isa, real == GC_F32 ? 32 : 64, what, part, error, norm);
+    failures++;
+}
+
+/* Compares n elements with what they should be. */
+static void compare(const char *isa, int real, const char *what, const char *part, const void *got, const double *want,
+                    ptrdiff_t n)
+{
+    double error = 0, norm = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        error += pow(get(real, got, i) - want[i], 2);
+        norm += want[i] * want[i];
+    }
+    check(isa, real, what, part, sqrt(error), sqrt(norm));
+}
+
+static int gates_of(int cell) { return cell == GC_LSTM ? 4 : cell == GC_GRU ? 3 : 1; }
+static double logistic(double a) { return 1 / (1 + exp(-a)); }
+
+/* One step of one sequence, by the formulas. */
+static void plain_step(int cell, double *const in[PARTS], const double *x, double h[H], double c[H])
+{
+    double a[4 * H], u[4 * H];
+    for (int m = 0; m < gates_of(cell) * H; m++) {
+        a[m] = in[B_IH][m];
+        u[m] = in[B_HH][m];
+        for (int f = 0; f < F; f++) a[m] += in[W_IH][m * F + f] * x[f];
+        for (int k = 0; k < H; k++) u[m] += in[W_HH][m * H + k] * h[k];
+    }
+    for (int k = 0; k < H; k++) {
+        if (cell == GC_LSTM) {
+            c[k] = logistic(a[H + k] + u[H + k]) * c[k] + logistic(a[k] + u[k]) * tanh(a[2 * H + k] + u[2 * H + k]);
+            h[k] = logistic(a[3 * H + k] + u[3 * H + k]) * tanh(c[k]);
+        } else if (cell == GC_GRU) {
+            const double n = tanh(a[2 * H + k] + logistic(a[k] + u[k]) * u[2 * H + k]), z = logistic(a[H + k] + u[H + k]);
+            h[k] = (1 - z) * n + z * h[k];
+        } else {
+            h[k] = cell == GC_RNN_TANH ? tanh(a[k] + u[k]) : fmax(0, a[k] + u[k]);
+        }
+    }
+}
+
+/* y, h and c of the whole batch; returns y . dy + h . dh + c . dc. */
+static double plain_forward(int cell, double *const in[PARTS], double *y, double *h, double *c, const double *dy,
+                            const double *dh, const double *dc)
+{
+    double loss = 0;
+    memcpy(h, in[H0], B * H * sizeof *h);
+    memcpy(c, in[C0], B * H * sizeof *c);
+    for (int t = 0; t < T; t++)
+        for (ptrdiff_t row = OFFSETS[t]; row < OFFSETS[t + 1]; row++) {
+            const ptrdiff_t b = row - OFFSETS[t];
+            plain_step(cell, in, in[X] + row * F, h + b * H, c + b * H);
+            memcpy(y + row * H, h + b * H, H * sizeof *h);
+        }
+    for (int i = 0; i < S * H; i++) loss += y[i] * dy[i];
+    for (int i = 0; i < B * H; i++) loss += h[i] * dh[i] + (cell == GC_LSTM ? c[i] * dc[i] : 0);
+    return loss;
+}
+
+static void test_cell(const gc_table *table, int real, int cell)
+{
+    const gc_kernels *kernels = &table->real[real];
+    const size_t size = real == GC_F32 ? 4 : 8;
+    const ptrdiff_t G = gates_of(cell), lanes = kernels->lanes, padded = (H + lanes - 1) / lanes * lanes;
+    const ptrdiff_t gates_row = gc_row((G > 1 ? 4 : 1) * padded, size), state_row = gc_row(padded, size);
+    const ptrdiff_t n[PARTS] = {G * H * F, G * H * H, G * H, G * H, S * F, B * H, B * H};
+    const int parts = cell == GC_LSTM ? PARTS : C0;
+    double *in[PARTS], dy[S * H], dstate[2][B * H], y[S * H], h[B * H], c[B * H];
+    void *given[PARTS], *found[PARTS];
+    for (int part = 0; part < PARTS; part++) {
+        in[part] = zeros(n[part], sizeof(double));
+        for (ptrdiff_t i = 0; i < n[part]; i++) in[part][i] = (float)(random_number() * (part == W_HH ? 0.4 : 1));
+        given[part] = typed(real, in[part], n[part]);
+        found[part] = zeros(n[part], size);
+    }
+    for (int i = 0; i < S * H; i++) dy[i] = (float)random_number();
+    for (int i = 0; i < 2 * B * H; i++) dstate[i / (B * H)][i % (B * H)] = (float)random_number();
+    free(found[H0]), free(found[C0]);
+    found[H0] = typed(real, dstate[0], B * H);
+    found[C0] = typed(real, dstate[1], B * H);
+
+    gc_recurrent s = {.cell = cell, .threads = 1, .T = T, .B = B, .F = F, .H = H, .offsets = OFFSETS, .ld_y = H};
+    s.w_ih = given[W_IH], s.w_hh = given[W_HH], s.b_ih = given[B_IH], s.b_hh = given[B_HH], s.x = given[X];
+    s.h = given[H0], s.c = cell == GC_LSTM ? given[C0] : NULL;
+    s.y = zeros(S * H, size), s.gates = zeros(S * gates_row, size), s.h_in = zeros(S * state_row, size);
+    s.c_in = cell == GC_LSTM ? zeros(S * state_row, size) : NULL;
+    s.work = zeros((ptrdiff_t)kernels->recurrent_forward_work(&s), 1);
+    kernels->recurrent_forward(&s);
+    free(s.work);
+
+    plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1]);
+    compare(table->isa, real, CELLS[cell], "y", s.y, y, S * H);
+    compare(table->isa, real, CELLS[cell], "the final h", s.h, h, B * H);
+    if (s.c) compare(table->isa, real, CELLS[cell], "the final c", s.c, c, B * H);
+
+    double norms[S], largest = 0;
+    s.dy = typed(real, dy, S * H), s.dh = found[H0], s.dc = cell == GC_LSTM ? found[C0] : NULL, s.dx = found[X];
+    s.dw_ih = found[W_IH], s.dw_hh = found[W_HH], s.db_ih = found[B_IH], s.db_hh = found[B_HH];
+    s.step_clip = INFINITY, s.dh_norm = norms;
+    s.work = zeros((ptrdiff_t)kernels->recurrent_backward_work(&s), 1);
+    kernels->recurrent_backward(&s);
+    for (int row = 0; row < S; row++) largest = fmax(largest, norms[row]);
+    if (!(largest > 0 && largest < INFINITY)) check(table->isa, real, CELLS[cell], "dh_norm", largest, 0);
+
+    for (int part = 0; part < parts; part++) {
+        double *want = zeros(n[part], sizeof(double));
+        for (ptrdiff_t i = 0; i < n[part]; i++) {
+            const double kept = in[part][i], step = 1e-5;
+            in[part][i] = kept + step;
+            want[i] = plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1]);
+            in[part][i] = kept - step;
+            want[i] = (want[i] - plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1])) / (2 * step);
+            in[part][i] = kept;
+        }
+        compare(table->isa, real, CELLS[cell], NAMES[part], found[part], want, n[part]);
+        free(want);
+    }
+
+    void *const own[] = {s.y, s.gates, s.h_in, s.c_in, (void *)s.dy, s.work};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+    for (int part = 0; part < PARTS; part++) free(in[part]), free(given[part]), free(found[part]);
+}
+
+/* Two arrays, of which one has entries whose squares are not representable; then all of it halved. */
+static void test_norm(const gc_table *table)
+{
+    enum { N = 5000 };
+    double *large = zeros(N, 8), got, want = 0;
+    float *small = zeros(7, 4);
+    for (int i = 0; i < N; i++) {
+        large[i] = random_number() * 1e200;
+        want += pow(large[i] / 1e200, 2);
+    }
+    for (int i = 0; i < 7; i++) small[i] = (float)random_number();
+    gc_span spans[2] = {{.data = {large}, .n = N, .real = GC_F64}, {.data = {small}, .n = 7, .real = GC_F32}};
+    gc_norm arrays[2], all;
+    const double factors[4] = {0.5, 1, 0.5, 1}, first = large[0];
+    gc_number_blocks(spans, 2);
+    if (gc_norm_measure(table, spans, 2, 2, arrays, &all) != GC_OK) exit(2);
+    got = all.root * all.unit / 1e200;
+    check(table->isa, GC_F64, "norm", "that of two arrays", fabs(got - sqrt(want)), sqrt(want));
+    got = arrays[1].root * arrays[1].unit, want = 0;
+    for (int i = 0; i < 7; i++) want += (double)small[i] * small[i];
+    check(table->isa, GC_F32, "norm", "that of the second array", fabs(got - sqrt(want)), sqrt(want));
+    gc_norm_scale(table, spans, 2, factors);
+    check(table->isa, GC_F64, "norm", "a scaled entry", fabs(large[0] - first / 2), fabs(first) / 2);
+    large[4321] = NAN;
+    gc_norm_measure(table, spans, 2, 2, arrays, &all);
+    if (all.n_nan != 1 || all.worst_array != 0 || all.worst != 4321)
+        check(table->isa, GC_F64, "norm", "the place of a NaN", (double)all.worst, 0);
+    free(large), free(small);
+}
+
+int main(void)
+{
+    char supported[64], list[64];
+    gc_select(NULL, supported);
+    strcpy(list, supported);
+    for (char *isa = strtok(list, ", "); isa; isa = strtok(NULL, ", ")) {
+        const gc_table *table = gc_select(isa, supported);
+        for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++) {
+            test_cell(table, GC_F32, cell);
+            test_cell(table, GC_F64, cell);
+        }
+        test_norm(table);
+        printf("%s: %d elements of float32 in a vector\n", isa, (int)table->real[GC_F32].lanes);
+    }
+    if (failures) printf("%d failures\n", failures);
+    return failures > 0;
+}

@@ -1,0 +1,37 @@
+"""The kernels as C alone: here, with the vectors of other compilers, and for aarch64 in an emulator."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [ROOT / "tests" / "kernels_test.c", *(ROOT / "src").glob("*.c")]
+FLAGS = ["-std=c11", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+BUILDS = {  # compiler, its options, what runs the program
+    "here": (["cc"], []),
+    "one element at a time": (["cc", "-DGC_SCALAR"], []),
+    "clang": (["clang"], []),
+    "aarch64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64"]),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the options are those of gcc and clang")
+@pytest.mark.parametrize("build", BUILDS)
+def test_kernels_in_c(build: str, tmp_path: Path) -> None:
+    (compiler, *options), runner = BUILDS[build]
+    for tool in (compiler, *runner):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} here")
+    program = tmp_path / "kernels_test"
+    sources = [source for source in SOURCES if source.name != "_kernels.c"]  # what Cython wrote needs Python
+    words = [compiler, *options, *FLAGS, "-DGC_ISA=baseline", f"-I{ROOT / 'src'}", *sources, "-lm", "-pthread"]
+    done = subprocess.run([*words, "-o", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([*runner, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("baseline")
