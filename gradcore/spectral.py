@@ -35,7 +35,7 @@ ROUNDING = 1e-12  # added to bounds that a rate may reach
 BLOCK_BYTES = 4 << 20  # of factors that are made at a time
 # Directions that are carried along part, ln of by how much: where they are separated, and beyond which steps are taken
 # anew. Of the slowest direction rounding leaves ln(1e16) = 37 less so many digits.
-FAR, FARTHEST = 19.0, 25.0
+FAR, FARTHEST = 17.0, 23.0
 MOST_STEPS = 10  # from one separation to the next
 SMALL_STATE = 128  # numbers, up to which a product of Jacobians is formed
 REST_SAMPLES, REST_STEPS = 8, 200  # without data: free-running trajectories, and the longest that is simulated
