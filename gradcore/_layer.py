@@ -81,19 +81,16 @@ class _Lent:
 
 
 class Turn:
-    """One Python thread at a time; a forked child finds it free, and so does a copy."""
+    """One Python thread at a time, ``with turn.lock``; a forked child finds it free, and so does a copy.
+
+    The lock itself is entered, because Ctrl-C may come between taking it in an `__enter__` of ours and the `with`.
+    """
 
     _all: ClassVar[WeakSet[Turn]] = WeakSet()
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         Turn._all.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         return Turn, ()
@@ -102,7 +99,7 @@ class Turn:
     def free_all(cls) -> None:
         """The threads that had a turn are not there any more."""
         for turn in list(cls._all):
-            turn._lock = threading.Lock()
+            turn.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -127,9 +124,11 @@ class Layer:
     grads: dict[str, Array]
     flat_params: Array
     flat_grads: Array
+    _adding: Turn  # to the gradients
 
     def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the layer zeroed buffers for parameters of these names and shapes."""
+        self._adding = Turn()
         n = sum(math.prod(shape) for shape in shapes.values())
         room(n, self.dtype.itemsize)
         self.params = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
@@ -166,6 +165,11 @@ class Layer:
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
         self.flat_grads.fill(0)
+
+    def _drop_gradients(self) -> None:
+        """After a backward pass that was cut short, by Ctrl-C or for want of memory: half of one is worth nothing."""
+        with self._adding.lock:
+            self.flat_grads.fill(0)
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter, by name."""

@@ -26,7 +26,7 @@ from gradcore._check import (
     room,
     size,
 )
-from gradcore._layer import Layer, Pool, Turn, aligned_zeros
+from gradcore._layer import Layer, Pool, aligned_zeros
 from gradcore.init import generator
 from gradcore.norm import grad_norm
 
@@ -99,7 +99,6 @@ class Linear(Layer):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         self._allocate(shapes | ({"bias": (self.out_features,)} if flag("bias", bias) else {}))
         self._pool = Pool()
-        self._adding = Turn()  # to the gradients
         bound = 1 / math.sqrt(max(self.in_features, 1))
         init.uniform_(self.flat_params, -bound, bound, rng=rng)
 
@@ -137,6 +136,8 @@ class Linear(Layer):
     def backward(self, tape: Tape, dy: Array) -> Array:
         """The gradient by x; those by the parameters are added into `grads`.
 
+        If Ctrl-C or a lack of memory ends it half way, `grads` are zero.
+
         Parameters
         ----------
         tape : Tape
@@ -158,8 +159,12 @@ class Linear(Layer):
         dx = self._pool.empty(tape.kept.shape, self.dtype)
         weight, dw, db = self.params["weight"], self.grads["weight"], self.grads.get("bias")
         n = math.prod(tape.shape[:-1])
-        with self._adding:
-            work = _kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take)
+        try:
+            with self._adding.lock:
+                work = _kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take)
+        except BaseException:
+            self._drop_gradients()
+            raise
         self._pool.give(work)
         return dx
 
@@ -634,6 +639,10 @@ class Sequential(Layer):
             start = part.stop
         self.flat_params, self.flat_grads = flat_params, flat_grads
 
+    def _drop_gradients(self) -> None:
+        for layer in self.layers:
+            layer._drop_gradients()
+
     def _generators(self) -> list[Generator]:
         return [rng for layer in self.layers for rng in layer._generators()]
 
@@ -688,6 +697,8 @@ class Sequential(Layer):
     ) -> Array:
         """The gradient by x; those by the parameters are added into `grads`.
 
+        If Ctrl-C or a lack of memory ends it half way, `grads` are zero.
+
         Parameters
         ----------
         tape : SequentialTape
@@ -716,13 +727,15 @@ class Sequential(Layer):
             _check_taken(name, value, self._taken[name])
         if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
             number("step_clip", step_clip, least=0.0)
-        if regulariser is None:
-            return self._backward(tape, dy, options)
-        before = self.flat_grads.copy()
+        before = None if regulariser is None else self.flat_grads.copy()
         try:
             return self._backward(tape, dy, options)
-        except BaseException:  # a member that the regulariser is not made for may be any of them
-            self.flat_grads[...] = before
+        except (TypeError, ValueError):
+            if before is not None:  # a member that the regulariser is not made for may be any of them
+                self.flat_grads[...] = before
+            raise
+        except BaseException:
+            self._drop_gradients()
             raise
 
     def _backward(self, tape: SequentialTape, dy: Array, options: dict[str, Any]) -> Array:

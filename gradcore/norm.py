@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -148,9 +150,9 @@ class Gradients:
             refuse_overlap(labels, self.views)
             self.arrays = [contiguous(view) for view in self.views]
 
-    def write_back(self) -> None:
-        """Bring what was written into copies to where they came from."""
-        copy_back(self.arrays, self.views)
+    def change(self, kernel: Callable[[], Any]) -> None:
+        """Have the kernel change the arrays, and bring what it wrote into copies to where they came from."""
+        _kernels.together([kernel, *copies_back(self.arrays, self.views)])  # Ctrl-C finds all of it, or nothing
 
     def measure(
         self, norm_type: float, limit: float | Threshold, nonfinite: str | None, scale: float = 1.0
@@ -199,8 +201,8 @@ class Gradients:
     def multiply(self, factors: Array) -> None:
         """Each array by its two factors, (n, 2), and what is not finite by 0; those that stay the same are left out."""
         touched = (factors != 1).any(axis=1) | ~np.isfinite(self.each[:, 0])
-        _kernels.scale([a for a, touch in zip(self.arrays, touched, strict=True) if touch], factors[touched])
-        self.write_back()
+        arrays = [a for a, touch in zip(self.arrays, touched, strict=True) if touch]
+        self.change(partial(_kernels.scale, arrays, factors[touched]))
 
 
 def for_keys(rows: Sequence[int], values: Array, missing: float) -> Array:
@@ -367,11 +369,13 @@ def contiguous(view: Array) -> Array:
     return packed(view)
 
 
-def copy_back(arrays: Sequence[Array], views: Sequence[Array]) -> None:
-    """Undo `contiguous` after its results were written to."""
-    for array, view in zip(arrays, views, strict=True):
-        if array is not view and not np.may_share_memory(array, view):
-            view[...] = array
+def copies_back(arrays: Sequence[Array], views: Sequence[Array]) -> list[Callable[[], None]]:
+    """The calls that undo `contiguous` after its results were written to."""
+    return [
+        partial(setitem, view, ..., array)
+        for array, view in zip(arrays, views, strict=True)
+        if array is not view and not np.may_share_memory(array, view)
+    ]
 
 
 def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
@@ -588,5 +592,4 @@ def clip_grad_value_(grads: Any, clip_value: float) -> None:
     """
     limit = number("clip_value", clip_value, least=0.0)
     found = Gradients(grads, write=True)
-    _kernels.clamp(found.arrays, limit)
-    found.write_back()
+    found.change(partial(_kernels.clamp, found.arrays, limit))

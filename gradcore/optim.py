@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from gradcore.norm import (
     check_limit,
     check_policy,
     contiguous,
-    copy_back,
+    copies_back,
     pairs,
     refuse_overlap,
     warn_if_exhausted,
@@ -234,15 +235,15 @@ class Optimizer:
             return norm
         plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
         grads = [found.arrays[place] for place in found.where]
+        calls: list[Callable[..., Any]] = []
         first = 0
         for part, lr in zip(self._parts, lrs, strict=True):
             end = first + len(part.members()[0])
-            self._update(part, lr, (factor0, factor1), grads[first:end], plain[first:end])
+            calls += self._updates(part, lr, (factor0, factor1), grads[first:end], plain[first:end])
             first = end
-        copy_back(plain, params)
-        self.n_steps += 1
-        self.n_consecutive_skips = 0
-        self.last_norm = float(norm)
+        calls += copies_back(plain, params)
+        after = {"n_steps": self.n_steps + 1, "n_consecutive_skips": 0, "last_norm": float(norm)}
+        _kernels.together([*calls, partial(vars(self).update, after)])  # Ctrl-C finds the whole step, or none of it
         return norm
 
     def _skip(self, found: Gradients) -> None:
@@ -252,22 +253,15 @@ class Optimizer:
         self.n_skipped += 1
         self.n_consecutive_skips += 1
 
-    def _update(
+    def _updates(
         self, part: _Part, lr: float, factors: tuple[float, float], grads: list[Array], params: list[Array]
-    ) -> int:
-        """One group's share of a step; how many spikes were cut."""
+    ) -> list[Callable[..., Any]]:
+        """The calls that make one group's share of a step."""
         group = self._group(part)
         arguments: dict[str, Any] = {self._operands[name]: arrays for name, arrays in part.moments.items()}
         arguments |= self._rates(group, lr, self.n_steps + 1)
-        return _kernels.update(
-            self._rule,
-            -factors[0] if group.maximize else factors[0],
-            factors[1],
-            grads,
-            params,
-            l1=group.l1,
-            **arguments,
-        )
+        factor = -factors[0] if group.maximize else factors[0]
+        return [partial(_kernels.update, self._rule, factor, factors[1], grads, params, l1=group.l1, **arguments)]
 
     def _too_many_skips(self, found: Gradients) -> str:
         """What to say about one more gradient that is not finite."""
@@ -819,14 +813,11 @@ class SPAM(Optimizer):
             l1=l1,
         )
 
-    def _update(self, part: _Part, *arguments: Any) -> int:
-        if (self.n_steps + 1) % self._group(part).reset_every == 0:
-            for moment in part.moments.values():
-                for a in moment:
-                    a.fill(0)
-        spikes = super()._update(part, *arguments)
-        self.n_spikes += spikes
-        return spikes
+    def _updates(self, part: _Part, *arguments: Any) -> list[Callable[..., Any]]:
+        resets = (self.n_steps + 1) % self._group(part).reset_every == 0
+        moments = [a for moment in part.moments.values() for a in moment] if resets else []
+        (update,) = super()._updates(part, *arguments)
+        return [*(partial(a.fill, 0) for a in moments), partial(update, counts=vars(self))]
 
     def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
         since, N = t % group.reset_every, group.warmup_steps

@@ -24,7 +24,7 @@ from gradcore._check import (
     room,
     size,
 )
-from gradcore._layer import ALIGNMENT, Layer, Pool, Turn
+from gradcore._layer import ALIGNMENT, Layer, Pool
 from gradcore.init import generator
 
 State = Any  # h, or (h, c) for LSTM
@@ -298,7 +298,6 @@ class _Recurrent(Layer):
         self._tape_layout = _kernels.tape_layout(self.dtype, len(self._kept), self.hidden_size)
         self._rng = generator(rng)
         self._pool = Pool()
-        self._adding = Turn()  # to the gradients
 
         self._names: list[list[str]] = []  # w_ih, w_hh, b_ih, b_hh of each layer and direction
         shapes: dict[str, tuple[int, ...]] = {}
@@ -447,7 +446,7 @@ class _Recurrent(Layer):
     ) -> Array:
         """Back through time: add dL/d(parameters) to `grads` and return dL/dx.
 
-        Fills `tape.dstate` and `tape.telemetry`.
+        Fills `tape.dstate` and `tape.telemetry`. If Ctrl-C or a lack of memory ends it half way, `grads` are zero.
 
         Parameters
         ----------
@@ -487,7 +486,21 @@ class _Recurrent(Layer):
         K = self.num_layers * D
         dh_norm = np.zeros((K, batch.n_rows))
         dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
-        d_rows, y_at = dy.reshape(batch.T * batch.B, D * H), batch.rows
+        try:
+            d_rows = self._back(tape, dy.reshape(batch.T * batch.B, D * H), dstates, clip, dh_norm, dc_norm)
+        except BaseException:
+            self._drop_gradients()
+            raise
+        tape.dstate = self._as_state([batch.unsort(part) for part in dstates])
+        tape.telemetry = Telemetry(batch, D, clip, dh_norm, dc_norm)
+        dx = batch.unpack(d_rows)
+        return dx.swapaxes(0, 1) if self.batch_first else dx
+
+    def _back(
+        self, tape: Tape, d_rows: Array, dstates: list[Array], clip: float, dh_norm: Array, dc_norm: Array | None
+    ) -> Array:
+        """dL/dx of the packed rows, from dL/dy of the padded ones; all else is added to or written in place."""
+        batch, D, H, y_at = tape._batch, self.num_directions, self.hidden_size, tape._batch.rows
         for layer in reversed(range(self.num_layers)):
             rows = tape.inputs[layer]
             dx = self._pool.empty(rows.shape, self.dtype)
@@ -495,7 +508,7 @@ class _Recurrent(Layer):
                 k = layer * D + direction
                 gates, h_in, c_in = tape.kept[k]
                 weights = self._weights(self.params, k)
-                with self._adding:
+                with self._adding.lock:
                     work = _kernels.recurrent_backward(
                         self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
                         d_rows, y_at, direction * H,
@@ -507,10 +520,7 @@ class _Recurrent(Layer):
             if layer and tape.masks:
                 dx *= tape.masks[layer - 1]
             d_rows, y_at = dx, None
-        tape.dstate = self._as_state([batch.unsort(part) for part in dstates])
-        tape.telemetry = Telemetry(batch, D, clip, dh_norm, dc_norm)
-        dx = batch.unpack(d_rows)
-        return dx.swapaxes(0, 1) if self.batch_first else dx
+        return d_rows
 
 
 _PARAMETERS = """

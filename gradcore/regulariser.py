@@ -129,7 +129,7 @@ class Regulariser:
                     if level:
                         below = below + delta @ layer.params[name_ih].astype(np.float64)
                 rows = below * tape.masks[level - 1] if level and tape.masks else below
-            with layer._adding:
+            with layer._adding.lock:
                 for name, gradient in gradients.items():
                     layer.grads[name] += (self.weight * gradient).astype(layer.dtype)
         tape.omega = omegas

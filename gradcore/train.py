@@ -481,7 +481,9 @@ def fit(
 ) -> History:
     """Train a model: forward, loss, backward, clipped step, for every batch of every epoch.
 
-    Ctrl-C stops after the current step and returns what there is; a second one interrupts at once.
+    Ctrl-C ends it and returns what there is: forward and backward pass, the loss and waiting for a batch are broken off
+    at once, and the model and the optimizer are as after the last whole step; the optimizer's update and callbacks come
+    to their end before. A second Ctrl-C interrupts these too.
 
     Parameters
     ----------
@@ -588,37 +590,53 @@ def fit(
         _Interrupt() as interrupt,
         ProgressBar(total, "training", show=progress) as bar,
     ):
-        for epoch, x, target, options in _all_batches(batches, epochs):
-            if interrupt.requested:
-                break
+        drawn = _states(model)
+        try:
+            interrupt.at_once = True
+            for epoch, x, target, options in _all_batches(batches, epochs):
+                model.zero_grad()
+                y, tape = model.forward(x, **options)
+                value, dy = loss(y, target)
+                value = float(value)
+                model.backward(tape, dy, **backward_options)
+                interrupt.at_once = False
+
+                lr = getattr(optimizer, "lr", math.nan)
+                if callable(lr):
+                    lr = lr(optimizer.n_steps)  # which the step is about to raise
+                norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
+                limit = None if max_norm is None else norm.max_norm
+                history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, model=model, tape=tape)
+                step = len(history) - 1
+                if monitor is not None:
+                    monitor.update(step, value, norm, model, tape, y, max_norm=limit)
+                record = StepRecord(step, epoch, value, norm, model, tape, history)
+                answers = [callback(record) for callback in callbacks]
+
+                if bar.total is None and epoch > 0:
+                    bar.total = epochs * int((history.epoch == 0).sum())
+                n_clipped += bool(norm.clipped)
+                bar.update(f"loss {value:.4g}  norm {float(norm):.3g}  clipped {n_clipped / (step + 1):.0%}")
+                if interrupt.requested or any(answer is True or answer is np.True_ for answer in answers):
+                    break
+                del y, tape, dy, record  # their buffers serve the next step
+                drawn = _states(model)
+                interrupt.at_once = True
+            interrupt.at_once = False
+        except _BrokenOff:
+            interrupt.at_once = False
             model.zero_grad()
-            y, tape = model.forward(x, **options)
-            value, dy = loss(y, target)
-            value = float(value)
-            model.backward(tape, dy, **backward_options)
-            lr = getattr(optimizer, "lr", math.nan)
-            if callable(lr):
-                lr = lr(optimizer.n_steps)  # which the step is about to raise
-            norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
-
-            limit = None if max_norm is None else norm.max_norm
-            history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, model=model, tape=tape)
-            step = len(history) - 1
-            if monitor is not None:
-                monitor.update(step, value, norm, model, tape, y, max_norm=limit)
-            answers = [callback(StepRecord(step, epoch, value, norm, model, tape, history)) for callback in callbacks]
-
-            if bar.total is None and epoch > 0:
-                bar.total = epochs * int((history.epoch == 0).sum())
-            n_clipped += bool(norm.clipped)
-            bar.update(f"loss {value:.4g}  norm {float(norm):.3g}  clipped {n_clipped / (step + 1):.0%}")
-            if interrupt.requested or any(answer is True or answer is np.True_ for answer in answers):
-                break
-            del y, tape, dy  # their buffers serve the next step
+            for generator, state in drawn:
+                generator.bit_generator.state = state
     history.interrupted = interrupt.requested
     if monitor is not None:
         monitor.finish()
     return history
+
+
+def _states(model: Any) -> list[tuple[np.random.Generator, Any]]:
+    """The generators that `forward` draws from, each with its state."""
+    return [(generator, generator.bit_generator.state) for generator in getattr(model, "_generators", list)()]
 
 
 def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dict[str, Any]]]:
@@ -635,20 +653,26 @@ def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dic
             raise ValueError(f"batches: nothing came in epoch {epoch}")
 
 
+class _BrokenOff(KeyboardInterrupt):
+    """The first Ctrl-C, where nothing is lost but the step that was under way."""
+
+
 class _Interrupt:
-    """While entered, the first Ctrl-C only sets `requested`; the second raises KeyboardInterrupt.
+    """While entered, the first Ctrl-C sets `requested`, and raises only if `at_once`; the second raises in any case.
 
     Python hands signals to the main thread alone; elsewhere, and where Ctrl-C is ignored, nothing is changed.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.at_once = False
         self._before: Any = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if self.at_once:
+            raise _BrokenOff
 
     def __enter__(self) -> _Interrupt:
         if threading.current_thread() is threading.main_thread():

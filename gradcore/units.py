@@ -19,7 +19,7 @@ from gradcore.norm import (
     check_policy,
     coefficient,
     contiguous,
-    copy_back,
+    copies_back,
     nonfinite_error,
     pairs,
     refuse_overlap,
@@ -222,5 +222,5 @@ def _clip_array(weight: Array, grad: Array, factor: float, least: float, axis: i
             if cut[j]:
                 factors[i] = coefficient(float(limits[j]), float(root[j]), float(unit[j]))[1:]
         _kernels.scale([rows[j] for j in touched], factors)
-    copy_back([rows.reshape(first.shape)], [first])
+    _kernels.together(copies_back([rows.reshape(first.shape)], [first]))
     return int(cut.sum()), ratios

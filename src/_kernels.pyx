@@ -5,6 +5,7 @@ Every function takes arrays that its caller has checked; what is checked here ag
 The functions of a subject are in <subject>.pxi.
 """
 import os
+import threading
 
 cimport numpy as cnp
 from c_kernels cimport *
@@ -51,6 +52,36 @@ def multiply_adds(dtype, Py_ssize_t n):
     with nogil:
         made = TABLE.real[real].multiply_adds(gc_get_num_threads(), n)
     return made
+
+
+cdef extern from *:
+    """
+    /* -1, which says that an exception is set, where Python's handler of a signal had raised one. */
+    static int gc_checked(int status) { return status == GC_STOPPED ? -1 : status; }
+    """
+    int checked "gc_checked"(int status) except -1 nogil
+
+    int PyErr_CheckSignals() noexcept
+    unsigned long PyThread_get_thread_ident() nogil
+
+cdef unsigned long main_thread = threading.main_thread().ident
+
+
+cdef int asked() noexcept nogil:
+    """Whether a signal has come whose handler raises, as that of Ctrl-C does. Python hands them to its main thread."""
+    if PyThread_get_thread_ident() != main_thread:
+        return 0
+    with gil:
+        return PyErr_CheckSignals() != 0
+
+
+gc_set_ask(asked)
+
+
+def together(list calls):
+    """Makes the calls; Python handles no signal between two of them if neither is Python code."""
+    for call in calls:
+        call()
 
 
 cdef int real_of(cnp.ndarray a) except -1:

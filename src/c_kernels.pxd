@@ -2,7 +2,7 @@
 
 cdef extern from "gradcore.h" nogil:
     enum:
-        GC_OK, GC_NOMEM
+        GC_OK, GC_NOMEM, GC_STOPPED
         GC_F32, GC_F64, GC_F16
         GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
 
@@ -68,17 +68,17 @@ cdef extern from "gradcore.h" nogil:
         Py_ssize_t lanes
         size_t (*recurrent_forward_work)(const gc_recurrent *) noexcept nogil
         size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
-        void (*recurrent_forward)(const gc_recurrent *) noexcept nogil
-        void (*recurrent_backward)(const gc_recurrent *) noexcept nogil
-        void (*jacobian_factors)(int threads, int cell, Py_ssize_t H, Py_ssize_t n, const Py_ssize_t *rows,
-                                 const void *gates, const void *h_in, const void *c_in, double *factors) noexcept nogil
+        int (*recurrent_forward)(const gc_recurrent *) noexcept nogil
+        int (*recurrent_backward)(const gc_recurrent *) noexcept nogil
+        int (*jacobian_factors)(int threads, int cell, Py_ssize_t H, Py_ssize_t n, const Py_ssize_t *rows,
+                                const void *gates, const void *h_in, const void *c_in, double *factors) noexcept nogil
         size_t (*linear_work)(const gc_linear *) noexcept nogil
-        void (*linear_forward)(const gc_linear *) noexcept nogil
-        void (*linear_backward)(const gc_linear *) noexcept nogil
-        void (*activation_forward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *x,
-                                   void *y) noexcept nogil
-        void (*activation_backward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *kept,
-                                    const void *dy, void *dx) noexcept nogil
+        int (*linear_forward)(const gc_linear *) noexcept nogil
+        int (*linear_backward)(const gc_linear *) noexcept nogil
+        int (*activation_forward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *x,
+                                  void *y) noexcept nogil
+        int (*activation_backward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *kept,
+                                   const void *dy, void *dx) noexcept nogil
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:
@@ -111,17 +111,18 @@ cdef extern from "gradcore.h" nogil:
         size_t (*jacobian_packed)(int cell, int transposed, Py_ssize_t H, const double *w_hh,
                                   double *packed) noexcept nogil
         size_t (*jacobian_work)(const gc_jacobian *) noexcept nogil
-        void (*jacobian_product)(const gc_jacobian *) noexcept nogil
-        void (*jacobian_separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *logs,
-                                  Py_ssize_t *pivots) noexcept nogil
+        int (*jacobian_product)(const gc_jacobian *) noexcept nogil
+        int (*jacobian_separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *logs,
+                                 Py_ssize_t *pivots) noexcept nogil
 
     const gc_table *gc_select(const char *wanted, char *supported)
     void gc_set_num_threads(int n)
     int gc_get_num_threads()
     int gc_has_openmp()
+    void gc_set_ask(int (*ask)() noexcept nogil)
 
-    void gc_copy_rows(Py_ssize_t n, size_t size, const void *source, const Py_ssize_t *source_at, void *to,
-                      const Py_ssize_t *to_at)
+    int gc_copy_rows(Py_ssize_t n, size_t size, const void *source, const Py_ssize_t *source_at, void *to,
+                     const Py_ssize_t *to_at)
 
     void gc_number_blocks(gc_span *spans, Py_ssize_t n)
     int gc_norm_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)

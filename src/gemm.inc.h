@@ -245,12 +245,14 @@ static void FN(transpose)(ptrdiff_t K, ptrdiff_t n, const REAL *from, ptrdiff_t 
 }
 
 /* Pack this thread's share of B[k, n] = src[k * row + n * column], where one of the two is 1. If that is column, the rows
- * begin with first_row and go round. Panels of `nr` columns: NR, WIDE for gemm_tn. */
+ * begin with first_row and go round. Panels of `nr` columns: NR, WIDE for gemm_tn. Returns early if it is to stop, which
+ * cannot be where watch is NULL. */
 static void FN(pack)(ptrdiff_t K, ptrdiff_t N, ptrdiff_t nr, const REAL *src, ptrdiff_t row, ptrdiff_t column,
-                     ptrdiff_t first_row, REAL *packed, int thread, int n_threads)
+                     ptrdiff_t first_row, REAL *packed, int thread, int n_threads, gc_watch *watch)
 {
     ptrdiff_t panels = (N + nr - 1) / nr;
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
+        if (watch && stopped(watch, (double)K * (double)(MOVED * nr))) return;
         ptrdiff_t n = gc_min(nr, N - p * nr), width = (n + V - 1) / V * V;
         const REAL *from = src + p * nr * column;
         REAL *to = packed + p * nr * K;
@@ -267,10 +269,10 @@ static void FN(pack)(ptrdiff_t K, ptrdiff_t N, ptrdiff_t nr, const REAL *src, pt
 
 /* Columns [j0, j1) of C[M, N] = start + A B with A (M, K) in rows a_row apart and B packed; j0 is a multiple of V. B is walked
  * through once for each block of rows, to and fro, the first time from its end if `back`: what L2 has kept of one walk is
- * where the next begins. Meanwhile so many elements from `ahead` on are fetched. */
+ * where the next begins. Meanwhile so many elements from `ahead` on are fetched. Returns early if it is to stop. */
 static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row,
                      const REAL *packed, int back, REAL *c, ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row,
-                     const REAL *ahead, ptrdiff_t n_ahead)
+                     const REAL *ahead, ptrdiff_t n_ahead, gc_watch *watch)
 {
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
     const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK, depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
@@ -280,6 +282,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
         const ptrdiff_t m = M * block / blocks, rows = M * (block + 1) / blocks - m;
         for (ptrdiff_t i = 0; i < steps; i++) {
             const ptrdiff_t at = first + (back ? steps - 1 - i : i) * wide, j_end = gc_min(j1, at + wide);
+            if (stopped(watch, (double)(rows * wide) * (double)K)) return;
             for (ptrdiff_t j = gc_max(j0, at), n; j < j_end; j += n) {
                 const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
                 const ptrdiff_t next_panel = back ? gc_max(panel - NR, first) : gc_min(panel + NR, last);
@@ -338,9 +341,9 @@ static void FN(pack_stripes)(ptrdiff_t K, ptrdiff_t n, const REAL *a, ptrdiff_t 
 }
 
 /* Columns [m0, m1) of C[M, N] += A^T B and, unless NULL, of sums[m] += the sum over k of A[k, m], with A (K, M) and
- * B (K, N). The sums are made in blocks of at most KC rows. */
+ * B (K, N). The sums are made in blocks of at most KC rows. Returns early if it is to stop. */
 static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, const REAL *a, ptrdiff_t a_row, const REAL *b,
-                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row, REAL *sums, REAL *work)
+                        ptrdiff_t b_row, REAL *c, ptrdiff_t c_row, REAL *sums, REAL *work, gc_watch *watch)
 {
     const ptrdiff_t blocks = (K + KC - 1) / KC, line = 64 / (ptrdiff_t)sizeof(REAL);
     REAL *packed_a = work + NC_BYTES / (ptrdiff_t)sizeof(REAL);
@@ -350,9 +353,10 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / WIDE) * WIDE;
         for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);
-            FN(pack)(kc, columns, WIDE, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1);
+            FN(pack)(kc, columns, WIDE, b + k0 * b_row + j0, b_row, 1, 0, work, 0, 1, watch);
             for (ptrdiff_t m = m0; m < m1; m += COLUMNS) {
                 const ptrdiff_t rows = gc_min(COLUMNS, m1 - m);
+                if (stopped(watch, (double)(rows * columns) * (double)kc)) return;
                 const REAL *from = a + k0 * a_row + m;
                 const uintptr_t ahead_end = (uintptr_t)(from + kc * a_row + 2 * COLUMNS - 1);
                 FN(pack_stripes)(kc, rows, from, a_row, packed_a, sums && !j0 ? sums + m : NULL);

@@ -5,7 +5,8 @@
  *   - `void *` stands for float * in real[GC_F32] and double * in real[GC_F64]; sizes are ptrdiff_t, in elements.
  *   - Inputs (const) may alias each other; an output aliases nothing unless its comment says so.
  *   - "adds" means +=, the caller zeroes; every other output is overwritten whole.
- *   - Kernels return GC_OK or GC_NOMEM, never print, never touch Python, and give the same bits for any thread count.
+ *   - Kernels that return int return a status, see below; they never print, never touch Python, and give the same bits for
+ *     any thread count.
  */
 #ifndef GRADCORE_H
 #define GRADCORE_H
@@ -13,7 +14,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { GC_OK = 0, GC_NOMEM = 1 };
+/* After GC_STOPPED, which only a kernel of more than a moment can return, what it was to write is of no use, and what it was to
+ * add to is spoilt. */
+enum { GC_OK = 0, GC_NOMEM = 1, GC_STOPPED = 2 };
 enum { GC_F32 = 0, GC_F64 = 1, GC_F16 = 2 }; /* GC_F16 has no kernels: norms and clipping take it as doubles */
 
 /* ---- recurrent: one layer, one direction, a batch of sequences -------------------------------------------------------- */
@@ -156,19 +159,19 @@ typedef struct gc_kernels {
     ptrdiff_t lanes; /* elements of a vector */
     size_t (*recurrent_forward_work)(const gc_recurrent *);
     size_t (*recurrent_backward_work)(const gc_recurrent *);
-    void (*recurrent_forward)(const gc_recurrent *);
-    void (*recurrent_backward)(const gc_recurrent *);
+    int (*recurrent_forward)(const gc_recurrent *);
+    int (*recurrent_backward)(const gc_recurrent *);
     /* The factors (n, D, H) of these rows of a tape, which h_in (GRU) and c_in (LSTM) belong to; may be NULL for the others. */
-    void (*jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
-                             const void *h_in, const void *c_in, double *factors);
+    int (*jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
+                            const void *h_in, const void *c_in, double *factors);
 
     size_t (*linear_work)(const gc_linear *); /* for the forward pass, or with dy set for the backward pass */
-    void (*linear_forward)(const gc_linear *);
-    void (*linear_backward)(const gc_linear *);
+    int (*linear_forward)(const gc_linear *);
+    int (*linear_backward)(const gc_linear *);
     /* n elements each; y or dx may be the same array as any input. `kept` is y for tanh, sigmoid and relu, x for the others */
-    void (*activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y);
-    void (*activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept, const void *dy,
-                                void *dx);
+    int (*activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y);
+    int (*activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept, const void *dy,
+                               void *dx);
 
     /* One block of n <= GC_BLOCK elements. unit > 0 divides the entries; with p 1 or 2 it is a power of two. */
     void (*norm_block)(const void *g, ptrdiff_t n, double p, double unit, gc_norm_block *out);
@@ -188,11 +191,11 @@ typedef struct gc_table {
     size_t (*jacobian_packed)(int cell, int transposed, ptrdiff_t H, const double *w_hh, double *packed); /* how many doubles,
                                                                                        which are written unless NULL */
     size_t (*jacobian_work)(const gc_jacobian *);
-    void (*jacobian_product)(const gc_jacobian *);
+    int (*jacobian_product)(const gc_jacobian *);
     /* v (B, k, n), in place: each sample's rows by orthonormal ones, or, with pivots (B, k) for scratch, only by some that are
      * far from parallel; logs (B, k) = ln abs of the diagonal of the triangular matrix that leads from these to v. */
-    void (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs,
-                              ptrdiff_t *pivots);
+    int (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs,
+                             ptrdiff_t *pivots);
     /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */
     void (*halves_to_doubles)(const uint16_t *half, ptrdiff_t n, double *x);
     void (*doubles_to_halves)(const double *x, ptrdiff_t n, uint16_t *half);
@@ -210,10 +213,11 @@ typedef void (*gc_block_body)(void *arg, ptrdiff_t array, ptrdiff_t start, ptrdi
 
 void gc_number_blocks(gc_span *spans, ptrdiff_t n);
 ptrdiff_t gc_number_of_blocks(const gc_span *spans, ptrdiff_t n);
-/* body for every block of the list, in one parallel region; which thread gets which block depends on their numbers only. */
-void gc_over_blocks(const gc_span *spans, ptrdiff_t n, gc_block_body body, void *arg);
+/* body for every block of the list, in one parallel region; which thread gets which block depends on their numbers only.
+ * GC_OK, or, if it may be, GC_STOPPED. */
+int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int may_stop, gc_block_body body, void *arg);
 
-/* p is positive or INFINITY; `arrays` (n,) and `all` are overwritten. GC_OK or GC_NOMEM. Reads only. */
+/* p is positive or INFINITY; `arrays` (n,) and `all` are overwritten. Reads only. */
 int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all);
 /* Each array by its two factors of `factors` (n, 2). */
 void gc_norm_scale(const gc_table *, const gc_span *spans, ptrdiff_t n, const double *factors);
@@ -224,16 +228,22 @@ ptrdiff_t gc_optim_update(const gc_table *, const gc_span *spans, ptrdiff_t n, c
 /* ---- rows.c ------------------------------------------------------------------------------------------------------------- */
 
 /* to[to_at[i]] = from[from_at[i]] for n rows of so many bytes; an index that is NULL stands for i, `from` NULL for zeros. */
-void gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at);
+int gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at);
 
 /* ---- threads.c: the only door to OpenMP ------------------------------------------------------------------------------- */
 
 typedef struct gc_team gc_team;
 
-/* Run body(arg, team, thread) on up to n threads, thread 0 being the caller. Fewer threads may come: ask the team. */
-void gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg);
+/* Run body(arg, team, thread) on up to n threads, thread 0 being the caller. Fewer threads may come: ask the team. GC_STOPPED
+ * if gc_stopped has said so to any of them. */
+int gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg);
 int gc_team_size(const gc_team *team);
-void gc_barrier(gc_team *team); /* every thread of the team waits for the others */
+void gc_barrier(gc_team *team); /* every thread of the team waits for the others, unless they are to stop */
+
+/* Whether this thread of the team is to return soon, leaving things as they are. To be asked about every millisecond. */
+int gc_stopped(gc_team *team, int thread);
+/* What thread 0 asks ten times a second, in the caller's floating-point mode: 0 to go on. */
+void gc_set_ask(int (*ask)(void));
 
 void gc_set_num_threads(int n);
 int gc_get_num_threads(void);

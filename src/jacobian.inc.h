@@ -13,6 +13,7 @@
 
 #ifndef GC_JACOBIAN_SIZES
 #define GC_JACOBIAN_SIZES
+enum { FACTOR_WORK = 300 }; /* multiply-adds that take as long as a unit's factors, a tanh among them */
 INLINE ptrdiff_t n_factors(int cell) { return cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1; }
 #endif
 
@@ -32,8 +33,10 @@ static void FN(factors_body)(void *arg, gc_team *team, int thread)
     const ptrdiff_t H = job->H, padded = (H + V - 1) / V * V, K = cell_kept(job->cell);
     const ptrdiff_t gates_row = gc_row(K * padded, sizeof(REAL)), state_row = gc_row(padded, sizeof(REAL));
     ptrdiff_t first, end;
+    gc_watch watch = {team, thread, 0, 0};
     share(job->n, team, thread, &first, &end);
     for (ptrdiff_t row = first; row < end; row++) {
+        if (stopped(&watch, (double)(H * FACTOR_WORK))) return;
         const REAL *gates = job->gates + job->rows[row] * gates_row;
         const REAL *h_in = job->h_in ? job->h_in + job->rows[row] * state_row : NULL;
         const REAL *c_in = job->c_in ? job->c_in + job->rows[row] * state_row : NULL;
@@ -67,11 +70,11 @@ static void FN(factors_body)(void *arg, gc_team *team, int thread)
     }
 }
 
-static void FN(jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
-                                 const void *h_in, const void *c_in, double *factors)
+static int FN(jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
+                                const void *h_in, const void *c_in, double *factors)
 {
     FN(factor_job) job = {cell, H, n, rows, gates, h_in, c_in, factors};
-    gc_parallel((double)n * (double)H * 10 < SERIAL_WORK ? 1 : threads, FN(factors_body), &job);
+    return gc_parallel((double)n * (double)H * 10 < SERIAL_WORK ? 1 : threads, FN(factors_body), &job);
 }
 
 /* ==== products, in double ============================================================================================== */
@@ -83,9 +86,9 @@ static size_t jacobian_packed(int cell, int transposed, ptrdiff_t H, const doubl
 {
     const ptrdiff_t GH = cell_gates(cell) * H;
     if (packed && transposed)
-        FN(pack)(GH, H, NR, w_hh, H, 1, 0, packed, 0, 1);
+        FN(pack)(GH, H, NR, w_hh, H, 1, 0, packed, 0, 1, NULL);
     else if (packed)
-        FN(pack)(H, GH, NR, w_hh, 1, H, 0, packed, 0, 1);
+        FN(pack)(H, GH, NR, w_hh, 1, H, 0, packed, 0, 1, NULL);
     return (size_t)(transposed ? FN(packed_size)(GH, H) : FN(packed_size)(H, GH));
 }
 
@@ -154,10 +157,12 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
     share(s->B * s->m, team, thread, &first, &end);
     double *v = s->v + first * row, *pre = s->work + first * pre_row;
     unsigned long long mode = gc_ftz_enter();
-    for (ptrdiff_t i = 0; i < s->steps; i++) {
+    gc_watch watch = {team, thread, 0, 0};
+    for (ptrdiff_t i = 0; i < s->steps && !watch.stop; i++) {
         const double *factors = s->factors + i * s->B * of_sample;
         if (!s->transposed)
-            FN(gemm)(end - first, 0, GH, GH, H, v, row, s->packed, (int)(i % 2), pre, pre_row, NULL, 0, NULL, 0);
+            FN(gemm)(end - first, 0, GH, GH, H, v, row, s->packed, (int)(i % 2), pre, pre_row, NULL, 0, NULL, 0,
+                     &watch);
         for (ptrdiff_t k = first; k < end; k++) {
             double *its_v = v + (k - first) * row, *its_pre = pre + (k - first) * pre_row;
             if (s->transposed)
@@ -167,7 +172,7 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
         }
         if (s->transposed) /* GRU: added to what stays */
             FN(gemm)(end - first, 0, H, H, GH, pre, pre_row, s->packed, (int)(i % 2), v, row,
-                     s->cell == GC_GRU ? v : NULL, row, NULL, 0);
+                     s->cell == GC_GRU ? v : NULL, row, NULL, 0, &watch);
         for (ptrdiff_t k = first; s->log_norm && k < end; k++) {
             double *its_v = v + (k - first) * row;
             const double norm = FN(l2_norm)(its_v, row), scale = norm > 0 ? 1 / norm : 1;
@@ -183,10 +188,11 @@ static size_t jacobian_work(const gc_jacobian *s)
     return (size_t)(s->B * s->m * gc_row(cell_gates(s->cell) * s->H, 8)) * 8;
 }
 
-static void jacobian_product(const gc_jacobian *s)
+static int jacobian_product(const gc_jacobian *s)
 {
     const double work = (double)s->steps * (double)(s->B * s->m) * (double)(cell_gates(s->cell) * s->H) * (double)s->H;
-    if (s->B * s->m > 0) gc_parallel(work < SERIAL_WORK ? 1 : s->threads, jacobian_body, (void *)s);
+    if (s->B * s->m == 0) return GC_OK;
+    return gc_parallel(work < SERIAL_WORK ? 1 : s->threads, jacobian_body, (void *)s);
 }
 
 /* ==== vectors that are carried along, kept apart ======================================================================= */
@@ -233,9 +239,10 @@ static double largest_of(ptrdiff_t n, const double *row)
 
 /* U L: each row loses of the earlier ones what makes it 0 at their pivots, their largest entries, and is divided by its own.
  * A row that is all 0 has no pivot, and nothing is taken of it. */
-static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, ptrdiff_t *pivots)
+static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, ptrdiff_t *pivots, gc_watch *watch)
 {
     for (ptrdiff_t r = 0; r < k; r++) {
+        if (stopped(watch, (double)r * (double)n)) return;
         double *row = v + r * n;
         const ptrdiff_t block = r / TOGETHER * TOGETHER, rows = gc_min(TOGETHER, k - block);
         for (ptrdiff_t first = 0; first < block && r == block; first += TOGETHER) { /* of all rows of the block */
@@ -272,7 +279,7 @@ static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, pt
 
 /* R Q by Gram and Schmidt, again where a row has lost much. A row of which nothing but rounding errors is left depends on
  * the earlier ones: it has ln 0, and is replaced. */
-static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diagonal)
+static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diagonal, gc_watch *watch)
 {
     enum { PASSES = 4 };
     for (ptrdiff_t r = 0; r < k; r++) {
@@ -280,6 +287,7 @@ static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diag
         ptrdiff_t replacement = 0;
         log_diagonal[r] = 0;
         for (int pass = 0;; pass++) {
+            if (stopped(watch, 2 * (double)(r + 1) * (double)n)) return;
             const double norm = FN(l2_norm)(row, n);
             if ((norm == 0 || pass == PASSES) && replacement < n) {
                 log_diagonal[r] = -INFINITY;
@@ -316,19 +324,20 @@ static void separate_body(void *arg, gc_team *team, int thread)
     ptrdiff_t first, end;
     share(job->B, team, thread, &first, &end);
     unsigned long long mode = gc_ftz_enter();
-    for (ptrdiff_t b = first; b < end; b++) {
+    gc_watch watch = {team, thread, 0, 0};
+    for (ptrdiff_t b = first; b < end && !watch.stop; b++) {
         double *v = job->v + b * job->k * job->n, *logs = job->logs + b * job->k;
         if (job->pivots)
-            separate(job->k, job->n, v, logs, job->pivots + b * job->k);
+            separate(job->k, job->n, v, logs, job->pivots + b * job->k, &watch);
         else
-            orthonormalise(job->k, job->n, v, logs);
+            orthonormalise(job->k, job->n, v, logs, &watch);
     }
     gc_ftz_leave(mode);
 }
 
-static void jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs, ptrdiff_t *pivots)
+static int jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs, ptrdiff_t *pivots)
 {
     separate_job job = {B, k, n, v, logs, pivots};
-    gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, separate_body, &job);
+    return gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, separate_body, &job);
 }
 #endif

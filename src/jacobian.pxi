@@ -19,7 +19,7 @@ def jacobian_factors(int cell, Py_ssize_t H, cnp.ndarray rows, cnp.ndarray gates
     cdef cnp.ndarray factors = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT64, 0)
     cdef double *out = <double *> cnp.PyArray_DATA(factors)
     with nogil:
-        TABLE.real[real].jacobian_factors(gc_get_num_threads(), cell, H, n, numbers, g, h, c, out)
+        checked(TABLE.real[real].jacobian_factors(gc_get_num_threads(), cell, H, n, numbers, g, h, c, out))
     return factors
 
 
@@ -52,7 +52,7 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
     work = take(n)
     s.work = <double *> typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        TABLE.jacobian_product(&s)
+        checked(TABLE.jacobian_product(&s))
     return work
 
 
@@ -67,5 +67,5 @@ def jacobian_separate(cnp.ndarray v, bint orthonormal):
     cdef double *out = <double *> cnp.PyArray_DATA(logs)
     cdef Py_ssize_t *at = NULL if orthonormal else <Py_ssize_t *> cnp.PyArray_DATA(pivots)
     with nogil:
-        TABLE.jacobian_separate(gc_get_num_threads(), B, k, n, rows, out, at)
+        checked(TABLE.jacobian_separate(gc_get_num_threads(), B, k, n, rows, out, at))
     return logs

@@ -7,7 +7,8 @@
 #define GC_LINEAR_SIZES
 enum {
     SERIAL_ELEMENTS = 16 * 1024, /* activations below which one thread is faster than starting a team */
-    ELEMENT_BLOCK = 1024         /* what threads share activations in: whole pages of cache lines */
+    ELEMENT_BLOCK = 1024,        /* what threads share activations in: whole pages of cache lines */
+    LOOK_ELEMENTS = 256 * 1024   /* activations from one look whether to stop to the next */
 };
 
 INLINE int linear_threads(const gc_linear *s)
@@ -46,18 +47,19 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     const FN(linear_plan) *plan = arg;
     const gc_linear *s = plan->s;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team));
+    gc_watch watch = {team, thread, 0, 0};
+    FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team), &watch);
     gc_barrier(team);
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, 0, (REAL *)s->y + first * O, O,
-             s->b, 0, NULL, 0); /* (l1) */
+             s->b, 0, NULL, 0, &watch); /* (l1) */
 }
 
-static void FN(linear_forward)(const gc_linear *s)
+static int FN(linear_forward)(const gc_linear *s)
 {
     FN(linear_plan) plan;
     FN(plan_linear)(&plan, s);
-    gc_parallel(linear_threads(s), FN(linear_forward_body), &plan);
+    return gc_parallel(linear_threads(s), FN(linear_forward_body), &plan);
 }
 
 /* inverts (l1) */
@@ -67,20 +69,22 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     const gc_linear *s = plan->s;
     const REAL *dy = s->dy;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    FN(pack)(O, F, NR, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team));
+    gc_watch watch = {team, thread, 0, 0};
+    FN(pack)(O, F, NR, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team), &watch);
     share(O, team, thread, &first, &end);
     FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db,
-                plan->products + thread * FN(gemm_tn_work)());
+                plan->products + thread * FN(gemm_tn_work)(), &watch);
     gc_barrier(team);
     share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, 0, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0);
+    FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, 0, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0,
+             &watch);
 }
 
-static void FN(linear_backward)(const gc_linear *s)
+static int FN(linear_backward)(const gc_linear *s)
 {
     FN(linear_plan) plan;
     FN(plan_linear)(&plan, s);
-    gc_parallel(linear_threads(s), FN(linear_backward_body), &plan);
+    return gc_parallel(linear_threads(s), FN(linear_backward_body), &plan);
 }
 
 /* ==== functions that only activations need ============================================================================== */
@@ -235,26 +239,30 @@ static void FN(activation_body)(void *arg, gc_team *team, int thread)
     const FN(activation_plan) *plan = arg;
     ptrdiff_t first, end;
     share_tiles(plan->n, ELEMENT_BLOCK, team, thread, &first, &end);
+    for (ptrdiff_t at = first, to; at < end; at = to) {
+        if (at > first && gc_stopped(team, thread)) return;
+        to = gc_min(end, at + LOOK_ELEMENTS);
 #define SPAN(kind)                                                                                                             \
     case kind:                                                                                                                 \
-        FN(activation_span)(kind, plan, first, end);                                                                           \
+        FN(activation_span)(kind, plan, at, to);                                                                               \
         break;
-    switch (plan->kind) {
-        SPAN(GC_IDENTITY) SPAN(GC_TANH) SPAN(GC_SIGMOID) SPAN(GC_RELU) SPAN(GC_LEAKY_RELU) SPAN(GC_ELU) SPAN(GC_GELU)
-        SPAN(GC_GELU_TANH) SPAN(GC_SOFTPLUS)
-    }
+        switch (plan->kind) {
+            SPAN(GC_IDENTITY) SPAN(GC_TANH) SPAN(GC_SIGMOID) SPAN(GC_RELU) SPAN(GC_LEAKY_RELU) SPAN(GC_ELU) SPAN(GC_GELU)
+            SPAN(GC_GELU_TANH) SPAN(GC_SOFTPLUS)
+        }
 #undef SPAN
+    }
 }
 
-static void FN(activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y)
+static int FN(activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y)
 {
     FN(activation_plan) plan = {kind, n, p, q, x, NULL, y};
-    gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
+    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
 }
 
-static void FN(activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept,
-                                    const void *dy, void *dx)
+static int FN(activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept,
+                                   const void *dy, void *dx)
 {
     FN(activation_plan) plan = {kind, n, p, q, kept, dy, dx};
-    gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
+    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
 }

@@ -25,7 +25,7 @@ def linear_forward(x, w, b, y, Py_ssize_t N, take):
     work = take(n)
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        TABLE.real[real].linear_forward(&s)
+        checked(TABLE.real[real].linear_forward(&s))
     return work
 
 
@@ -41,7 +41,7 @@ def linear_backward(x, w, dy, dx, dw, db, Py_ssize_t N, take):
     work = take(n)
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        TABLE.real[real].linear_backward(&s)
+        checked(TABLE.real[real].linear_backward(&s))
     return work
 
 
@@ -52,7 +52,7 @@ def activation_forward(int kind, double p, double q, cnp.ndarray x, cnp.ndarray 
     cdef const void *px = pointer(x, real, n, False)
     cdef void *py = pointer(y, real, n, True)
     with nogil:
-        TABLE.real[real].activation_forward(threads, kind, n, p, q, px, py)
+        checked(TABLE.real[real].activation_forward(threads, kind, n, p, q, px, py))
 
 
 def activation_backward(int kind, double p, double q, cnp.ndarray kept, cnp.ndarray dy, cnp.ndarray dx):
@@ -63,4 +63,4 @@ def activation_backward(int kind, double p, double q, cnp.ndarray kept, cnp.ndar
     cdef const void *pdy = pointer(dy, real, n, False)
     cdef void *pdx = pointer(dx, real, n, True)
     with nogil:
-        TABLE.real[real].activation_backward(threads, kind, n, p, q, pkept, pdy, pdx)
+        checked(TABLE.real[real].activation_backward(threads, kind, n, p, q, pkept, pdy, pdx))

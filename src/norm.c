@@ -131,13 +131,13 @@ int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, do
     const ptrdiff_t n_blocks = gc_number_of_blocks(spans, n);
     gc_norm_block few[16], *blocks = few;
     double *units = NULL;
-    int status = GC_NOMEM;
+    int status;
     if (n_blocks > 16 && !(blocks = malloc((size_t)n_blocks * sizeof *blocks))) return GC_NOMEM;
 
     /* A power other than 1 and 2 is only taken of entries that the largest one divides: the first pass looks for it. */
     const int any_power = p != 1 && p != 2 && !isinf(p);
     job j = {.table = table, .spans = spans, .p = any_power ? INFINITY : p, .blocks = blocks};
-    gc_over_blocks(spans, n, measure_block, &j);
+    if ((status = gc_over_blocks(spans, n, 1, measure_block, &j)) != GC_OK) goto done;
     ptrdiff_t again = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         gather(&spans[i], &blocks[spans[i].first_block], j.p, 1, &arrays[i]);
@@ -145,18 +145,20 @@ int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, do
     }
     j.p = p;
     if (again) {
-        if (!(units = malloc((size_t)n * sizeof *units))) goto done;
+        if (!(units = malloc((size_t)n * sizeof *units))) {
+            status = GC_NOMEM;
+            goto done;
+        }
         for (ptrdiff_t i = 0; i < n; i++) {
             const double unit = unit_of(arrays[i].largest, p);
             units[i] = (any_power ? arrays[i].largest > 0 : unit != 1) ? unit : 0;
         }
         j.units = units;
-        gc_over_blocks(spans, n, measure_block, &j);
+        if ((status = gc_over_blocks(spans, n, 1, measure_block, &j)) != GC_OK) goto done;
         for (ptrdiff_t i = 0; i < n; i++)
             if (units[i] > 0) gather(&spans[i], &blocks[spans[i].first_block], p, units[i], &arrays[i]);
     }
     gather_all(&j, arrays, n, all);
-    status = GC_OK;
 done:
     free(units);
     if (blocks != few) free(blocks);
@@ -175,7 +177,7 @@ static void scale_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 void gc_norm_scale(const gc_table *table, const gc_span *spans, ptrdiff_t n, const double *factors)
 {
     job j = {.table = table, .spans = spans, .factors = factors};
-    gc_over_blocks(spans, n, scale_block, &j);
+    gc_over_blocks(spans, n, 0, scale_block, &j);
 }
 
 static void clamp_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
@@ -190,5 +192,5 @@ static void clamp_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 void gc_norm_clamp(const gc_table *table, const gc_span *spans, ptrdiff_t n, double limit)
 {
     job j = {.table = table, .spans = spans, .limit = limit};
-    gc_over_blocks(spans, n, clamp_block, &j);
+    gc_over_blocks(spans, n, 0, clamp_block, &j);
 }

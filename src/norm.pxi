@@ -120,8 +120,9 @@ def norm(list arrays, double p):
                 out[4 * i + 2], out[4 * i + 3] = found[i].root, found[i].unit
     free(found)
     free(spans)
-    if status != GC_OK:
+    if status == GC_NOMEM:
         raise MemoryError
+    checked(status)
     return total.root, total.unit, total.n_nan, total.n_inf, total.worst_array, total.worst, each
 
 

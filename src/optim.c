@@ -25,6 +25,6 @@ ptrdiff_t gc_optim_update(const gc_table *table, const gc_span *spans, ptrdiff_t
 {
     job j = {.table = table, .spans = spans, .update = update};
     atomic_init(&j.spikes, 0);
-    gc_over_blocks(spans, n, update_block, &j);
+    gc_over_blocks(spans, n, 0, update_block, &j);
     return atomic_load(&j.spikes);
 }

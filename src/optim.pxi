@@ -6,8 +6,8 @@ SGD, ADAM, RMSPROP, ADAGRAD, SPAM = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_
 def update(int rule, double factor0, double factor1, list grads, list params,
            *, list mean=None, list square=None, list extra=None, double l2=0, double l1=0, double shrink=1, double step,
            double keep_mean=0, double take_mean=0, double keep_square=0, double take_square=0, double eps=0,
-           double root=1, double now=0, double past=0, double momentum=0, double threshold=0):
-    """One step, in place; returns how many spikes were cut.
+           double root=1, double now=0, double past=0, double momentum=0, double threshold=0, dict counts=None):
+    """One step, in place; adds to counts["n_spikes"], unless it is None, how many were cut.
 
     mean, square and extra hold an array for each parameter, or are None where the rule has no use for them.
     """
@@ -34,4 +34,5 @@ def update(int rule, double factor0, double factor1, list grads, list params,
             spikes = gc_optim_update(TABLE, spans, n, &u)
     finally:
         free(spans)
-    return spikes
+    if counts is not None:
+        counts["n_spikes"] += spikes

@@ -2,13 +2,18 @@
 #ifndef GC_PARTS_H
 #define GC_PARTS_H
 
-enum { SERIAL_WORK = 200 * 1000 }; /* multiply-adds below which one thread is faster than starting a team */
+enum {
+    SERIAL_WORK = 200 * 1000,      /* multiply-adds below which one thread is faster than starting a team */
+    LOOK_AFTER = 10 * 1000 * 1000, /* from one look whether to stop to the next: a tenth of a millisecond to a few */
+    MOVED = 20                     /* multiply-adds that take as long as moving an element from memory to memory */
+};
 
-/* This thread's share [first, end) of the n sequences. */
+/* This thread's share [first, end) of the n sequences. Thread 0, which asks whether to stop, has no fewer than any other. */
 INLINE void share(ptrdiff_t n, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
 {
-    *first = n * thread / gc_team_size(team);
-    *end = n * (thread + 1) / gc_team_size(team);
+    const ptrdiff_t size = gc_team_size(team);
+    *first = (n * thread + size - 1) / size;
+    *end = (n * (thread + 1) + size - 1) / size;
 }
 
 /* This thread's share of n rows, in whole tiles of `unit`. */
@@ -17,6 +22,23 @@ INLINE void share_tiles(ptrdiff_t n, ptrdiff_t unit, gc_team *team, int thread, 
     share((n + unit - 1) / unit, team, thread, first, end);
     *first = gc_min(*first * unit, n);
     *end = gc_min(*end * unit, n);
+}
+
+/* One thread's count of multiply-adds, or of what takes as long, since it last looked whether to stop. */
+typedef struct {
+    gc_team *team;
+    int thread, stop;
+    double work;
+} gc_watch;
+
+/* After so much work: whether to stop. Once it says so it stays so. */
+INLINE int stopped(gc_watch *watch, double work)
+{
+    if ((watch->work += work) > LOOK_AFTER) {
+        watch->work = 0;
+        watch->stop = gc_stopped(watch->team, watch->thread);
+    }
+    return watch->stop;
 }
 
 /* Hands out parts of the scratch, each on a cache line of its own; with base NULL it only counts. */

@@ -151,10 +151,11 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
 
 /* Pack this thread's share of a (G*H, K) matrix: for V units at a time, their rows of all gates. */
 static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL *w, const int *order, REAL *packed, int thread,
-                           int n_threads)
+                           int n_threads, gc_watch *watch)
 {
     const ptrdiff_t H = plan->s->H, panels = (H + plan->panel - 1) / plan->panel;
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
+        if (stopped(watch, (double)K * (double)(MOVED * PANEL))) return;
         ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), padded = (units + V - 1) / V * V;
         for (ptrdiff_t g = 0; g < plan->G; g++)
             for (ptrdiff_t j = 0; j < units; j += V) {
@@ -166,13 +167,13 @@ static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL
     }
 }
 
-static void FN(pack_forward)(const FN(forward_plan) *plan, int thread, int n_threads)
+static void FN(pack_forward)(const FN(forward_plan) *plan, int thread, int n_threads, gc_watch *watch)
 {
     const gc_recurrent *s = plan->s;
     const REAL *b_ih = s->b_ih, *b_hh = s->b_hh;
     const ptrdiff_t H = s->H, K = plan->K;
-    FN(pack_gates)(plan, s->F, s->w_ih, gate_order(s, 1), plan->w_ih, thread, n_threads);
-    FN(pack_gates)(plan, H, s->w_hh, gate_order(s, 0), plan->w_hh, thread, n_threads);
+    FN(pack_gates)(plan, s->F, s->w_ih, gate_order(s, 1), plan->w_ih, thread, n_threads, watch);
+    FN(pack_gates)(plan, H, s->w_hh, gate_order(s, 0), plan->w_hh, thread, n_threads, watch);
     if (thread) return;
     memset(plan->bias, 0, (size_t)(K * ((H + V - 1) / V * V)) * sizeof(REAL));
     if (!b_ih) return;
@@ -274,11 +275,12 @@ static void FN(gru_step)(const FN(panel_step) *p)
 }
 
 /* pre = start + A W for `rows` rows of A and the panel of unit u, whose columns in pre begin with `start`'s; the panel of
- * unit `next` comes after it. Meanwhile the lines `ahead`, which go forward, are fetched. */
+ * unit `next` comes after it. Meanwhile the lines `ahead`, which go forward, are fetched. Nothing if it is to stop. */
 INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, ptrdiff_t K,
                               const REAL *a, ptrdiff_t a_row, const REAL *packed, const REAL *start, ptrdiff_t start_row,
-                              REAL *pre, gc_lines *ahead)
+                              REAL *pre, gc_lines *ahead, gc_watch *watch)
 {
+    if (stopped(watch, (double)(rows * PANEL) * (double)K)) return;
     const ptrdiff_t width = plan->G * ((gc_min(plan->panel, plan->s->H - u) + V - 1) / V * V);
     const ptrdiff_t most = width == PANEL && FN(columns_at_once)(rows, K) == PANEL ? PANEL : plan->part;
     for (ptrdiff_t part = 0; part < width; part += most) {
@@ -292,22 +294,23 @@ INLINE void FN(panel_product)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrd
 }
 
 /* The pre-activations of `rows` rows and the panel of unit u: the input's part, from the bias. */
-static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, const REAL *x, REAL *pre)
+static void FN(input_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, const REAL *x, REAL *pre,
+                           gc_watch *watch)
 {
     const gc_recurrent *s = plan->s;
     const REAL *bias = plan->bias + u * plan->K;
     gc_lines none = {0, 0};
-    FN(panel_product)(plan, rows, u, next, s->F, x, s->F, plan->w_ih, bias, 0, pre, &none);
+    FN(panel_product)(plan, rows, u, next, s->F, x, s->F, plan->w_ih, bias, 0, pre, &none, watch);
     if (s->cell == GC_GRU)
         for (ptrdiff_t b = 0; b < rows; b++) FN(v_store)(pre + b * PANEL + 3 * V, FN(v_load)(bias + 3 * V));
 }
 
 /* They get the recurrent part. */
 static void FN(recurrent_part)(const FN(forward_plan) *plan, ptrdiff_t rows, ptrdiff_t u, ptrdiff_t next, const REAL *h_in,
-                               REAL *pre, gc_lines *ahead)
+                               REAL *pre, gc_lines *ahead, gc_watch *watch)
 {
     REAL *to = pre + (plan->s->cell == GC_GRU ? V : 0);
-    FN(panel_product)(plan, rows, u, next, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to, ahead);
+    FN(panel_product)(plan, rows, u, next, plan->s->H, h_in, plan->h_row, plan->w_hh, to, PANEL, to, ahead, watch);
 }
 
 /* The panel of unit u from its pre-activations: `rows` sequences from `first` on, whose rows begin with `row`. */
@@ -339,8 +342,9 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     const REAL *x = s->x, *h = s->h;
     unsigned long long mode = gc_ftz_enter();
 
-    FN(pack_forward)(plan, thread, gc_team_size(team));
-    for (ptrdiff_t i0 = 0, last = -1; i0 < s->T;) {
+    gc_watch watch = {team, thread, 0, 0};
+    FN(pack_forward)(plan, thread, gc_team_size(team), &watch);
+    for (ptrdiff_t i0 = 0, last = -1; i0 < s->T && !watch.stop;) {
         gc_chunk chunk = chunk_of(s, 0, i0, FORWARD_ROWS, panel, team, thread);
         gc_chunk input = chunk;
         const int all_help = plan->whole_chunk && chunk.alive < gc_team_size(team); /* also those without a sequence */
@@ -354,15 +358,16 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             REAL *pre = plan->pre + u / panel * panel_pre;
             const ptrdiff_t next = gc_min(u + panel, (s->H - 1) / panel * panel);
             if (input.end - input.first == input.alive) /* all its rows, which follow each other */
-                FN(input_part)(plan, input.rows, u, next, x + input.row0 * s->F, pre);
+                FN(input_part)(plan, input.rows, u, next, x + input.row0 * s->F, pre, &watch);
             else
                 for (ptrdiff_t i = input.i0; i < input.i1; i++) {
                     ptrdiff_t t = step_at(s, i), row = s->offsets[t] + input.first;
-                    FN(input_part)(plan, own_rows(s, &input, t), u, next, x + row * s->F, pre + (row - input.row0) * PANEL);
+                    FN(input_part)(plan, own_rows(s, &input, t), u, next, x + row * s->F, pre + (row - input.row0) * PANEL,
+                                   &watch);
                 }
         }
         if (all_help) gc_barrier(team);
-        for (ptrdiff_t i = chunk.i0; i < chunk.i1; i++) {
+        for (ptrdiff_t i = chunk.i0; i < chunk.i1 && !watch.stop; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
             REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
             for (ptrdiff_t b = 0; b < rows; b++)
@@ -383,8 +388,8 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             for (ptrdiff_t n = 0, u = chunk.u0 + (i % 2 ? (panels - 1) * panel : 0); n < panels; n++, u += way) {
                 const ptrdiff_t next = n < panels - 1 ? u + way : u;
                 REAL *panel_of_u = pre + (plan->whole_chunk ? u / panel * panel_pre : 0);
-                if (!plan->whole_chunk) FN(input_part)(plan, rows, u, next, x + row * s->F, panel_of_u);
-                FN(recurrent_part)(plan, rows, u, next, h_in, panel_of_u, &ahead);
+                if (!plan->whole_chunk) FN(input_part)(plan, rows, u, next, x + row * s->F, panel_of_u, &watch);
+                FN(recurrent_part)(plan, rows, u, next, h_in, panel_of_u, &ahead, &watch);
                 if (!apart) FN(panel_gates)(plan, rows, chunk.first, row, u, panel_of_u);
             }
             for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
@@ -396,11 +401,11 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     gc_ftz_leave(mode);
 }
 
-static void FN(recurrent_forward)(const gc_recurrent *s)
+static int FN(recurrent_forward)(const gc_recurrent *s)
 {
     FN(forward_plan) plan;
     FN(plan_forward)(&plan, s);
-    gc_parallel(recurrent_threads(s), FN(forward_body), &plan);
+    return gc_parallel(recurrent_threads(s), FN(forward_body), &plan);
 }
 
 /* ==== backward ========================================================================================================= */
@@ -523,7 +528,7 @@ static void FN(gru_step_back)(const FN(row_step) *p)
 }
 
 /* One step of a thread's rows and units: from dL/dh_t to dg and dL/dh_{t-1}. */
-static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t i, gc_team *team, int thread)
+static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t i, gc_watch *watch)
 {
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, GH = plan->G * H, t = step_at(s, i), first = chunk->first, rows = own_rows(s, chunk, t);
@@ -539,7 +544,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         const REAL *dy = (const REAL *)s->dy + (s->y_at ? s->y_at[row0 + b] : row0 + b) * s->ld_y;
         for (ptrdiff_t j = chunk->u0; j < chunk->u1; j++) dh[b * H + j] += dy[j];
     }
-    if (chunk->by_units) gc_barrier(team); /* dL/dh_t is complete */
+    if (chunk->by_units) gc_barrier(watch->team); /* dL/dh_t is complete */
     for (ptrdiff_t b = 0; b < rows; b++) {
         const ptrdiff_t row = row0 + b;
         double norm = measures ? FN(l2_norm)(dh + b * H, H) : 0;
@@ -555,47 +560,46 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         else
             FN(rnn_step_back)(&p, s->cell == GC_RNN_RELU);
     }
-    if (chunk->by_units) gc_barrier(team); /* dg and the carry are complete */
+    if (chunk->by_units) gc_barrier(watch->team); /* dg and the carry are complete */
     if (s->dc_norm && s->cell == GC_LSTM) {
         ptrdiff_t from = 0, to = rows;
-        if (chunk->by_units) share(rows, team, thread, &from, &to);
+        if (chunk->by_units) share(rows, watch->team, watch->thread, &from, &to);
         for (ptrdiff_t b = from; b < to; b++) s->dc_norm[row0 + b] = FN(l2_norm)(carry + b * H, H);
     }
     if (s->cell != GC_GRU) carry = NULL;
     FN(gemm)(rows, chunk->u0, chunk->u1, H, GH, dg + (plan->K - plan->G) * H, plan->dg_row, plan->w_hh, (int)(i % 2), dh, H,
-             carry, H, before, rows * plan->gates_row);
+             carry, H, before, rows * plan->gates_row, watch);
 }
 
 /* Rows [m0, m1) of the gradient of a weight matrix, and of its bias, from a chunk: dw += dg^T b, db += the sums of dg. The
  * gates of dg stand for the rows of dw from `first_row` on, and round. */
 static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, ptrdiff_t N, ptrdiff_t rows, const REAL *dg, ptrdiff_t dg_row,
-                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, REAL *work, gc_team *team,
-                            int thread)
+                            const REAL *b, ptrdiff_t b_row, REAL *dw, REAL *db, REAL *work, gc_watch *watch)
 {
     for (ptrdiff_t wrapped = 0; wrapped < 2; wrapped++) {
         ptrdiff_t n = wrapped ? first_row : M - first_row, to = wrapped ? 0 : first_row, m0, m1;
-        share_tiles(n, V, team, thread, &m0, &m1);
+        share_tiles(n, V, watch->team, watch->thread, &m0, &m1);
         FN(gemm_tn)(m0, m1, N, rows, dg + (wrapped ? M - first_row : 0), dg_row, b, b_row, dw + to * N, N,
-                    db ? db + to : NULL, work);
+                    db ? db + to : NULL, work, watch);
     }
 }
 
 /* The same for dw_ih (G*H, F) and db_ih with a narrow input: dg takes the place of b, and a one beside x sums it. */
 static void FN(narrow_weight_part)(const FN(backward_plan) *plan, const gc_chunk *chunk, ptrdiff_t first_row, REAL *work,
-                                   gc_team *team, int thread)
+                                   gc_watch *watch)
 {
     const gc_recurrent *s = plan->s;
     const ptrdiff_t F = s->F, GH = plan->G * s->H, rows = chunk->rows;
-    REAL *sums = plan->narrow + thread * plan->narrow_size, *x_1 = sums + (F + 1) * GH, *dw = s->dw_ih, *db = s->db_ih;
+    REAL *sums = plan->narrow + watch->thread * plan->narrow_size, *x_1 = sums + (F + 1) * GH, *dw = s->dw_ih, *db = s->db_ih;
     const REAL *x = (const REAL *)s->x + chunk->row0 * F;
     ptrdiff_t m0, m1;
-    share_tiles(GH, V, team, thread, &m0, &m1);
+    share_tiles(GH, V, watch->team, watch->thread, &m0, &m1);
     for (ptrdiff_t k = 0; k < rows; k++) {
         for (ptrdiff_t f = 0; f < F; f++) x_1[k * (F + 1) + f] = x[k * F + f];
         x_1[k * (F + 1) + F] = 1;
     }
     memset(sums, 0, (size_t)((F + 1) * GH) * sizeof(REAL));
-    FN(gemm_tn)(0, F + 1, m1 - m0, rows, x_1, F + 1, plan->dg + m0, plan->dg_row, sums + m0, GH, NULL, work);
+    FN(gemm_tn)(0, F + 1, m1 - m0, rows, x_1, F + 1, plan->dg + m0, plan->dg_row, sums + m0, GH, NULL, work, watch);
     for (ptrdiff_t m = m0; m < m1; m++) {
         ptrdiff_t to = m + first_row < GH ? m + first_row : m + first_row - GH;
         for (ptrdiff_t f = 0; f < F; f++) dw[to * F + f] += sums[f * GH + m];
@@ -632,31 +636,32 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     const int n_threads = gc_team_size(team);
     unsigned long long mode = gc_ftz_enter();
 
-    FN(pack)(GH, H, NR, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads);
+    gc_watch watch = {team, thread, 0, 0};
+    FN(pack)(GH, H, NR, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads, &watch);
     const int narrow = plan->narrow_size > 0;
     if (s->dx && narrow) {
         for (ptrdiff_t m = GH * thread / n_threads; m < GH * (thread + 1) / n_threads; m++) /* (F, G*H) */
             for (ptrdiff_t f = 0; f < F; f++)
                 plan->w_ih[f * GH + m] = ((const REAL *)s->w_ih)[(m + n_first < GH ? m + n_first : m + n_first - GH) * F + f];
     } else if (s->dx) {
-        FN(pack)(GH, F, NR, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads);
+        FN(pack)(GH, F, NR, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads, &watch);
     }
     gc_barrier(team);
 
-    for (ptrdiff_t i1 = s->T; i1 > 0;) {
+    for (ptrdiff_t i1 = s->T; i1 > 0 && !watch.stop;) {
         gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, V, team, thread);
         i1 = chunk.i0;
-        for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0; i--) FN(step_back)(plan, &chunk, i, team, thread);
+        for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0 && !watch.stop; i--) FN(step_back)(plan, &chunk, i, &watch);
         gc_barrier(team);
 
         ptrdiff_t rows = chunk.rows, first, end;
         if (narrow)
-            FN(narrow_weight_part)(plan, &chunk, n_first, work, team, thread);
+            FN(narrow_weight_part)(plan, &chunk, n_first, work, &watch);
         else
             FN(weight_part)(GH, n_first, F, rows, plan->dg, plan->dg_row, (const REAL *)s->x + chunk.row0 * F, F, s->dw_ih,
-                        s->db_ih, work, team, thread);
+                            s->db_ih, work, &watch);
         FN(weight_part)(GH, 0, H, rows, plan->dg + (plan->K - plan->G) * H, plan->dg_row,
-                        (const REAL *)s->h_in + chunk.row0 * plan->h_row, plan->h_row, s->dw_hh, s->db_hh, work, team, thread);
+                        (const REAL *)s->h_in + chunk.row0 * plan->h_row, plan->h_row, s->dw_hh, s->db_hh, work, &watch);
         if (s->dx) {
             share_tiles(rows, MR, team, thread, &first, &end);
             REAL *dx = (REAL *)s->dx + (chunk.row0 + first) * F;
@@ -664,16 +669,16 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
                 FN(narrow_dx)(end - first, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, dx, s->dx_adds);
             else
                 FN(gemm)(end - first, 0, F, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, 0, dx, F,
-                     s->dx_adds ? dx : NULL, F, NULL, 0);
+                     s->dx_adds ? dx : NULL, F, NULL, 0, &watch);
         }
         gc_barrier(team);
     }
     gc_ftz_leave(mode);
 }
 
-static void FN(recurrent_backward)(const gc_recurrent *s)
+static int FN(recurrent_backward)(const gc_recurrent *s)
 {
     FN(backward_plan) plan;
     FN(plan_backward)(&plan, s);
-    gc_parallel(recurrent_threads(s), FN(backward_body), &plan);
+    return gc_parallel(recurrent_threads(s), FN(backward_body), &plan);
 }

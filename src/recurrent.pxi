@@ -69,7 +69,7 @@ def copy_rows(cnp.ndarray source, cnp.ndarray source_at, cnp.ndarray to, cnp.nda
             source_at is not None and cnp.PyArray_SIZE(source_at) != n):
         raise ValueError("kernel argument: rows of other sizes")
     with nogil:
-        gc_copy_rows(n, width * size, given, given_rows, target, target_rows)
+        checked(gc_copy_rows(n, width * size, given, given_rows, target, target_rows))
 
 
 cdef void *output_rows(gc_recurrent *s, cnp.ndarray y, cnp.ndarray y_at, Py_ssize_t column, int real,
@@ -101,7 +101,7 @@ def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weight
     work = take(n)
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        TABLE.real[real].recurrent_forward(&s)
+        checked(TABLE.real[real].recurrent_forward(&s))
     return work
 
 
@@ -130,5 +130,5 @@ def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weigh
     work = take(n)
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        TABLE.real[real].recurrent_backward(&s)
+        checked(TABLE.real[real].recurrent_backward(&s))
     return work

@@ -3,7 +3,10 @@
 
 #include "gradcore.h"
 
-enum { SERIAL_BYTES = 256 * 1024 }; /* below this one thread is faster than starting a team */
+enum {
+    LOOK_BYTES = 4 << 20, /* copied from one look whether to stop to the next */
+    SERIAL_BYTES = 256 * 1024
+}; /* below this one thread is faster than starting a team */
 
 typedef struct {
     ptrdiff_t n;
@@ -18,7 +21,12 @@ static void copy_body(void *arg, gc_team *team, int thread)
 {
     const rows_job *job = arg;
     const int n_threads = gc_team_size(team);
-    for (ptrdiff_t i = job->n * thread / n_threads; i < job->n * (thread + 1) / n_threads; i++) {
+    size_t copied = 0;
+    for (ptrdiff_t i = job->n * thread / n_threads; i < job->n * (thread + 1) / n_threads; i++, copied += job->size) {
+        if (copied > LOOK_BYTES) {
+            if (gc_stopped(team, thread)) return;
+            copied = 0;
+        }
         char *to = job->to + (size_t)(job->to_at ? job->to_at[i] : i) * job->size;
         if (job->from)
             memcpy(to, job->from + (size_t)(job->from_at ? job->from_at[i] : i) * job->size, job->size);
@@ -27,8 +35,8 @@ static void copy_body(void *arg, gc_team *team, int thread)
     }
 }
 
-void gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at)
+int gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at)
 {
     rows_job job = {n, size, from, from_at, to, to_at};
-    gc_parallel((size_t)n * size < SERIAL_BYTES ? 1 : gc_get_num_threads(), copy_body, &job);
+    return gc_parallel((size_t)n * size < SERIAL_BYTES ? 1 : gc_get_num_threads(), copy_body, &job);
 }

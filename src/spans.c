@@ -2,7 +2,7 @@
 #include "gradcore.h"
 
 /* A thread that gets fewer blocks than this is not worth waking. */
-enum { BLOCKS_PER_THREAD = 8 };
+enum { BLOCKS_PER_THREAD = 8, LOOK_BLOCKS = 512 /* from one look whether to stop to the next */ };
 
 void gc_number_blocks(gc_span *spans, ptrdiff_t n)
 {
@@ -21,6 +21,7 @@ ptrdiff_t gc_number_of_blocks(const gc_span *spans, ptrdiff_t n)
 typedef struct job {
     const gc_span *spans;
     ptrdiff_t n, n_blocks;
+    int may_stop;
     gc_block_body body;
     void *arg;
 } job;
@@ -44,14 +45,16 @@ static void share(void *arg, gc_team *team, int thread)
     for (; block < end; i++) {
         const gc_span *span = &j->spans[i];
         for (ptrdiff_t start = (block - span->first_block) * GC_BLOCK; start < span->n && block < end;
-             start += GC_BLOCK, block++)
+             start += GC_BLOCK, block++) {
+            if (j->may_stop && block % LOOK_BLOCKS == LOOK_BLOCKS - 1 && gc_stopped(team, thread)) return;
             j->body(j->arg, i, start, span->n - start < GC_BLOCK ? span->n - start : GC_BLOCK);
+        }
     }
 }
 
-void gc_over_blocks(const gc_span *spans, ptrdiff_t n, gc_block_body body, void *arg)
+int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int may_stop, gc_block_body body, void *arg)
 {
-    job j = {spans, n, gc_number_of_blocks(spans, n), body, arg};
+    job j = {spans, n, gc_number_of_blocks(spans, n), may_stop, body, arg};
     const ptrdiff_t useful = j.n_blocks / BLOCKS_PER_THREAD, allowed = gc_get_num_threads();
-    gc_parallel((int)(useful < 1 ? 1 : useful < allowed ? useful : allowed), share, &j);
+    return gc_parallel((int)(useful < 1 ? 1 : useful < allowed ? useful : allowed), share, &j);
 }

@@ -1,10 +1,11 @@
-/* The only door to OpenMP: team size, barrier, what happens after a fork or when the system refuses a thread, and the
- * floating-point mode of a worker. */
+/* The only door to OpenMP: team size, barrier, stopping half way, what happens after a fork or when the system refuses a
+ * thread, and the floating-point mode of a worker. */
 #define _GNU_SOURCE /* syscall, mmap */
 #include "gradcore.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -27,8 +28,8 @@
 
 struct gc_team {
     int size;
-    atomic_int arrived;
-    atomic_int phase;
+    atomic_int arrived, phase, stopped;
+    double ask_at; /* in seconds; 0 before the first look at the clock */
 };
 
 static atomic_int num_threads = 1, workers_lost;
@@ -111,7 +112,7 @@ int gc_has_openmp(void)
 void gc_barrier(gc_team *team)
 {
     enum { SPINS = 2000 };
-    if (team->size == 1) return;
+    if (team->size == 1 || atomic_load_explicit(&team->stopped, memory_order_relaxed)) return;
     int phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
@@ -123,8 +124,76 @@ void gc_barrier(gc_team *team)
 #if !defined(_WIN32)
         if (spins >= SPINS) sched_yield();
 #endif
+        if (atomic_load_explicit(&team->stopped, memory_order_relaxed)) return;
     }
 }
+
+/* ---- the floating-point mode of a worker ------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__) || defined(_M_X64)
+static const unsigned long long FLUSH = 0x8040; /* flush-to-zero, denormals-are-zero */
+unsigned long long gc_ftz_enter(void)
+{
+    unsigned int mode = _mm_getcsr();
+    _mm_setcsr(mode | (unsigned int)FLUSH);
+    return mode;
+}
+void gc_ftz_leave(unsigned long long mode)
+{
+    /* the exception flags raised meanwhile stay raised */
+    _mm_setcsr((unsigned int)mode | (_mm_getcsr() & 0x3f));
+}
+#elif defined(__aarch64__) && defined(__GNUC__)
+static const unsigned long long FLUSH = 1ull << 24;
+unsigned long long gc_ftz_enter(void)
+{
+    unsigned long long mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode | FLUSH));
+    return mode;
+}
+void gc_ftz_leave(unsigned long long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+static const unsigned long long FLUSH = 0;
+unsigned long long gc_ftz_enter(void) { return 0; }
+void gc_ftz_leave(unsigned long long mode) { (void)mode; }
+#endif
+
+/* ---- stopping half way ------------------------------------------------------------------------------------------------- */
+
+static int (*ask)(void);
+void gc_set_ask(int (*what)(void)) { ask = what; }
+
+static double seconds(void)
+{
+    struct timespec now;
+#if defined(_WIN32)
+    timespec_get(&now, TIME_UTC);
+#else
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+int gc_stopped(gc_team *team, int thread)
+{
+    const double interval = 0.1;
+    int stopped = atomic_load_explicit(&team->stopped, memory_order_relaxed);
+    if (thread || stopped || !ask) return stopped;
+    const double now = seconds();
+    if (team->ask_at != 0 && now < team->ask_at) return 0;
+    if (team->ask_at != 0) {
+        const unsigned long long mode = gc_ftz_enter();
+        gc_ftz_leave(mode & ~FLUSH);
+        stopped = ask();
+        gc_ftz_leave(mode);
+        atomic_store_explicit(&team->stopped, stopped, memory_order_relaxed);
+    }
+    team->ask_at = now + interval;
+    return stopped;
+}
+
+/* ---- teams ------------------------------------------------------------------------------------------------------------- */
 
 #ifdef _OPENMP
 /* OpenMP keeps a pool of threads for every thread that opens parallel regions. Its size, that thread included: */
@@ -228,9 +297,8 @@ static int limited(int n)
 #endif
 }
 
-static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg)
+static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg, gc_team *team)
 {
-    gc_team team = {1, 0, 0};
     /* A smaller region would end the other threads of the pool, and the next one create them again: they watch. */
     const int allowed = limited(gc_get_num_threads()), kept = pool_size < allowed ? pool_size : allowed;
     int size = n > kept ? n : kept, grows = 0;
@@ -240,7 +308,7 @@ static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), 
         grows = size > pool_size;
     }
     if (size == 1) {
-        body(arg, &team, 0);
+        body(arg, team, 0);
         return;
     }
 #endif
@@ -249,7 +317,7 @@ static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), 
 #pragma omp single
         {
             const int came = omp_get_num_threads();
-            team.size = came < n ? came : n;
+            team->size = came < n ? came : n;
         }
         const int thread = omp_get_thread_num();
         if (thread == 0) {
@@ -258,49 +326,23 @@ static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), 
             if (grows) pthread_mutex_unlock(&growing); /* all threads are there */
 #endif
         }
-        if (thread < team.size) body(arg, &team, thread);
+        if (thread < team->size) body(arg, team, thread);
     }
     (void)grows;
     if (pool_size < size) calls_left = CALLS_BEFORE_NEXT; /* OMP_DYNAMIC or OMP_THREAD_LIMIT */
 }
 #endif
 
-void gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg)
+int gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg)
 {
+    gc_team team = {.size = 1};
 #ifdef _OPENMP
     /* inside another library's region it would be nested, with other rules for its threads */
-    if (n > 1 && !atomic_load(&workers_lost) && !omp_in_parallel() && (n = limited(n)) > 1) {
-        run_team(n, body, arg);
-        return;
-    }
+    if (n > 1 && !atomic_load(&workers_lost) && !omp_in_parallel() && (n = limited(n)) > 1)
+        run_team(n, body, arg, &team);
+    else
 #endif
+        body(arg, &team, 0);
     (void)n;
-    gc_team alone = {1, 0, 0};
-    body(arg, &alone, 0);
+    return atomic_load(&team.stopped) ? GC_STOPPED : GC_OK;
 }
-
-#if defined(__x86_64__) || defined(_M_X64)
-unsigned long long gc_ftz_enter(void)
-{
-    unsigned int mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040); /* flush-to-zero, denormals-are-zero */
-    return mode;
-}
-void gc_ftz_leave(unsigned long long mode)
-{
-    /* the exception flags raised meanwhile stay raised */
-    _mm_setcsr((unsigned int)mode | (_mm_getcsr() & 0x3f));
-}
-#elif defined(__aarch64__) && defined(__GNUC__)
-unsigned long long gc_ftz_enter(void)
-{
-    unsigned long long mode;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode | (1ull << 24)));
-    return mode;
-}
-void gc_ftz_leave(unsigned long long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
-#else
-unsigned long long gc_ftz_enter(void) { return 0; }
-void gc_ftz_leave(unsigned long long mode) { (void)mode; }
-#endif

@@ -45,7 +45,7 @@ def test_no_addition_to_the_gradients_is_lost(name: str) -> None:
 def test_a_child_forked_during_a_turn_gets_its_own() -> None:
     layer: Any = LAYERS["Linear"]()
     y, tape = layer.forward(np.ones((2, 3)))
-    with layer._adding:
+    with layer._adding.lock:
         child = os.fork()
         if not child:
             thread = threading.Thread(target=layer.backward, args=(tape, y), daemon=True)
@@ -60,6 +60,6 @@ def test_a_copy_has_turns_of_its_own() -> None:
     layer: Any = LAYERS["LSTM"]()
     other = copy.deepcopy(layer)
     y, tape = other.forward(np.ones((2, 1, 3)))
-    with layer._adding:
+    with layer._adding.lock:
         other.backward(tape, y)
     assert other.flat_grads.any()

@@ -1,0 +1,322 @@
+"""Ctrl-C: long kernels answer it half way, and what it leaves is whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradcore
+from gradcore import _kernels
+from gradcore._layer import aligned_zeros
+from gradcore.train import StepRecord
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here"),
+    pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="not in the main thread"),
+]
+
+
+class Heard(BaseException):
+    pass
+
+
+@contextmanager
+def signals(handler: Callable[[], None], after: float, every: float = 0.0) -> Iterator[None]:
+    """A signal comes after so many seconds, and again and again if there is an interval."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        handler()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, after, every)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def raise_when_called(times: int) -> Callable[[], None]:
+    """A handler that raises when it is called for the last of so many times.
+
+    Python calls a handler once for all signals that came during a kernel which does not ask. So whatever is left by the
+    second call was left half way.
+    """
+    calls = 0
+
+    def handler() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == times:
+            raise Heard
+
+    return handler
+
+
+@pytest.fixture(params=[1, 2])
+def num_threads(request: Any) -> Iterator[None]:
+    before = gradcore.get_num_threads()
+    gradcore.set_num_threads(request.param)
+    yield
+    gradcore.set_num_threads(before)
+
+
+def recurrent(kind: str, T: int, **options: Any) -> Callable[[], Any]:
+    layer = getattr(gradcore, kind)(8, 512, rng=np.random.default_rng(0))
+    x = np.ones((T, 32, 8), np.float32)
+    return lambda: layer(x, **options)[0]
+
+
+def many_small_steps() -> Callable[[], Any]:
+    layer = gradcore.LSTM(1, 8, dtype=np.float64, rng=np.random.default_rng(0))
+    x = np.ones((4_000_000, 1, 1))
+    return lambda: layer(x)[1][0]
+
+
+def linear() -> Callable[[], Any]:
+    layer = gradcore.Linear(2048, 2048, dtype=np.float64, rng=np.random.default_rng(0))
+    x = np.ones((16384, 2048))
+    return lambda: layer(x)
+
+
+def activation() -> Callable[[], Any]:
+    x = np.full(100_000_000, 0.5)
+    return lambda: _kernels.activation_forward(_kernels.SOFTPLUS, 1.0, 20.0, x, x)
+
+
+def norm() -> Callable[[], Any]:
+    g = np.ones(60_000_000, np.float32)
+    return lambda: float(gradcore.grad_norm([g], norm_type=2.5))
+
+
+def rows() -> Callable[[], Any]:
+    two, first, second = np.ones((2, 1 << 18), np.float32), np.zeros(40_000, np.intp), np.ones(40_000, np.intp)
+    return lambda: _kernels.copy_rows(two, first, two, second)
+
+
+def jacobian() -> Callable[[], Any]:
+    H, take = 256, lambda n: aligned_zeros(n, np.dtype(np.uint8))
+    factors, v = np.full((3000, 1, 6, H), 0.1), np.ones((1, 64, 2 * H))
+    packed = _kernels.jacobian_packed(_kernels.LSTM, False, np.zeros((4 * H, H)), take)
+    return lambda: _kernels.jacobian_product(_kernels.LSTM, False, factors, packed, v, None, take)
+
+
+def separation() -> Callable[[], Any]:
+    v = np.random.default_rng(0).standard_normal((1, 2500, 2500))
+    return lambda: _kernels.jacobian_separate(v, True)
+
+
+# What makes a call of half a second and more, which returns something to compare.
+LONG: dict[str, Callable[[], Callable[[], Any]]] = {
+    "RNN": lambda: recurrent("RNN", 8000),
+    "LSTM": lambda: recurrent("LSTM", 2500),
+    "GRU": lambda: recurrent("GRU", 3000),
+    "ragged": lambda: recurrent("LSTM", 4000, lengths=np.arange(1, 33) * 125),
+    "small": many_small_steps,
+    "linear": linear,
+    "activation": activation,
+    "norm": norm,
+    "rows": rows,
+    "jacobian": jacobian,
+    "separation": separation,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_kernel_hears_signals_half_way(name: str, num_threads: None) -> None:
+    call = LONG[name]()
+    with pytest.raises(Heard), signals(raise_when_called(2), 0.05, 0.05):
+        call()
+
+
+@pytest.mark.parametrize("name", ["ragged", "norm"])
+def test_a_handler_that_does_not_raise_changes_nothing(name: str, num_threads: None) -> None:
+    """Not even if it uses gradcore itself; and it runs in Python's own floating-point mode."""
+    small = gradcore.GRU(3, 40, rng=np.random.default_rng(0))
+    x = np.ones((50, 4, 3), np.float32)
+    want, inside = small(x)[0], []
+
+    def handler() -> None:
+        inside.append(np.array_equal(small(x)[0], want) and sys.float_info.min / 4 > 0)
+
+    call = LONG[name]()
+    once = call()
+    with signals(handler, 0.05, 0.05):
+        again = call()
+    np.testing.assert_array_equal(again, once)
+    assert inside
+    assert all(inside)
+
+
+def models() -> dict[str, tuple[Any, Any]]:
+    rng = np.random.default_rng(0)
+    x = np.ones((1500, 32, 8), np.float32)
+    return {
+        "LSTM": (gradcore.LSTM(8, 512, rng=rng), x),
+        "stack": (gradcore.GRU(8, 256, 2, bidirectional=True, rng=rng), x[:700]),
+        "linear": (gradcore.Linear(2048, 2048, dtype=np.float64, rng=rng), np.ones((8192, 2048))),
+        "Sequential": (gradcore.Sequential(gradcore.LSTM(8, 512, rng=rng), gradcore.Linear(512, 4, rng=rng)), x),
+    }
+
+
+@pytest.mark.parametrize("name", models())
+def test_backward_broken_off_leaves_zero_gradients_and_a_layer_that_works(name: str, num_threads: None) -> None:
+    model, x = models()[name]
+    y, tape = model.forward(x)
+    dy = np.full_like(y, 1e-3)
+    model.backward(tape, dy)
+    want, params = model.flat_grads.copy(), model.flat_params.copy()
+    with pytest.raises(Heard), signals(raise_when_called(2), 0.05, 0.05):
+        model.backward(tape, dy)
+    assert not model.flat_grads.any()
+    np.testing.assert_array_equal(model.flat_params, params)
+    model.backward(tape, dy)
+    np.testing.assert_array_equal(model.flat_grads, want)
+
+
+@pytest.mark.parametrize("rule", ["SGD", "SPAM"])
+def test_a_step_is_taken_whole_or_not_at_all(rule: str) -> None:
+    """Two groups, one array of which is not contiguous; the signal comes at any moment."""
+    grads = [np.ones(50_000), np.ones((300, 300))[::2, ::2]]
+    params = [np.zeros(50_000), np.zeros((300, 300))[::2, ::2]]
+    groups = [{"params": [pair]} for pair in zip(params, grads, strict=True)]
+    optimizer = getattr(gradcore.optim, rule)(groups, lr=1.0, **({"reset_every": 3} if rule == "SPAM" else {}))
+    draw, heard = random.Random(0), 0
+    for _ in range(300):
+        before = optimizer.state_dict(), [p.copy() for p in params]
+        other = gradcore.optim.__dict__[rule](
+            [{"params": [(p.copy(), g)]} for p, g in zip(params, grads, strict=True)],
+            lr=1.0,
+            **({"reset_every": 3} if rule == "SPAM" else {}),
+        )
+        other.load_state_dict(before[0])
+        other.step()
+        try:
+            with signals(raise_when_called(1), draw.uniform(1e-5, 4e-4)):
+                optimizer.step()
+        except Heard:
+            heard += 1
+        whole = optimizer.n_steps > before[0]["n_steps"]
+        for p, old, new in zip(params, before[1], other.params.values(), strict=True):
+            np.testing.assert_array_equal(p, new if whole else old)
+        np.testing.assert_equal(optimizer.state_dict(), other.state_dict() if whole else before[0])
+    assert heard
+
+
+def test_clipping_is_whole_or_not_at_all() -> None:
+    big = np.ones((600, 600))
+    grads, draw, heard = [big[::2, ::2], np.ones(90_000)], random.Random(0), 0
+    for _ in range(300):
+        for g in grads:
+            g[...] = 1
+        try:
+            with signals(raise_when_called(1), draw.uniform(1e-5, 1e-3)):
+                gradcore.clip_grad_norm_(grads, 1.0)
+        except Heard:
+            heard += 1
+        assert {float(g.min()) for g in grads} == {float(g.max()) for g in grads}
+        assert len({float(g.max()) for g in grads}) == 1
+    assert heard
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Shells start background jobs with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def problem(where: str | None, step: int = 3) -> tuple[gradcore.History, Any, Any, list[Any]]:
+    """A run of six steps, in one of which Ctrl-C comes somewhere: history, model, optimizer, each step's state."""
+    rng = np.random.default_rng(0)
+    model = gradcore.Sequential(
+        gradcore.LSTM(2, 12, 2, dropout=0.5, dtype=np.float64, rng=rng),
+        gradcore.Linear(12, 1, dtype=np.float64, rng=rng),
+    )
+    optimizer = gradcore.optim.Adam(model, lr=0.01)
+    x = rng.standard_normal((7, 4, 2))
+    states: list[Any] = []
+
+    def state() -> Any:
+        drawn = [generator.bit_generator.state for generator in model._generators()]
+        return model.flat_params.copy(), optimizer.state_dict(), drawn
+
+    def at(place: str) -> None:
+        if place == where and len(states) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def batches() -> Iterator[Any]:
+        for _ in range(6):
+            at("batch")
+            yield x, x[:, :, :1]
+
+    def loss(y: Any, target: Any) -> Any:
+        at("loss")
+        return gradcore.losses.mse(y, target)
+
+    def callback(record: StepRecord) -> None:
+        at("callback")
+        states.append(state())
+
+    history = gradcore.fit(model, batches, loss, optimizer, epochs=1, callbacks=[callback])
+    states.append(state())
+    return history, model, optimizer, states
+
+
+@pytest.mark.parametrize("where", ["batch", "loss"])
+def test_fit_drops_the_step_that_was_under_way(where: str, ctrl_c: None) -> None:
+    whole, *_, states = problem(None)
+    history, model, optimizer, seen = problem(where)
+    assert history.interrupted
+    assert len(history) == optimizer.n_steps == 3
+    np.testing.assert_array_equal(history.loss, whole.loss[:3])
+    np.testing.assert_equal(seen[-1], states[2])
+    assert not model.flat_grads.any()
+
+
+def test_fit_finishes_what_follows_the_backward_pass(ctrl_c: None) -> None:
+    *_, states = problem(None)
+    history, _, optimizer, seen = problem("callback")
+    assert history.interrupted
+    assert len(history) == optimizer.n_steps == 4
+    np.testing.assert_equal(seen[-1], states[3])
+
+
+def test_fit_breaks_off_a_long_kernel(ctrl_c: None) -> None:
+    model = gradcore.LSTM(8, 512, rng=np.random.default_rng(0))
+    params, optimizer = model.flat_params.copy(), gradcore.optim.SGD(model, lr=1.0)
+    x, calls = np.ones((2500, 32, 8), np.float32), []
+
+    def loss(y: Any, target: Any) -> Any:
+        calls.append(1)
+        return 0.0, np.ones_like(y)
+
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    history = gradcore.fit(model, [(x, None)], loss, optimizer, epochs=1)
+    timer.join()
+    assert history.interrupted
+    assert not calls  # nor was the forward pass finished
+    assert len(history) == optimizer.n_steps == 0
+    np.testing.assert_array_equal(model.flat_params, params)
+
+
+def test_an_interrupt_that_is_not_ctrl_c_is_not_swallowed(ctrl_c: None) -> None:
+    model = gradcore.Linear(1, 1)
+
+    def loss(y: Any, target: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gradcore.fit(model, [(np.ones((1, 1), np.float32), None)], loss, gradcore.optim.SGD(model, lr=1.0), epochs=1)
