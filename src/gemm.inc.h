@@ -80,14 +80,6 @@ INLINE uintptr_t FN(next_panel)(const REAL *next, ptrdiff_t K, ptrdiff_t N)
     return K * N * (ptrdiff_t)sizeof(REAL) > FETCH_BYTES ? (uintptr_t)next : 0;
 }
 
-/* Has the compiler make what it needs of x in the addresses themselves. It would keep every multiple, or every row's address, in
- * a register of its own, more than there are, and fetch them back from vector registers at the cost of multiply-adds. */
-#if defined(__GNUC__)
-#define ADDRESS(x) __asm__("" : "+r"(x))
-#else
-#define ADDRESS(x) ((void)(x))
-#endif
-
 /* C = start + the sums of a tile, whose last vector has `last` elements. */
 INLINE void FN(finish)(const int rows, const int vectors, const ptrdiff_t last, VEC sum[MR][NW], const REAL *start,
                        ptrdiff_t start_row, REAL *c, ptrdiff_t c_row)

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "compiler.h"
 #include "gradcore.h"
 
 #ifndef GC_ISA
@@ -13,16 +14,6 @@
 #define GC_JOIN(a, b) GC_JOIN_(a, b)
 #define GC_TEXT_(a) #a
 #define GC_TEXT(a) GC_TEXT_(a)
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#define PREFETCH(address) __builtin_prefetch(address)
-#define PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
-#else
-#define INLINE static __forceinline
-#define PREFETCH(address) ((void)(address))
-#define PREFETCH_L2(address) ((void)(address))
-#endif
 
 /* Passes over long arrays fetch what they will need so many bytes later: the processor's own prefetching does not keep ahead of
  * more than a few operations an element. */

@@ -16,7 +16,6 @@
 #undef DEPTH
 #undef STRIPE
 #undef STRIPE_SIZE
-#undef ADDRESS
 #undef PREFETCH_NEXT
 #undef FETCH_BYTES
 #undef PAIR_BYTES

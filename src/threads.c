@@ -1,19 +1,23 @@
 /* The only door to OpenMP: team size, barrier, stopping half way, what happens after a fork or when the system refuses a
  * thread, and the floating-point mode of a worker. */
 #define _GNU_SOURCE /* syscall, mmap */
+#include "compiler.h"
 #include "gradcore.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <time.h>
 #endif
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -166,13 +170,13 @@ void gc_set_ask(int (*what)(void)) { ask = what; }
 
 static double seconds(void)
 {
-    struct timespec now;
 #if defined(_WIN32)
-    timespec_get(&now, TIME_UTC);
+    return 1e-3 * (double)GetTickCount64();
 #else
+    struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-#endif
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
 }
 
 int gc_stopped(gc_team *team, int thread)
@@ -197,11 +201,11 @@ int gc_stopped(gc_team *team, int thread)
 
 #ifdef _OPENMP
 /* OpenMP keeps a pool of threads for every thread that opens parallel regions. Its size, that thread included: */
-static _Thread_local int pool_size = 1;
+static THREAD_LOCAL int pool_size = 1;
 /* After fewer threads came than were asked for, so many calls make do with the pool as it is: asking takes as long as a
  * small kernel does. */
 enum { CALLS_BEFORE_NEXT = 1000 };
-static _Thread_local int calls_left;
+static THREAD_LOCAL int calls_left;
 
 #if !defined(_WIN32)
 static pthread_mutex_t growing = PTHREAD_MUTEX_INITIALIZER;
@@ -336,9 +340,10 @@ static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), 
 int gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg)
 {
     gc_team team = {.size = 1};
+    if (atomic_load(&workers_lost)) n = 1;
 #ifdef _OPENMP
     /* inside another library's region it would be nested, with other rules for its threads */
-    if (n > 1 && !atomic_load(&workers_lost) && !omp_in_parallel() && (n = limited(n)) > 1)
+    if (n > 1 && !omp_in_parallel() && (n = limited(n)) > 1)
         run_team(n, body, arg, &team);
     else
 #endif

@@ -14,9 +14,10 @@ SOURCES = [ROOT / "tests" / "kernels_test.c", *(ROOT / "src").glob("*.c")]
 FLAGS = ["-std=c11", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
 BUILDS = {  # compiler, its options, what runs the program
     "here": (["cc"], []),
-    "one element at a time": (["cc", "-DGC_SCALAR"], []),
+    "one element at a time, strict C11": (["cc", "-DGC_SCALAR", "-pedantic", "-Wno-unknown-pragmas"], []),
     "clang": (["clang"], []),
     "aarch64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64"]),
+    "Windows": (["x86_64-w64-mingw32-gcc", "-static", "-D__USE_MINGW_ANSI_STDIO=1"], ["wine"]),
 }
 
 
