@@ -119,8 +119,10 @@ OPERATORS = {
 # of threads, and whether it shares sequences or units; barriers, which ThreadSanitizer watches over.
 SPEED = re.compile(
     r"PREFETCH|FETCH|ADDRESS|STREAM|stream|ahead|\b(?:next|then|back|way|line|last|same)\b|gc_barrier|restrict|"
-    r"_BYTES|SERIAL_|_WORK\b|useful|by_units =|all_help =|whole_chunk =|apart =|\(int\)\(i % 2\)"
+    r"_BYTES|SERIAL_|_WORK\b|useful|by_units =|all_help =|whole_chunk =|apart =|\(int\)\(i % 2\)|64, 0, 0"
 )
+# Nor does the stride or the size of what is NULL, nor from which end a packed matrix is walked through.
+NO_MATTER = re.compile(r"(?<=NULL, )0|(?<=->packed, )0|(?<=->w_ih, )0")
 CHOICES = re.compile(r"(?ms)^INLINE [^\n;{]*\b(?:\w+_threads|FN\(columns_at_once\)|FN\(next_panel\))\(.*?^}$")
 
 
@@ -133,7 +135,7 @@ def code_of(text: str) -> str:
     text = re.sub(r'(?s)/\*.*?\*/|"(?:\\.|[^"\\])*"', blank, text)
     text = re.sub(r"(?m)^ *#(?:.*\\\n)*.*$", blank, text)
     text = re.sub(r"(?s)\benum \{.*?\}", blank, text)
-    text = CHOICES.sub(blank, text)
+    text = NO_MATTER.sub(blank, CHOICES.sub(blank, text))
     return re.sub(r"(?m)^.*$", lambda line: blank(line) if SPEED.search(line[0]) else line[0], text)
 
 
