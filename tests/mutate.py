@@ -72,7 +72,7 @@ OPERATORS = {
     "dropped !": [(r"!(?=[\w(])", "")],
     "if always": [(r"\bif \(", "if (1 || ")],
     "if never": [(r"\bif \(", "if (0 && ")],
-    "other case": [(r"(?<=[=(,] )(\w+(?:->\w+)*) \? ", r"!\1 ? ")],
+    "other case": [(r"(?<![=!<>]= )(?<=[=(,] )(\w+(?:->\w+)*) \? ", r"!\1 ? ")],
     "0 for 1": [(r"(?<![\w.])0(?![\w.])", "1"), (r"(?<![\w.])1(?![\w.])", "0"), (r"(?<![\w.])2(?![\w.])", "1")],
     "sign": [(r"\bR\((?=\d)", "R(-"), (r"(?<=[(?:=] )-(?=\w)|(?<=\()-(?=\w)", "")],
     "min for max": [(r"(gc_|v_|\bf)min\b", r"\1max"), (r"(gc_|v_|\bf)max\b", r"\1min")],
@@ -115,11 +115,11 @@ OPERATORS = {
     ],
 }
 
-# What changes no result, by design: what is fetched early, kept in a cache, or walked to and fro; what is worth a team
-# of threads, and whether it shares sequences or units; barriers, which ThreadSanitizer watches over.
+# What changes no result, by design: what is fetched early, kept in a cache, or walked to and fro; how a panel is cut;
+# what is worth a team of threads, and whether it shares sequences or units; barriers, which ThreadSanitizer watches.
 SPEED = re.compile(
     r"PREFETCH|FETCH|ADDRESS|STREAM|stream|ahead|\b(?:next|then|back|way|line|last|same)\b|gc_barrier|restrict|"
-    r"_BYTES|SERIAL_|_WORK\b|useful|by_units =|all_help =|whole_chunk =|apart =|\(int\)\(i % 2\)|64, 0, 0"
+    r"_BYTES|SERIAL_|_WORK\b|useful|by_units =|all_help =|whole_chunk =|apart =|part =|\(int\)\(i % 2\)|64, 0, 0"
 )
 # Nor does the stride or the size of what is NULL, nor from which end a packed matrix is walked through.
 NO_MATTER = re.compile(r"(?<=NULL, )0|(?<=->packed, )0|(?<=->w_ih, )0")
