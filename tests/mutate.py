@@ -18,7 +18,6 @@ import random
 import re
 import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +28,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("src", "gradcore", "tests", "bench", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+from sanitize import copy_source
+
 GOAL = 0.9
 AT_LEAST = 5  # mutants of each file and of each operator, where there are so many candidates
 SECONDS = 60  # for a test; the slowest takes about ten
@@ -193,12 +192,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for part in PARTS:
-            if (ROOT / part).is_dir():
-                left = shutil.ignore_patterns("*.so", "_kernels.c", "__pycache__")
-                shutil.copytree(ROOT / part, folder / part, ignore=left)
-            else:
-                shutil.copy(ROOT / part, folder)
+        copy_source(folder)
         self.environment = {"GRADCORE_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(folder)}
         self.environment |= {"HYPOTHESIS_PROFILE": "ci", "PYTHONDONTWRITEBYTECODE": "1"}
         build = self.run([sys.executable, "setup.py", "build_ext", "--inplace"])
