@@ -24,6 +24,15 @@ TESTS = ("-q", "-x", "-m", "kernels and not peers", "--deselect", "tests/test_is
 OPTIMISED = "-O1 -g -fno-omit-frame-pointer"
 
 
+def copy_source(folder: Path) -> None:
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            left = shutil.ignore_patterns("*.so", "_kernels.c", "__pycache__")
+            shutil.copytree(ROOT / part, folder / part, ignore=left)
+        else:
+            shutil.copy(ROOT / part, folder)
+
+
 def ask(compiler: str, question: str) -> Path:
     return Path(subprocess.run([compiler, question], capture_output=True, text=True, check=True).stdout.strip())
 
@@ -80,12 +89,7 @@ def main() -> int:
     arguments, tests = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in PARTS:
-            if (ROOT / part).is_dir():
-                left = shutil.ignore_patterns("*.so", "_kernels.c", "__pycache__")
-                shutil.copytree(ROOT / part, folder / part, ignore=left)
-            else:
-                shutil.copy(ROOT / part, folder)
+        copy_source(folder)
         found = KINDS[arguments.kind](folder)
         building = {**os.environ, **{name: found.pop(name) for name in ("CC", "CFLAGS") if name in found}}
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
