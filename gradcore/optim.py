@@ -228,17 +228,18 @@ class Optimizer:
         check_policy(nonfinite)
         names, params, grads = self._members()
         found = Gradients(_by_name(names, grads), write=False)
+        plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
+        grads = [found.arrays[place] for place in found.where]
+        updates, first = [], 0
+        for part, lr in zip(self._parts, lrs, strict=True):
+            end = first + len(part.members()[0])
+            updates.append(self._update(part, lr, grads[first:end], plain[first:end]))
+            first = end
         norm, factor0, factor1 = found.measure(2.0, limit, nonfinite, scale)
         if norm.skipped:
             self._skip(found)
             return norm
-        plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
-        grads = [found.arrays[place] for place in found.where]
-        first = 0
-        for part, lr in zip(self._parts, lrs, strict=True):
-            end = first + len(part.members()[0])
-            self._update(part, lr, (factor0, factor1), grads[first:end], plain[first:end])
-            first = end
+        self._run(updates, factor0, factor1)
         copy_back(plain, params)
         self.n_steps += 1
         self.n_consecutive_skips = 0
@@ -252,22 +253,19 @@ class Optimizer:
         self.n_skipped += 1
         self.n_consecutive_skips += 1
 
-    def _update(
-        self, part: _Part, lr: float, factors: tuple[float, float], grads: list[Array], params: list[Array]
-    ) -> int:
-        """One group's share of a step; how many spikes were cut."""
+    def _update(self, part: _Part, lr: float, grads: list[Array], params: list[Array]) -> _kernels.Update:
+        """One group's share of a step, to be run."""
         group = self._group(part)
         arguments: dict[str, Any] = {self._operands[name]: arrays for name, arrays in part.moments.items()}
         arguments |= self._rates(group, lr, self.n_steps + 1)
-        return _kernels.update(
-            self._rule,
-            -factors[0] if group.maximize else factors[0],
-            factors[1],
-            grads,
-            params,
-            l1=group.l1,
-            **arguments,
-        )
+        return _kernels.Update(self._rule, grads, params, l1=group.l1, **arguments)
+
+    def _run(self, updates: list[_kernels.Update], factor0: float, factor1: float) -> int:
+        """The step; how many spikes were cut."""
+        spikes = 0
+        for part, update in zip(self._parts, updates, strict=True):
+            spikes += update.run(-factor0 if self._group(part).maximize else factor0, factor1)
+        return spikes
 
     def _too_many_skips(self, found: Gradients) -> str:
         """What to say about one more gradient that is not finite."""
@@ -819,12 +817,13 @@ class SPAM(Optimizer):
             l1=l1,
         )
 
-    def _update(self, part: _Part, *arguments: Any) -> int:
-        if (self.n_steps + 1) % self._group(part).reset_every == 0:
-            for moment in part.moments.values():
-                for a in moment:
-                    a.fill(0)
-        spikes = super()._update(part, *arguments)
+    def _run(self, *arguments: Any) -> int:
+        for part in self._parts:
+            if (self.n_steps + 1) % self._group(part).reset_every == 0:
+                for moment in part.moments.values():
+                    for a in moment:
+                        a.fill(0)
+        spikes = super()._run(*arguments)
         self.n_spikes += spikes
         return spikes
 
