@@ -401,6 +401,7 @@ def watch_calls(n: int, seed: int, kind: str | None) -> bool:
             raise SystemExit(f"{chosen.name}: the good call fails")
         for case in each(chosen):
             attempt(case)
+    some(20_000, None)
     gc.freeze()
     every, failed = max(n // SAMPLES, 1), 0
     at, samples = every * np.arange(SAMPLES + 1), np.zeros((SAMPLES + 1, len(HELD)), np.int64)
@@ -638,7 +639,7 @@ def with_failing_malloc() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--calls", type=int, default=100_000, help="fewer may not be flat yet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--leak", choices=["reference", "object", "bytes"])
     parser.add_argument("--malloc", action="store_true")
