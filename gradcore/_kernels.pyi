@@ -93,29 +93,30 @@ def plain(arrays: list[Any], write: bool) -> bool: ...
 def norm(arrays: list[_Array], p: float) -> tuple[float, float, int, int, int, int, _Array]: ...
 def scale(arrays: list[_Array], factors: _Array) -> None: ...
 def clamp(arrays: list[_Array], limit: float) -> None: ...
-def update(
-    rule: int,
-    factor0: float,
-    factor1: float,
-    grads: list[_Array],
-    params: list[_Array],
-    *,
-    mean: list[_Array] | None = None,
-    square: list[_Array] | None = None,
-    extra: list[_Array] | None = None,
-    l2: float = 0,
-    l1: float = 0,
-    shrink: float = 1,
-    step: float,
-    keep_mean: float = 0,
-    take_mean: float = 0,
-    keep_square: float = 0,
-    take_square: float = 0,
-    eps: float = 0,
-    root: float = 1,
-    now: float = 0,
-    past: float = 0,
-    momentum: float = 0,
-    threshold: float = 0,
-    counts: dict[str, Any] | None = None,
-) -> None: ...
+
+class Update:
+    def __init__(
+        self,
+        rule: int,
+        grads: list[_Array],
+        params: list[_Array],
+        *,
+        mean: list[_Array] | None = None,
+        square: list[_Array] | None = None,
+        extra: list[_Array] | None = None,
+        l2: float = 0,
+        l1: float = 0,
+        shrink: float = 1,
+        step: float,
+        keep_mean: float = 0,
+        take_mean: float = 0,
+        keep_square: float = 0,
+        take_square: float = 0,
+        eps: float = 0,
+        root: float = 1,
+        now: float = 0,
+        past: float = 0,
+        momentum: float = 0,
+        threshold: float = 0,
+    ) -> None: ...
+    def run(self, factor0: float, factor1: float, counts: dict[str, Any] | None = None) -> None: ...

@@ -29,7 +29,7 @@ class Pool:
     """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults.
 
     Threads share it without a lock, which a fork could leave taken in the child for ever: what changes it is one
-    operation of a dict, and those are atomic.
+    operation of a dict, and those are atomic, in free-threaded Pythons too.
     """
 
     KEEP = 16

@@ -1,4 +1,10 @@
-"""How many threads the kernels use, and which instruction set."""
+"""How many threads the kernels use, and which instruction set.
+
+Python threads may share layers and models in `forward` and `backward`, each thread with its own tapes, and all that is
+only read. What changes in place what it is given, an optimizer's step or clipping, is for one thread at a time. That
+holds for free-threaded Pythons as well: the compiled module declares that it does not need their lock, and the import
+leaves it off. One interpreter of a process can have gradcore; NumPy, or else the module, refuses to load in a second.
+"""
 
 from __future__ import annotations
 

@@ -229,18 +229,20 @@ class Optimizer:
         check_policy(nonfinite)
         names, params, grads = self._members()
         found = Gradients(_by_name(names, grads), write=False)
+        plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
+        grads = [found.arrays[place] for place in found.where]
+        updates, first = [], 0
+        for part, lr in zip(self._parts, lrs, strict=True):
+            end = first + len(part.members()[0])
+            updates.append(self._update(part, lr, grads[first:end], plain[first:end]))
+            first = end
         norm, factor0, factor1 = found.measure(2.0, limit, nonfinite, scale)
         if norm.skipped:
             self._skip(found)
             return norm
-        plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
-        grads = [found.arrays[place] for place in found.where]
         calls: list[Callable[..., Any]] = []
-        first = 0
-        for part, lr in zip(self._parts, lrs, strict=True):
-            end = first + len(part.members()[0])
-            calls += self._updates(part, lr, (factor0, factor1), grads[first:end], plain[first:end])
-            first = end
+        for part, update in zip(self._parts, updates, strict=True):
+            calls += self._calls(part, update, -factor0 if self._group(part).maximize else factor0, factor1)
         calls += copies_back(plain, params)
         after = {"n_steps": self.n_steps + 1, "n_consecutive_skips": 0, "last_norm": float(norm)}
         _kernels.together([*calls, partial(vars(self).update, after)])  # Ctrl-C finds the whole step, or none of it
@@ -253,15 +255,16 @@ class Optimizer:
         self.n_skipped += 1
         self.n_consecutive_skips += 1
 
-    def _updates(
-        self, part: _Part, lr: float, factors: tuple[float, float], grads: list[Array], params: list[Array]
-    ) -> list[Callable[..., Any]]:
-        """The calls that make one group's share of a step."""
+    def _update(self, part: _Part, lr: float, grads: list[Array], params: list[Array]) -> _kernels.Update:
+        """One group's share of a step, made ready."""
         group = self._group(part)
         arguments: dict[str, Any] = {self._operands[name]: arrays for name, arrays in part.moments.items()}
         arguments |= self._rates(group, lr, self.n_steps + 1)
-        factor = -factors[0] if group.maximize else factors[0]
-        return [partial(_kernels.update, self._rule, factor, factors[1], grads, params, l1=group.l1, **arguments)]
+        return _kernels.Update(self._rule, grads, params, l1=group.l1, **arguments)
+
+    def _calls(self, part: _Part, update: _kernels.Update, first: float, second: float) -> list[Callable[..., Any]]:
+        """What takes it with the gradients times the two factors; nothing of that is Python code."""
+        return [partial(update.run, first, second)]
 
     def _too_many_skips(self, found: Gradients) -> str:
         """What to say about one more gradient that is not finite."""
@@ -813,11 +816,10 @@ class SPAM(Optimizer):
             l1=l1,
         )
 
-    def _updates(self, part: _Part, *arguments: Any) -> list[Callable[..., Any]]:
+    def _calls(self, part: _Part, update: _kernels.Update, first: float, second: float) -> list[Callable[..., Any]]:
         resets = (self.n_steps + 1) % self._group(part).reset_every == 0
         moments = [a for moment in part.moments.values() for a in moment] if resets else []
-        (update,) = super()._updates(part, *arguments)
-        return [*(partial(a.fill, 0) for a in moments), partial(update, counts=vars(self))]
+        return [*(partial(a.fill, 0) for a in moments), partial(update.run, first, second, vars(self))]
 
     def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
         since, N = t % group.reset_every, group.warmup_steps

@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+# cython: freethreading_compatible=True
 """The one extension module: arrays in, kernels run with the GIL released, a status turned into an exception. No policy.
 
 Every function takes arrays that its caller has checked; what is checked here again is only what memory safety needs.

@@ -884,7 +884,11 @@ class Outcome:
 
 def generated(rng: np.random.Generator) -> Case:
     """A recipe, and what is replaced in it."""
-    chosen = RECIPES[rng.integers(len(RECIPES))]
+    return malformed(RECIPES[rng.integers(len(RECIPES))], rng)
+
+
+def malformed(chosen: Recipe, rng: np.random.Generator) -> Case:
+    """The recipe with one or two of the leaves of its arguments replaced."""
     _, given = chosen.make(np.random.default_rng(0))
     changes = []
     names = list(given)
@@ -896,6 +900,16 @@ def generated(rng: np.random.Generator) -> Case:
             makers = [maker for maker in makers if not maker.endswith(" long")]
         changes.append((name, where, makers[rng.integers(len(makers))]))
     return Case(chosen, changes)
+
+
+def prepared(case: Case) -> tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]:
+    """The callable, its good arguments, and those of the case."""
+    call, good = case.recipe.make(np.random.default_rng(0))
+    given = dict(good)
+    for name, at, maker in case.changes:
+        bad = makers_for(part(given[name], at))[maker](part(given[name], at))
+        given[name] = replaced(given[name], at, bad)
+    return call, good, given
 
 
 def invoke(call: Callable[..., Any], given: dict[str, Any], by_position: int) -> Any:
@@ -927,11 +941,7 @@ def called_back(case: Case) -> bool:
 
 def run(case: Case) -> Outcome:
     recipe = case.recipe
-    call, good = recipe.make(np.random.default_rng(0))
-    given = dict(good)
-    for name, at, maker in case.changes:
-        bad = makers_for(part(given[name], at))[maker](part(given[name], at))
-        given[name] = replaced(given[name], at, bad)
+    call, good, given = prepared(case)
     given_too = given | {"self": getattr(call, "__self__", None)}
     seen = [pair for name, value in given_too.items() for pair in arrays_of(value, name)]
     before = [bits(a) for _, a in seen]

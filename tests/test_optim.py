@@ -8,6 +8,7 @@ import math
 import platform
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from tools import LAYOUTS, relative_error, same_bits
 
 import gradcore
-from gradcore import clip_grad_norm_, optim, reference, schedule, threshold
+from gradcore import _kernels, clip_grad_norm_, optim, reference, schedule, threshold
 from gradcore._check import Array
 
 pytestmark = pytest.mark.kernels
@@ -679,6 +680,32 @@ def test_an_only_group_is_the_optimizer() -> None:
     assert opt.lr == 0.5
     opt.step()
     assert p[0] == -0.5
+
+
+@pytest.mark.parametrize("rule", OPTIONS)
+def test_no_group_steps_where_one_has_no_memory(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(np.ones(3), np.full(3, 0.5)), (np.ones(2), np.full(2, 0.5))]
+    opt = getattr(optim, rule)([{"params": [pair]} for pair in pairs], **({"reset_every": 2} if rule == "SPAM" else {}))
+    opt.step()
+    limit, made = threshold.FromFirst(steps=2), []
+
+    def state() -> str:
+        return repr((pairs, opt.state_dict(), limit.state_dict()))
+
+    def update(*arguments: Any, **options: Any) -> Any:
+        made.append(_kernels.Update(*arguments, **options))
+        if len(made) == 2:
+            raise MemoryError
+        return made[-1]
+
+    before = state()
+    with monkeypatch.context() as patch:
+        patch.setattr(optim, "_kernels", SimpleNamespace(**{**vars(_kernels), "Update": update}))
+        with pytest.raises(MemoryError):
+            opt.step(limit)
+    assert state() == before
+    opt.step(limit)
+    assert state() != before
 
 
 def test_names_stay_different_in_groups() -> None:

@@ -1,4 +1,4 @@
-"""Threads: how many by default, forks, Python threads, a system that refuses them, limits that others set."""
+"""Threads: how many by default, forks, Python threads and interpreters, a system that refuses, limits of others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_calls import RECIPES, flattened, invoke
 from tools import same_bits
 
 import gradcore
@@ -80,8 +83,8 @@ NEEDS_OPENMP = pytest.mark.skipif(not gradcore.info()["openmp"], reason="built w
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 
 
-def run(script: str, *arguments: object, timeout: float = 60, **environment: str) -> None:
-    """The script, in a process of its own, must end well; its own assertions are the test's."""
+def run(script: str, *arguments: object, timeout: float = 60, **environment: str) -> list[str]:
+    """The script, in a process of its own, must end well; its own assertions are the test's. The lines it prints."""
     surroundings = {name: text for name, text in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)],
@@ -94,6 +97,7 @@ def run(script: str, *arguments: object, timeout: float = 60, **environment: str
     if "skip: " in done.stdout:
         pytest.skip(done.stdout.split("skip: ")[1].strip())
     assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 WAYS = {
@@ -199,6 +203,73 @@ def test_eight_python_threads_share_the_inputs_each_with_its_own_tapes(make: Any
         thread.join(60)
         assert not thread.is_alive()
     assert not wrong
+
+
+@pytest.mark.kernels
+def test_python_threads_call_everything_at_once() -> None:
+    """Each with objects of its own: nothing behind them is shared without care, with Python's lock or without it."""
+
+    def results() -> Iterator[bytes]:
+        for recipe in RECIPES:
+            if recipe.name not in ("meanfield.critical", "meanfield.suggest_gain"):  # long, and Python alone
+                call, given = recipe.make(np.random.default_rng(0))
+                yield b"".join(np.asarray(a).tobytes() for a in flattened(invoke(call, given, recipe.by_position)))
+
+    want, same = list(results()), []
+    threads = [threading.Thread(target=lambda: same.append(list(results()) == want)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True] * 4
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has its lock always")
+def test_the_import_leaves_pythons_lock_off() -> None:
+    run("import numpy, scipy.linalg, sys; assert not sys._is_gil_enabled()")
+    run("import gradcore, sys; assert not sys._is_gil_enabled()")
+
+
+INTERPRETERS = """
+import sys
+try:
+    import _interpreters as interpreters
+    call = interpreters.exec
+except ImportError:  # before Python 3.13
+    import _xxsubinterpreters as interpreters
+    call = interpreters.run_string
+
+for name in sys.argv[1:]:
+    __import__(name)
+for _ in range(20):
+    other = interpreters.create()
+    call(other, '''
+try:
+    import gradcore
+except (ImportError, RuntimeError) as error:  # NumPy 2.0 to 2.2 raise the latter
+    print("refused", flush=True)
+else:
+    print("imported", flush=True)
+''')
+    interpreters.destroy(other)
+if sys.argv[1:]:
+    import numpy as np, gradcore
+    assert gradcore.Linear(2, 3)(np.ones((1, 2), np.float32)).shape == (1, 3)
+    print("fine here")
+"""
+
+
+@pytest.mark.parametrize("before", ["gradcore", "numpy", ""])
+def test_one_interpreter_of_a_process_has_it_and_others_are_refused(before: str) -> None:
+    pytest.importorskip("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0" and before != "gradcore":
+        pytest.skip("this NumPy runs in all interpreters, and crashes in some")
+    said = run(INTERPRETERS, *before.split())
+    if before:
+        assert said == ["refused"] * 20 + ["fine here"]
+    else:
+        assert said.count("imported") <= 1
+        assert said.count("refused") >= 19
 
 
 REFUSAL = (
