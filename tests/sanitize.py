@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("src", "gradcore", "tests", "bench", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+PARTS = ("src", "gradcore", "tests", "bench", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 TESTS = ("-q", "-x", "-m", "kernels and not peers", "--deselect", "tests/test_isa.py", "-p", "no:cacheprovider")
 OPTIMISED = "-O1 -g -fno-omit-frame-pointer"
 
