@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_array, number, real, size
+from gradcore._check import Array, number, real, reals, size
 from gradcore._files import jsonable
 
 SEVERITIES = ("critical", "high", "moderate", "info")
@@ -329,9 +329,7 @@ class GradientMonitor:
         if max_norm is not None:
             max_norm = real("max_norm", max_norm)
         if y is not None:
-            y = as_array("y", y)
-            if y.dtype.kind not in "fiub":
-                raise TypeError(f"y: expected real numbers, got {y.dtype}")
+            y = reals("y", y)
         self._new = []
         if model is not None:
             self._model = model
