@@ -1169,6 +1169,7 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
     "LastStep": lambda: gradcore.LastStep()(
         np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**59, 3), (0, 0, 0))
     ),
+    "float64 of y": lambda: losses.mse(*[empty_huge(np.zeros((1, 1), np.float32), 2**60)] * 2),
     "a copy of x": lambda: gradcore.Tanh()(huge(np.zeros(1, np.float32), 2**60)),
     "float64 of W": lambda: spectral.spectral_norm(huge(np.zeros((1, 2), np.float32), 2**59)),
 }
@@ -1408,3 +1409,10 @@ def test_figures_of_nothing_and_of_the_largest_numbers() -> None:
         draw({"a": most}, title="t").canvas.draw()
     report.plot_time_steps(most, most, title="t").canvas.draw()
     report.plot_trials({"a": np.ones(9)}, title="t", window=2**39)
+
+
+def test_nobody_remembers_for_ever() -> None:
+    for bias in (np.zeros(8), gradcore.GRU(2, 3)):
+        with pytest.raises(ValueError, match="T_max: expected a finite number, got inf"):
+            init.chrono_(bias, math.inf)
+    assert np.isfinite(init.chrono_(np.zeros(8), 1e308)).all()
