@@ -1,5 +1,7 @@
-/* The kernels without Python, for processors that have none here: every cell forward and backward against plain loops and
- * their central differences, the norm of a list of arrays and its scaling. tests/test_c.py has the commands. */
+/* The kernels without Python, for processors that have none here, and for sanitizers: every cell forward and backward and its
+ * Jacobians against plain loops and their central differences, linear layers and activations, the norm of a list of arrays
+ * and its scaling, two optimizers. tests/test_c.py has the commands. */
+#define _POSIX_C_SOURCE 200112L /* posix_memalign */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +10,8 @@
 #include "gradcore.h"
 
 /* Three sequences of 4, 3 and 1 steps; H fills no vector of any instruction set. */
-enum { T = 4, B = 3, F = 2, H = 19, S = 8 };
+enum { T = 4, B = 3, H = 19, S = 8 };
+static int F; /* features of the input: few and more have kernels of their own */
 static const ptrdiff_t OFFSETS[T + 1] = {0, 3, 5, 7, 8};
 
 enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, PARTS };
@@ -24,12 +27,13 @@ static double random_number(void)
     return (double)(state >> 40) / (1 << 23) - 1;
 }
 
+/* Not a byte more than asked for: what is read or written behind it is seen by a sanitizer. */
 static void *zeros(ptrdiff_t n, size_t size)
 {
-    const size_t bytes = ((size_t)n * size + 64) / 64 * 64;
-    void *array = aligned_alloc(64, bytes);
-    if (!array) exit(2);
-    return memset(array, 0, bytes);
+    void *array;
+    if (posix_memalign(&array, 64, (size_t)n * size)) exit(2);
+    memset(array, 0, (size_t)n * size);
+    return array;
 }
 
 static double get(int real, const void *a, ptrdiff_t i) { return real == GC_F32 ? ((const float *)a)[i] : ((const double *)a)[i]; }
@@ -109,6 +113,45 @@ static double plain_forward(int cell, double *const in[PARTS], double *y, double
     return loss;
 }
 
+/* The Jacobian of the first step of the first sequence, whose tape this is: times a vector, and transposed. */
+static void test_jacobian(const gc_table *table, int real, const gc_recurrent *tape, double *const in[PARTS])
+{
+    const int cell = tape->cell, P = cell == GC_LSTM ? 2 : 1, D = cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1;
+    const ptrdiff_t row = 0;
+    double *factors = zeros(D * H, 8), v[2 * H], u[2 * H], both[2] = {0, 0}, norm = 0, want[2 * H], *moved[2];
+    table->real[real].jacobian_factors(1, cell, H, 1, &row, tape->gates, tape->h_in, tape->c_in, factors);
+    for (int i = 0; i < P * H; i++) v[i] = random_number(), u[i] = random_number();
+    for (int transposed = 0; transposed < 2; transposed++) {
+        double *packed = zeros((ptrdiff_t)table->jacobian_packed(cell, transposed, H, NULL, NULL), 8);
+        table->jacobian_packed(cell, transposed, H, in[W_HH], packed);
+        gc_jacobian s = {.cell = cell, .transposed = transposed, .threads = 1, .H = H, .B = 1, .m = 1, .steps = 1};
+        s.factors = factors, s.packed = packed, moved[transposed] = s.v = zeros(P * H, 8);
+        memcpy(s.v, transposed ? u : v, (size_t)(P * H) * 8);
+        s.work = zeros((ptrdiff_t)table->jacobian_work(&s), 1);
+        table->jacobian_product(&s);
+        free(packed), free(s.work);
+    }
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        const double step = 1e-5;
+        double h[H], c[H];
+        for (int k = 0; k < H; k++) {
+            h[k] = in[H0][k] + sign * step * v[k];
+            c[k] = in[C0][k] + (P == 2 ? sign * step * v[H + k] : 0);
+        }
+        plain_step(cell, in, in[X], h, c);
+        for (int i = 0; i < P * H; i++)
+            want[i] = sign > 0 ? (i < H ? h[i] : c[i - H]) : (want[i] - (i < H ? h[i] : c[i - H])) / (2 * step);
+    }
+    for (int i = 0; i < P * H; i++) {
+        both[0] += u[i] * moved[0][i];
+        both[1] += v[i] * moved[1][i];
+        norm += fabs(u[i] * want[i]);
+        check(table->isa, real, CELLS[cell], "J v", fabs(moved[0][i] - want[i]), 1);
+    }
+    check(table->isa, GC_F64, CELLS[cell], "u J v both ways", fabs(both[0] - both[1]), norm);
+    free(factors), free(moved[0]), free(moved[1]);
+}
+
 static void test_cell(const gc_table *table, int real, int cell)
 {
     const gc_kernels *kernels = &table->real[real];
@@ -144,6 +187,7 @@ static void test_cell(const gc_table *table, int real, int cell)
     compare(table->isa, real, CELLS[cell], "y", s.y, y, S * H);
     compare(table->isa, real, CELLS[cell], "the final h", s.h, h, B * H);
     if (s.c) compare(table->isa, real, CELLS[cell], "the final c", s.c, c, B * H);
+    test_jacobian(table, real, &s, in);
 
     double norms[S], largest = 0;
     s.dy = typed(real, dy, S * H), s.dh = found[H0], s.dc = cell == GC_LSTM ? found[C0] : NULL, s.dx = found[X];
@@ -171,6 +215,103 @@ static void test_cell(const gc_table *table, int real, int cell)
     void *const own[] = {s.y, s.gates, s.h_in, s.c_in, (void *)s.dy, s.work};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
     for (int part = 0; part < PARTS; part++) free(in[part]), free(given[part]), free(found[part]);
+}
+
+static void test_linear(const gc_table *table, int real)
+{
+    enum { N = 37, IN = 9, OUT = 21 };
+    const gc_kernels *kernels = &table->real[real];
+    const size_t size = real == GC_F32 ? 4 : 8;
+    double x[N * IN], w[OUT * IN], b[OUT], dy[N * OUT], y[N * OUT], dx[N * IN] = {0}, dw[OUT * IN] = {0}, db[OUT] = {0};
+    double *const filled[] = {x, w, b, dy};
+    const int sizes[] = {N * IN, OUT * IN, OUT, N * OUT};
+    for (int a = 0; a < 4; a++)
+        for (int i = 0; i < sizes[a]; i++) filled[a][i] = (float)random_number();
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OUT; o++) {
+            y[n * OUT + o] = b[o];
+            db[o] += dy[n * OUT + o];
+            for (int i = 0; i < IN; i++) {
+                y[n * OUT + o] += x[n * IN + i] * w[o * IN + i];
+                dx[n * IN + i] += dy[n * OUT + o] * w[o * IN + i];
+                dw[o * IN + i] += dy[n * OUT + o] * x[n * IN + i];
+            }
+        }
+    gc_linear s = {.threads = 1, .N = N, .F = IN, .O = OUT};
+    s.x = typed(real, x, N * IN), s.w = typed(real, w, OUT * IN), s.b = typed(real, b, OUT), s.y = zeros(N * OUT, size);
+    s.work = zeros((ptrdiff_t)kernels->linear_work(&s), 1);
+    kernels->linear_forward(&s);
+    free(s.work);
+    s.dy = typed(real, dy, N * OUT), s.dx = zeros(N * IN, size), s.dw = zeros(OUT * IN, size), s.db = zeros(OUT, size);
+    s.work = zeros((ptrdiff_t)kernels->linear_work(&s), 1);
+    kernels->linear_backward(&s);
+    compare(table->isa, real, "linear", "y", s.y, y, N * OUT);
+    compare(table->isa, real, "linear", "dx", s.dx, dx, N * IN);
+    compare(table->isa, real, "linear", "dw", s.dw, dw, OUT * IN);
+    compare(table->isa, real, "linear", "db", s.db, db, OUT);
+    void *const own[] = {(void *)s.x, (void *)s.w, (void *)s.b, s.y, s.work, (void *)s.dy, s.dx, s.dw, s.db};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+}
+
+/* Each derivative against central differences of the values, which for float32 are those in double. */
+static void test_activation(const gc_table *table, int real, int kind)
+{
+    enum { N = 37 };
+    const int keeps_y = kind == GC_TANH || kind == GC_SIGMOID || kind == GC_RELU;
+    const double p = 0.5, q = kind == GC_SOFTPLUS ? 20 : 1, step = 1e-5;
+    double x[N], dy[N], *moved[2], *y = zeros(N, 8), want[N];
+    char what[32];
+    snprintf(what, sizeof what, "activation %d", kind);
+    for (int i = 0; i < N; i++) x[i] = (float)(3 * random_number()), dy[i] = (float)random_number();
+    table->real[GC_F64].activation_forward(1, kind, N, p, q, x, y);
+    for (int sign = 0; sign < 2; sign++) {
+        moved[sign] = zeros(N, 8);
+        for (int i = 0; i < N; i++) moved[sign][i] = x[i] + (sign ? -step : step);
+        table->real[GC_F64].activation_forward(1, kind, N, p, q, moved[sign], moved[sign]);
+    }
+    for (int i = 0; i < N; i++) want[i] = dy[i] * (moved[0][i] - moved[1][i]) / (2 * step);
+    void *given = typed(real, x, N), *out = typed(real, x, N), *d = typed(real, dy, N), *dx = typed(real, dy, N);
+    table->real[real].activation_forward(1, kind, N, p, q, given, out);
+    table->real[real].activation_backward(1, kind, N, p, q, keeps_y ? out : given, d, dx);
+    compare(table->isa, real, what, "y", out, y, N);
+    compare(table->isa, real, what, "dx", dx, want, N);
+    free(y), free(moved[0]), free(moved[1]), free(given), free(out), free(d), free(dx);
+}
+
+/* A step of SGD and one of Adam for two parameters, one of them longer than a block. */
+static void test_optimizers(const gc_table *table, int real)
+{
+    const int sizes[2] = {GC_BLOCK + 37, 5};
+    for (int rule = GC_SGD; rule <= GC_ADAM; rule++) {
+        gc_span spans[2];
+        double *values[2][GC_OPERANDS] = {{NULL}};
+        for (int a = 0; a < 2; a++) {
+            spans[a] = (gc_span){.n = sizes[a], .real = real};
+            for (int k = GC_GRAD; k <= (rule == GC_SGD ? GC_PARAM : GC_SQUARE); k++) {
+                values[a][k] = zeros(sizes[a], 8);
+                for (int i = 0; i < sizes[a]; i++) values[a][k][i] = (float)fabs(random_number());
+                spans[a].data[k] = typed(real, values[a][k], sizes[a]);
+            }
+        }
+        gc_update u = {.rule = rule, .factor = {1, 0.5}, .shrink = 1, .step = 0.25, .keep_mean = 0.5, .take_mean = 0.5,
+                       .keep_square = 0.75, .take_square = 0.25, .eps = 0.125, .root = 1, .now = 1};
+        gc_number_blocks(spans, 2);
+        gc_optim_update(table, spans, 2, &u);
+        for (int a = 0; a < 2; a++) {
+            double *p = values[a][GC_PARAM], *m = values[a][GC_MEAN], *v = values[a][GC_SQUARE];
+            for (int i = 0; i < sizes[a]; i++) {
+                const double g = values[a][GC_GRAD][i] / 2;
+                if (rule == GC_ADAM) {
+                    m[i] = 0.5 * m[i] + 0.5 * g, v[i] = 0.75 * v[i] + 0.25 * g * g;
+                    p[i] -= 0.25 * m[i] / (sqrt(v[i]) + 0.125);
+                } else {
+                    p[i] -= 0.25 * g;
+                }
+            }
+            compare(table->isa, real, rule == GC_SGD ? "SGD" : "Adam", "a parameter", spans[a].data[GC_PARAM], p, sizes[a]);
+            for (int k = 0; k < GC_OPERANDS; k++) free(values[a][k]), free(spans[a].data[k]);
+        }
+    }
 }
 
 /* Two arrays, of which one has entries whose squares are not representable; then all of it halved. */
@@ -210,9 +351,12 @@ int main(void)
     strcpy(list, supported);
     for (char *isa = strtok(list, ", "); isa; isa = strtok(NULL, ", ")) {
         const gc_table *table = gc_select(isa, supported);
-        for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++) {
-            test_cell(table, GC_F32, cell);
-            test_cell(table, GC_F64, cell);
+        for (int real = GC_F32; real <= GC_F64; real++) {
+            for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++)
+                for (F = 2; F <= 9; F += 7) test_cell(table, real, cell);
+            for (int kind = GC_IDENTITY; kind <= GC_SOFTPLUS; kind++) test_activation(table, real, kind);
+            test_linear(table, real);
+            test_optimizers(table, real);
         }
         test_norm(table);
         printf("%s: %d elements of float32 in a vector\n", isa, (int)table->real[GC_F32].lanes);
