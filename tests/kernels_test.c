@@ -253,6 +253,15 @@ static void test_linear(const gc_table *table, int real)
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
 }
 
+/* More rows than memory has bytes, of nothing: nobody counts them. */
+static void test_empty_linear(const gc_table *table, int real)
+{
+    gc_linear s = {.threads = 2, .N = (ptrdiff_t)1 << 60};
+    s.x = s.w = s.y = zeros(1, 8), s.work = zeros((ptrdiff_t)table->real[real].linear_work(&s) + 1, 1);
+    table->real[real].linear_forward(&s);
+    free(s.y), free(s.work);
+}
+
 /* Each derivative against central differences of the values, which for float32 are those in double. */
 static void test_activation(const gc_table *table, int real, int kind)
 {
@@ -356,6 +365,7 @@ int main(void)
                 for (F = 2; F <= 9; F += 7) test_cell(table, real, cell);
             for (int kind = GC_IDENTITY; kind <= GC_SOFTPLUS; kind++) test_activation(table, real, kind);
             test_linear(table, real);
+            test_empty_linear(table, real);
             test_optimizers(table, real);
         }
         test_norm(table);
