@@ -1038,9 +1038,10 @@ def excused(case: Case, error: Exception) -> bool:
 
 
 def called_back(case: Case) -> bool:
-    """Whether what stands for a schedule or a regulariser is a callable, of whose arguments only it can tell."""
+    """Whether what stands for a schedule, a regulariser or batches is a callable: only it can tell of its arguments."""
     return any(
-        name in ("max_norm", "lr", "regulariser", "loss") and maker in ("a type", "function", "another layer")
+        name in ("max_norm", "lr", "regulariser", "loss", "batches")
+        and maker in ("a type", "function", "another layer")
         for name, _, maker in case.changes
     )
 
@@ -1416,3 +1417,12 @@ def test_nobody_remembers_for_ever() -> None:
         with pytest.raises(ValueError, match="T_max: expected a finite number, got inf"):
             init.chrono_(bias, math.inf)
     assert np.isfinite(init.chrono_(np.zeros(8), 1e308)).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8])
+def test_outputs_that_are_no_floats(dtype: Any) -> None:
+    watch = monitor.GradientMonitor(check_outputs_every=1)
+    for step in range(4):
+        found = watch.update(step, 1.0, 1.0, y=np.array([[0, 1], [1, 0], [100, -100]]).astype(dtype))
+    assert [finding.kind for finding in watch.findings] == ["frozen_outputs"]
+    assert not found
