@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -76,6 +77,23 @@ def position(name: str, value: Any, n: int) -> int:
     return int(value)
 
 
+def file_name(name: str, value: Any) -> str:
+    """A path as text. An integer is none: `open` would take it for a file that the caller has open, and close that."""
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected a path, got {type(value).__name__}")
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeError:  # half a surrogate pair
+        usable = False
+    if not usable:
+        raise ValueError(f"{name}: expected a path, got {text!r}, which no file can be called")
+    return text
+
+
 def as_list(name: str, value: Any, what: str = "an iterable") -> list[Any]:
     """What can be gone through, as a list."""
     try:
@@ -148,6 +166,14 @@ def as_array(name: str, value: Any) -> Array:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that NumPy cannot read
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
+
+
+def reals(name: str, value: Any) -> Array:
+    """`value` as an array of integers, bools or floats."""
+    given = as_array(name, value)
+    if given.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
+    return given
 
 
 def describe(shape: Sequence[int | str | None]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array
+from gradcore._check import Array, as_list
 from gradcore.init import orthogonal_
 from gradcore.linear import MLP
 from gradcore.norm import clip_grad_norm_, clip_grad_value_
@@ -98,6 +98,10 @@ def as_markdown(claims: Iterable[Claim]) -> str:
     |---|---|---|
     | Clipping helps. | true | loss: 0.5 |
     """
+    claims = as_list("claims", claims, "an iterable of Claim")
+    for i, claim in enumerate(claims):
+        if not isinstance(claim, Claim):
+            raise TypeError(f"claims[{i}]: expected a Claim, got {type(claim).__name__}")
     rows = [f"| {claim.claim} | {'true' if claim.true else 'false'} | {_numbers(claim)} |" for claim in claims]
     return "\n".join(["| said | | measured |", "|---|---|---|", *rows])
 

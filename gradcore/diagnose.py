@@ -43,6 +43,7 @@ SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
 SAMPLES = 64  # sequences that forecast and measurement follow,
 FEW = 8  # those whose Lyapunov exponents are worked out, and for which a gain is searched
 EXPONENTS = 64  # of a layer, at most
+LARGEST_GAIN = 1e30  # float32 has to hold weights of the gains that are tried around it, too
 SAME_GAIN = 0.01  # a gain that differs by less than this share is the same
 EARLY = 0.2  # share of the steps whose norms decide on the thresholds,
 DEPARTED = 3.0  # those before the loss has risen to so many times its start
@@ -78,9 +79,9 @@ class Config:
         for name in ("hidden", "layers", "batch", "steps"):
             size(name, getattr(self, name), least=1)
         size("seed", self.seed)
-        for name in ("gain", "lr"):
-            if not math.isfinite(number(name, getattr(self, name), above=0.0)):
-                raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
+        number("gain", self.gain, above=0.0, most=LARGEST_GAIN)
+        if not math.isfinite(number("lr", self.lr, above=0.0)):
+            raise ValueError(f"lr: expected a finite number, got {self.lr}")
         if self.gate_bias is not None:
             if self.cell not in KEEPING:
                 raise ValueError(f"gate_bias: expected None, since {self.cell} has no gates, got {self.gate_bias}")

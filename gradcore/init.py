@@ -594,6 +594,8 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
     """
     shortest = number("T_min", T_min, above=1)
     longest = number("T_max", T_max, least=shortest)
+    if longest == math.inf:
+        raise ValueError(f"T_max: expected a finite number, got {T_max}")
     rng = generator(rng)
 
     if isinstance(layer_or_bias, np.ndarray):

@@ -5,17 +5,19 @@ The value is computed in float64 whatever the dtype, without overflow for logits
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, array, as_array
+from gradcore._check import Array, array, as_array, room
 
 
 def _real(name: str, value: Any) -> Array:
     given = as_array(name, value)
     if given.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {given.dtype}")
+    room(math.prod(max(n, 1) for n in given.shape))  # of float64; NumPy counts axes of 0 like this
     return array(name, value, given.dtype, given.shape)
 
 

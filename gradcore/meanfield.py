@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import spectral
-from gradcore._check import FLOAT64, Array, as_array, choice, number, size
+from gradcore._check import FLOAT64, Array, choice, number, reals, size
 from gradcore.linear import MLP, Activation, Linear, Sequential
 from gradcore.recurrent import GRU, LSTM, RNN
 from gradcore.spectral import Verdict
@@ -587,9 +587,7 @@ def _flat(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _mean_square(x: Any, width: int | None) -> float:
-    given = as_array("x", x)
-    if given.dtype.kind not in "fiub":
-        raise TypeError(f"x: expected real numbers, got {given.dtype}")
+    given = reals("x", x)
     if width is not None and given.shape[-1:] != (width,):
         raise ValueError(f"x: expected shape (..., {width}), got {given.shape}")
     if not given.size or not np.isfinite(given).all():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_array, number, real, size
+from gradcore._check import Array, number, real, reals, size
 from gradcore._files import jsonable
 
 SEVERITIES = ("critical", "high", "moderate", "info")
@@ -329,9 +329,7 @@ class GradientMonitor:
         if max_norm is not None:
             max_norm = real("max_norm", max_norm)
         if y is not None:
-            y = as_array("y", y)
-            if y.dtype.kind not in "fiub":
-                raise TypeError(f"y: expected real numbers, got {y.dtype}")
+            y = reals("y", y)
         self._new = []
         if model is not None:
             self._model = model
@@ -660,7 +658,7 @@ class GradientMonitor:
         if y.size == 0:
             return
         rows = y.reshape(-1, y.shape[-1]) if y.ndim > 1 else y.reshape(-1, 1)
-        low, high = rows.min(axis=0), rows.max(axis=0)
+        low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
         largest = max(float(high.max()), -float(low.min()))
         if not math.isfinite(largest) or not math.isfinite(float(low.min())):
             bad = int(y.size - np.isfinite(y).sum())
@@ -687,7 +685,7 @@ class GradientMonitor:
                 began=lasting[0],
                 times=lasting[1],
             )
-        sample = rows.ravel()[:1024].copy()
+        sample = rows.ravel()[:1024].astype(np.float64)
         before, self._outputs = self._outputs, sample
         same = before is not None and before.shape == sample.shape
         same = same and bool((np.abs(sample - before) <= 1e-7 * largest).all())

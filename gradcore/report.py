@@ -6,12 +6,12 @@ Drawn on matplotlib's Figure, never through pyplot, so that no window system and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradcore._check import Array
+from gradcore._check import Array, as_array, as_list, real, reals, room, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,44 @@ if TYPE_CHECKING:
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MANY = 14  # matrices with a line in the legend
 MARKERS = "os^Dvp*"
+LARGEST = 1e300  # matplotlib leaves a margin, which has to be a number too
 SIZE = (7.2, 4.0)  # inches
 DPI = 150
+
+
+def _floats(name: str, value: Any) -> Array:
+    """Real numbers as float64."""
+    given = reals(name, value)
+    room(given.size)
+    return given.astype(np.float64)
+
+
+def _rows(name: str, value: Any) -> Array:
+    """(layers, T), or (T,) for one layer"""
+    rows = np.atleast_2d(_floats(name, value))
+    if rows.ndim != 2:
+        raise ValueError(f"{name}: expected shape (layers, T) or (T,), got {rows.shape}")
+    return rows
+
+
+def _named(name: str, given: Any, convert: Callable[[str, Any], Array]) -> dict[str, Array]:
+    """One vector for each name."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a mapping of names to arrays, got {type(given).__name__}")
+    if not given:
+        raise ValueError(f"{name}: expected at least one name, got none")
+    vectors = {str(key): convert(f"{name}[{key!r}]", values) for key, values in given.items()}
+    for key, vector in vectors.items():
+        if vector.ndim != 1:
+            raise ValueError(f"{name}[{key!r}]: expected shape (n,), got {vector.shape}")
+    return vectors
+
+
+def _complex(name: str, value: Any) -> Array:
+    """Numbers as complex128."""
+    given = as_array(name, value)
+    room(given.size, 16)
+    return given.astype(np.complex128) if given.dtype.kind == "c" else _floats(name, given) + 0j
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
@@ -41,7 +77,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
     """A logarithmic axis over the positive finite values, wide enough that small changes do not look large."""
-    seen = np.concatenate([np.asarray(v, np.float64).ravel() for v in values])
+    seen = np.concatenate([v.ravel() for v in values])
     seen = seen[np.isfinite(seen) & (seen > 0)]
     if not seen.size:
         return
@@ -53,9 +89,9 @@ def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
 
 
 def _finite(values: Any) -> Array:
-    """float64 with NaN in place of what a logarithmic axis cannot show."""
+    """float64 with NaN in place of what a logarithmic axis cannot show, or matplotlib place on it."""
     array = np.array(values, np.float64)
-    array[~(np.isfinite(array) & (array > 0))] = np.nan
+    array[~((array > 0) & (array < LARGEST))] = np.nan
     return array
 
 
@@ -82,20 +118,21 @@ def plot_time_steps(norms: Any, forecast: Any = None, *, title: str, names: Sequ
     ImportError
         If matplotlib is not installed.
     """
+    measured = _rows("norms", norms)
+    names = [f"layer {i}" for i in range(len(measured))] if names is None else as_list("names", names)
+    if len(names) != len(measured):
+        raise ValueError(f"names: expected {len(measured)}, as many as there are layers, got {len(names)}")
+    lines = measured[:0] if forecast is None else _rows("forecast", forecast)
+    if lines.shape[1] != measured.shape[1] or len(lines) not in (0, 1, len(measured)):
+        raise ValueError(f"forecast: expected the shape of norms, {measured.shape}, or its steps, got {lines.shape}")
     figure, axes = _figure(title)
-    measured = np.atleast_2d(np.asarray(norms, np.float64))
     steps = np.arange(measured.shape[1])
-    names = [f"layer {i}" for i in range(len(measured))] if names is None else names
     for i, row in enumerate(measured):
         axes.plot(steps, _finite(row), color=COLOURS[1 + i % 6], linewidth=2, label=f"measured, {names[i]}")
-    shown = [measured]
-    if forecast is not None:
-        lines = np.atleast_2d(np.asarray(forecast, np.float64))
-        shown.append(lines)
-        for i, row in enumerate(lines):
-            label = "forecast" if len(lines) == 1 else None if i else "forecast, each layer"
-            axes.plot(steps, _finite(row), color=COLOURS[0], linewidth=1.4, linestyle=(0, (5, 3)), label=label)
-    _log_axis(axes, shown)
+    for i, row in enumerate(lines):
+        label = "forecast" if len(lines) == 1 else None if i else "forecast, each layer"
+        axes.plot(steps, _finite(row), color=COLOURS[0], linewidth=1.4, linestyle=(0, (5, 3)), label=label)
+    _log_axis(axes, [measured, lines])
     axes.set_xlabel("time step t   (the loss is at the last one; its gradient flows to the left)")
     axes.set_ylabel("norm of dL/dh$_t$")
     axes.set_xlim(0, max(len(steps) - 1, 1))
@@ -119,8 +156,9 @@ def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | No
     -------
     matplotlib.figure.Figure
     """
+    rows = _named("norms", norms, _floats)
+    threshold = None if threshold is None else real("threshold", threshold)
     figure, axes = _figure(title)
-    rows = {name: np.asarray(values, np.float64) for name, values in norms.items()}
     _log_axis(axes, [*rows.values(), *([] if threshold is None else [np.array([threshold])])])
     for i, (name, values) in enumerate(rows.items()):
         axes.plot(_finite(values), color=COLOURS[i % len(COLOURS)], linewidth=1.2, label=name)
@@ -134,7 +172,7 @@ def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | No
         )
     axes.set_xlabel("training step")
     axes.set_ylabel("norm of all gradients, before clipping")
-    axes.set_xlim(0, max(*(len(row) for row in rows.values()), 2) - 1)
+    axes.set_xlim(0, max([2, *map(len, rows.values())]) - 1)
     axes.legend(frameon=False)
     return figure
 
@@ -153,24 +191,24 @@ def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
     -------
     matplotlib.figure.Figure
     """
+    spectra = _named("eigenvalues", eigenvalues, _complex)
     figure, axes = _figure(title)
     angle = np.linspace(0, 2 * np.pi, 361)
     axes.plot(np.cos(angle), np.sin(angle), color=COLOURS[0], linewidth=1.4, label="unit circle")
     reach = 1.0
-    for i, (name, values) in enumerate(eigenvalues.items()):
+    for i, (name, values) in enumerate(spectra.items()):
         radius = float(np.abs(values).max(initial=0.0))
-        reach = max(reach, radius)
+        reach = max(reach, min(radius, LARGEST))
         label = f"{name}: radius {radius:.3g}" if i < MANY else f"_{name}"  # matplotlib leaves out names with _
         colour, marker = COLOURS[1 + i % 6], MARKERS[i % len(MARKERS)]
-        axes.scatter(values.real, values.imag, s=22, alpha=0.8, label=label, color=colour, marker=marker)
+        shown = values[np.abs(values) < LARGEST]
+        axes.scatter(shown.real, shown.imag, s=22, alpha=0.8, label=label, color=colour, marker=marker)
     axes.set_xlim(-1.1 * reach, 1.1 * reach)
     axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_aspect("equal")
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
-    axes.legend(
-        frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10 if len(eigenvalues) < 6 else 8
-    )
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10 if len(spectra) < 6 else 8)
     return figure
 
 
@@ -188,22 +226,23 @@ def plot_spectrum(exponents: Mapping[str, Array], *, title: str) -> Figure:
     -------
     matplotlib.figure.Figure
     """
+    spectra = _named("exponents", exponents, _floats)
     figure, axes = _figure(title)
     from matplotlib.ticker import MaxNLocator  # behind _figure, which says what is missing
 
     axes.axhline(0, color=COLOURS[0], linewidth=1.4, label="small changes last")
-    for i, (name, values) in enumerate(exponents.items()):
-        shown = np.where(np.isfinite(values), values, np.nan)
+    for i, (name, values) in enumerate(spectra.items()):
+        shown = np.where(np.abs(values) < LARGEST, values, np.nan)
         label = f"{name}, largest {values.max(initial=-math.inf):.3g}"
         marker = MARKERS[i % len(MARKERS)]
         axes.plot(
             np.arange(1, len(values) + 1), shown, color=COLOURS[1 + i % 6], marker=marker, markersize=4, label=label
         )
-    axes.set_xlim(0.5, max(*(len(values) for values in exponents.values()), 1) + 0.5)
+    axes.set_xlim(0.5, max([1, *map(len, spectra.values())]) + 0.5)
     axes.set_xlabel("exponent, from the largest")
     axes.set_ylabel("growth, ln per step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.legend(frameon=False, fontsize=10 if len(exponents) < 6 else 8)
+    axes.legend(frameon=False, fontsize=10 if len(spectra) < 6 else 8)
     return figure
 
 
@@ -225,9 +264,11 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
     -------
     matplotlib.figure.Figure
     """
+    rows, window = _named("losses", losses, _floats), size("window", window, least=1)
+    baseline = None if baseline is None else real("baseline", baseline)
     figure, axes = _figure(title)
-    smooth = {name: _running_median(np.asarray(values, np.float64), window) for name, values in losses.items()}
-    starts = [values[0] for values in smooth.values() if len(values) and np.isfinite(values[0])]
+    smooth = {name: _running_median(values, min(window, len(values))) for name, values in rows.items()}
+    starts = [float(values[0]) for values in smooth.values() if len(values) and np.isfinite(values[0])]
     ceiling = 30 * max([1.0 if baseline is None else baseline, *starts])  # one divergence does not flatten the others
     reference = [] if baseline is None else [np.array([baseline])]
     _log_axis(axes, [*(np.minimum(values, ceiling) for values in smooth.values()), *reference])
@@ -240,12 +281,12 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
         gone = np.flatnonzero(~(values <= top))
         if gone.size:
             axes.plot(gone[0], top, "^", color=colour, markersize=10, clip_on=False, zorder=5)
-            largest = np.asarray(losses[name], np.float64).max(initial=0.0)
+            largest = rows[name].max(initial=0.0)
             text = f"leaves, up to {largest:.0e}" if math.isfinite(largest) else "leaves, not finite"
             axes.annotate(text, (gone[0], top), xytext=(8, -10), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xlabel("training step")
     axes.set_ylabel("loss")
-    axes.set_xlim(0, max(*(len(values) for values in smooth.values()), 2) - 1)
+    axes.set_xlim(0, max([2, *map(len, smooth.values())]) - 1)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center")
     return figure
 
@@ -259,7 +300,8 @@ def _running_median(values: Array, window: int) -> Array:
     out = np.full(len(values), np.nan)
     if stop:
         windows = np.lib.stride_tricks.sliding_window_view(padded, window)
-        out[:stop] = np.nanmedian(windows, axis=1)
+        with np.errstate(over="ignore"):  # of an even window it is a mean
+            out[:stop] = np.nanmedian(windows, axis=1)
     return out
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, svds
 
 from gradcore import _kernels
-from gradcore._check import Array, as_array, number, position, room, size
+from gradcore._check import Array, number, position, reals, room, size
 from gradcore._layer import Pool
 
 Verdict = Literal["explodes", "vanishes", "stable"]
@@ -144,9 +144,7 @@ def henrici(W: Any) -> float:
 
 def _matrix(name: str, value: Any, *, square: bool = False) -> Array:
     """`value` as a float64 matrix of finite numbers."""
-    given = as_array(name, value)
-    if given.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
+    given = reals(name, value)
     if given.ndim != 2 or (square and given.shape[0] != given.shape[1]):
         raise ValueError(f"{name}: expected shape {'(n, n)' if square else '(m, n)'}, got {given.shape}")
     room(max(given.shape[0], 1) * max(given.shape[1], 1))
@@ -563,9 +561,7 @@ def entropy(exponents: Any) -> float:
 
 def _spectrum(exponents: Any) -> Array:
     """Exponents in float64, largest first."""
-    given = as_array("exponents", exponents)
-    if given.dtype.kind not in "fiub":
-        raise TypeError(f"exponents: expected real numbers, got {given.dtype}")
+    given = reals("exponents", exponents)
     if given.ndim != 1:
         raise ValueError(f"exponents: expected shape (n,), got {given.shape}")
     wrong = np.flatnonzero(np.isnan(given) | np.isposinf(given))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradcore._check import FLOAT32, Array, real_dtype, size
+from gradcore.init import generator
 from gradcore.losses import mse, softmax_cross_entropy
 
 TABLES = (".csv", ".tsv")
@@ -71,6 +72,7 @@ def adding(rng: np.random.Generator, batch: int, length: int = 100, *, dtype: An
     True
     """
     batch, length, real = size("batch", batch), size("length", length, least=2), real_dtype(dtype)
+    rng = generator(rng)
     rows = np.arange(batch)
     x = np.zeros((length, batch, 2), real)
     x[..., 0] = rng.random((length, batch))
@@ -118,6 +120,7 @@ def temporal_order(
     np.float32(2.0)
     """
     batch, length, real = size("batch", batch), size("length", length, least=2), real_dtype(dtype)
+    rng = generator(rng)
     rows = np.arange(batch)
     symbols = rng.integers(2, ORDER_SYMBOLS, (length, batch))
     relevant = rng.integers(0, 2, (2, batch))
@@ -164,6 +167,7 @@ def copy(rng: np.random.Generator, batch: int, delay: int = 100, *, dtype: Any =
     True
     """
     batch, delay, real = size("batch", batch), size("delay", delay, least=1), real_dtype(dtype)
+    rng = generator(rng)
     blank, signal = COPY_SYMBOLS - 2, COPY_SYMBOLS - 1
     words = rng.integers(0, blank, (COPY_LENGTH, batch))
     symbols = np.full((delay + 2 * COPY_LENGTH, batch), blank)
@@ -272,8 +276,12 @@ def load(source: str | os.PathLike[str], seq_len: int | None = None, *, column: 
     >>> [(x.shape, target.shape) for x, target in task.batches(8, steps=2)]
     [((50, 8, 1), (8, 1)), ((50, 8, 1), (8, 1))]
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"source: expected the name of a task or a path, got {type(source).__name__}")
     name = os.fspath(source)
     steps = size("seq_len", default_seq_len(name) if seq_len is None else seq_len, least=2)
+    if column is not None and not isinstance(column, str):
+        column = size("column", column)
     if column is not None and (name in TASKS or not _is_table(name)):
         raise SourceError(f"--column is for CSV files, and {name} is none")
     if name == "adding":
@@ -373,7 +381,9 @@ def _character_task(source: str, text: str, steps: int) -> Task:
 def read_text(path: str) -> str:
     """The text of a UTF-8 file, or a SourceError that says what is wrong with it and where."""
     try:
-        raw = Path(path).read_bytes()
+        file = Path(path)
+        device = file.is_char_device() or file.is_block_device()  # /dev/zero has no end
+        raw = b"" if device else file.read_bytes()
     except FileNotFoundError:
         names = ", ".join(TASKS)
         raise SourceError(f"{path}: no such file, and none of the tasks {names}") from None
@@ -381,6 +391,8 @@ def read_text(path: str) -> str:
         raise SourceError(f"{path}: is a directory; expected a file") from None
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if device:
+        raise SourceError(f"{path}: is a device; expected a file")
     if not raw.strip():
         raise SourceError(f"{path}: the file is empty")
     try:
@@ -449,9 +461,9 @@ def _cell(where: str, label: str, row: list[str], index: int, width: int) -> flo
     if cell.lower() in MISSING:
         shown = f" ({cell})" if cell else ""
         raise SourceError(f"{where}, {label}: the value is missing{shown}; fill it in or remove the line")
+    shown = cell if len(cell) <= 40 else cell[:37] + "..."
     if not _is_number(cell):
-        shown = cell if len(cell) <= 40 else cell[:37] + "..."
         raise SourceError(f"{where}, {label}: expected a number, got {shown!r}")
     if not math.isfinite(float(cell)):
-        raise SourceError(f"{where}, {label}: {cell} is not a finite number")
+        raise SourceError(f"{where}, {label}: {shown} is not a finite number")
     return float(cell)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_list, flag, real, size
+from gradcore._check import Array, as_list, file_name, flag, real, size
 from gradcore._files import floats, json_text, write_atomically
 from gradcore.monitor import GradientMonitor, recurrent_profiles
 from gradcore.norm import check_limit, check_policy
@@ -301,6 +301,8 @@ class History:
         -------
         str
         """
+        if path is not None:
+            path = file_name("path", path)
         document: dict[str, Any] = {"format": FORMAT, "version": VERSION, "interrupted": self.interrupted}
         for key, array in self._to_arrays().items():
             group, slash, name = key.partition("/")
@@ -328,7 +330,7 @@ class History:
             If it is not the JSON of a History.
         """
         inline = isinstance(source, str) and source.lstrip().startswith("{")
-        text = str(source) if inline else Path(source).read_text(encoding="utf-8")
+        text = str(source) if inline else Path(file_name("source", source)).read_bytes()
         try:
             document = json.loads(text)
             cls._check_format(document["format"], document["version"])
@@ -350,6 +352,7 @@ class History:
         path : path
             Taken as it is; ".npz" is not added.
         """
+        path = file_name("path", path)
         head = {"format": np.array(FORMAT), "version": np.array(VERSION), "interrupted": np.array(self.interrupted)}
         buffer = io.BytesIO()
         arrays: dict[str, Any] = head | self._to_arrays()
@@ -365,6 +368,7 @@ class History:
         ValueError
             If the file does not hold a History.
         """
+        path = file_name("path", path)
         try:
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

@@ -266,6 +266,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
                      const REAL *packed, int back, REAL *c, ptrdiff_t c_row, const REAL *start, ptrdiff_t start_row,
                      const REAL *ahead, ptrdiff_t n_ahead, gc_watch *watch)
 {
+    if (j0 == j1) return; /* of rows that hold nothing there may be more than can be counted */
     uintptr_t line = (uintptr_t)ahead, end = line + (uintptr_t)n_ahead * sizeof(REAL);
     const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK, depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
     const ptrdiff_t wide = FN(columns_at_once)(M, K), first = j0 / NR * NR, steps = (j1 - first + wide - 1) / wide;

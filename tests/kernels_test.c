@@ -1,5 +1,7 @@
-/* The kernels without Python, for processors that have none here: every cell forward and backward against plain loops and
- * their central differences, the norm of a list of arrays and its scaling. tests/test_c.py has the commands. */
+/* The kernels without Python, for processors that have none here, and for sanitizers: every cell forward and backward and its
+ * Jacobians against plain loops and their central differences, linear layers and activations, the norm of a list of arrays
+ * and its scaling, two optimizers. tests/test_c.py has the commands. */
+#define _POSIX_C_SOURCE 200112L /* posix_memalign */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +10,8 @@
 #include "gradcore.h"
 
 /* Three sequences of 4, 3 and 1 steps; H fills no vector of any instruction set. */
-enum { T = 4, B = 3, F = 2, H = 19, S = 8 };
+enum { T = 4, B = 3, H = 19, S = 8 };
+static int F; /* features of the input: few and more have kernels of their own */
 static const ptrdiff_t OFFSETS[T + 1] = {0, 3, 5, 7, 8};
 
 enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, PARTS };
@@ -24,12 +27,26 @@ static double random_number(void)
     return (double)(state >> 40) / (1 << 23) - 1;
 }
 
+/* Not a byte more than asked for: what is read or written behind it is seen by a sanitizer. */
 static void *zeros(ptrdiff_t n, size_t size)
 {
-    const size_t bytes = ((size_t)n * size + 64) / 64 * 64;
-    void *array = aligned_alloc(64, bytes);
-    if (!array) exit(2);
-    return memset(array, 0, bytes);
+    void *array;
+#ifdef _WIN32
+    if (!(array = _aligned_malloc((size_t)n * size + 1, 64))) exit(2);
+#else
+    if (posix_memalign(&array, 64, (size_t)n * size)) exit(2);
+#endif
+    memset(array, 0, (size_t)n * size);
+    return array;
+}
+
+static void release(void *array)
+{
+#ifdef _WIN32
+    _aligned_free(array);
+#else
+    free(array);
+#endif
 }
 
 static double get(int real, const void *a, ptrdiff_t i) { return real == GC_F32 ? ((const float *)a)[i] : ((const double *)a)[i]; }
@@ -109,6 +126,45 @@ static double plain_forward(int cell, double *const in[PARTS], double *y, double
     return loss;
 }
 
+/* The Jacobian of the first step of the first sequence, whose tape this is: times a vector, and transposed. */
+static void test_jacobian(const gc_table *table, int real, const gc_recurrent *tape, double *const in[PARTS])
+{
+    const int cell = tape->cell, P = cell == GC_LSTM ? 2 : 1, D = cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1;
+    const ptrdiff_t row = 0;
+    double *factors = zeros(D * H, 8), v[2 * H], u[2 * H], both[2] = {0, 0}, norm = 0, want[2 * H], *moved[2];
+    table->real[real].jacobian_factors(1, cell, H, 1, &row, tape->gates, tape->h_in, tape->c_in, factors);
+    for (int i = 0; i < P * H; i++) v[i] = random_number(), u[i] = random_number();
+    for (int transposed = 0; transposed < 2; transposed++) {
+        double *packed = zeros((ptrdiff_t)table->jacobian_packed(cell, transposed, H, NULL, NULL), 8);
+        table->jacobian_packed(cell, transposed, H, in[W_HH], packed);
+        gc_jacobian s = {.cell = cell, .transposed = transposed, .threads = 1, .H = H, .B = 1, .m = 1, .steps = 1};
+        s.factors = factors, s.packed = packed, moved[transposed] = s.v = zeros(P * H, 8);
+        memcpy(s.v, transposed ? u : v, (size_t)(P * H) * 8);
+        s.work = zeros((ptrdiff_t)table->jacobian_work(&s), 1);
+        table->jacobian_product(&s);
+        release(packed), release(s.work);
+    }
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        const double step = 1e-5;
+        double h[H], c[H];
+        for (int k = 0; k < H; k++) {
+            h[k] = in[H0][k] + sign * step * v[k];
+            c[k] = in[C0][k] + (P == 2 ? sign * step * v[H + k] : 0);
+        }
+        plain_step(cell, in, in[X], h, c);
+        for (int i = 0; i < P * H; i++)
+            want[i] = sign > 0 ? (i < H ? h[i] : c[i - H]) : (want[i] - (i < H ? h[i] : c[i - H])) / (2 * step);
+    }
+    for (int i = 0; i < P * H; i++) {
+        both[0] += u[i] * moved[0][i];
+        both[1] += v[i] * moved[1][i];
+        norm += fabs(u[i] * want[i]);
+        check(table->isa, real, CELLS[cell], "J v", fabs(moved[0][i] - want[i]), 1);
+    }
+    check(table->isa, GC_F64, CELLS[cell], "u J v both ways", fabs(both[0] - both[1]), norm);
+    release(factors), release(moved[0]), release(moved[1]);
+}
+
 static void test_cell(const gc_table *table, int real, int cell)
 {
     const gc_kernels *kernels = &table->real[real];
@@ -127,7 +183,7 @@ static void test_cell(const gc_table *table, int real, int cell)
     }
     for (int i = 0; i < S * H; i++) dy[i] = (float)random_number();
     for (int i = 0; i < 2 * B * H; i++) dstate[i / (B * H)][i % (B * H)] = (float)random_number();
-    free(found[H0]), free(found[C0]);
+    release(found[H0]), release(found[C0]);
     found[H0] = typed(real, dstate[0], B * H);
     found[C0] = typed(real, dstate[1], B * H);
 
@@ -138,12 +194,13 @@ static void test_cell(const gc_table *table, int real, int cell)
     s.c_in = cell == GC_LSTM ? zeros(S * state_row, size) : NULL;
     s.work = zeros((ptrdiff_t)kernels->recurrent_forward_work(&s), 1);
     kernels->recurrent_forward(&s);
-    free(s.work);
+    release(s.work);
 
     plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1]);
     compare(table->isa, real, CELLS[cell], "y", s.y, y, S * H);
     compare(table->isa, real, CELLS[cell], "the final h", s.h, h, B * H);
     if (s.c) compare(table->isa, real, CELLS[cell], "the final c", s.c, c, B * H);
+    test_jacobian(table, real, &s, in);
 
     double norms[S], largest = 0;
     s.dy = typed(real, dy, S * H), s.dh = found[H0], s.dc = cell == GC_LSTM ? found[C0] : NULL, s.dx = found[X];
@@ -165,12 +222,118 @@ static void test_cell(const gc_table *table, int real, int cell)
             in[part][i] = kept;
         }
         compare(table->isa, real, CELLS[cell], NAMES[part], found[part], want, n[part]);
-        free(want);
+        release(want);
     }
 
     void *const own[] = {s.y, s.gates, s.h_in, s.c_in, (void *)s.dy, s.work};
-    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
-    for (int part = 0; part < PARTS; part++) free(in[part]), free(given[part]), free(found[part]);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) release(own[i]);
+    for (int part = 0; part < PARTS; part++) release(in[part]), release(given[part]), release(found[part]);
+}
+
+static void test_linear(const gc_table *table, int real)
+{
+    enum { N = 37, IN = 9, OUT = 21 };
+    const gc_kernels *kernels = &table->real[real];
+    const size_t size = real == GC_F32 ? 4 : 8;
+    double x[N * IN], w[OUT * IN], b[OUT], dy[N * OUT], y[N * OUT], dx[N * IN] = {0}, dw[OUT * IN] = {0}, db[OUT] = {0};
+    double *const filled[] = {x, w, b, dy};
+    const int sizes[] = {N * IN, OUT * IN, OUT, N * OUT};
+    for (int a = 0; a < 4; a++)
+        for (int i = 0; i < sizes[a]; i++) filled[a][i] = (float)random_number();
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OUT; o++) {
+            y[n * OUT + o] = b[o];
+            db[o] += dy[n * OUT + o];
+            for (int i = 0; i < IN; i++) {
+                y[n * OUT + o] += x[n * IN + i] * w[o * IN + i];
+                dx[n * IN + i] += dy[n * OUT + o] * w[o * IN + i];
+                dw[o * IN + i] += dy[n * OUT + o] * x[n * IN + i];
+            }
+        }
+    gc_linear s = {.threads = 1, .N = N, .F = IN, .O = OUT};
+    s.x = typed(real, x, N * IN), s.w = typed(real, w, OUT * IN), s.b = typed(real, b, OUT), s.y = zeros(N * OUT, size);
+    s.work = zeros((ptrdiff_t)kernels->linear_work(&s), 1);
+    kernels->linear_forward(&s);
+    release(s.work);
+    s.dy = typed(real, dy, N * OUT), s.dx = zeros(N * IN, size), s.dw = zeros(OUT * IN, size), s.db = zeros(OUT, size);
+    s.work = zeros((ptrdiff_t)kernels->linear_work(&s), 1);
+    kernels->linear_backward(&s);
+    compare(table->isa, real, "linear", "y", s.y, y, N * OUT);
+    compare(table->isa, real, "linear", "dx", s.dx, dx, N * IN);
+    compare(table->isa, real, "linear", "dw", s.dw, dw, OUT * IN);
+    compare(table->isa, real, "linear", "db", s.db, db, OUT);
+    void *const own[] = {(void *)s.x, (void *)s.w, (void *)s.b, s.y, s.work, (void *)s.dy, s.dx, s.dw, s.db};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) release(own[i]);
+}
+
+/* More rows than memory has bytes, of nothing: nobody counts them. */
+static void test_empty_linear(const gc_table *table, int real)
+{
+    gc_linear s = {.threads = 2, .N = (ptrdiff_t)1 << 60};
+    s.x = s.w = s.y = zeros(1, 8), s.work = zeros((ptrdiff_t)table->real[real].linear_work(&s) + 1, 1);
+    table->real[real].linear_forward(&s);
+    release(s.y), release(s.work);
+}
+
+/* Each derivative against central differences of the values, which for float32 are those in double. */
+static void test_activation(const gc_table *table, int real, int kind)
+{
+    enum { N = 37 };
+    const int keeps_y = kind == GC_TANH || kind == GC_SIGMOID || kind == GC_RELU;
+    const double p = 0.5, q = kind == GC_SOFTPLUS ? 20 : 1, step = 1e-5;
+    double x[N], dy[N], *moved[2], *y = zeros(N, 8), want[N];
+    char what[32];
+    snprintf(what, sizeof what, "activation %d", kind);
+    for (int i = 0; i < N; i++) x[i] = (float)(3 * random_number()), dy[i] = (float)random_number();
+    table->real[GC_F64].activation_forward(1, kind, N, p, q, x, y);
+    for (int sign = 0; sign < 2; sign++) {
+        moved[sign] = zeros(N, 8);
+        for (int i = 0; i < N; i++) moved[sign][i] = x[i] + (sign ? -step : step);
+        table->real[GC_F64].activation_forward(1, kind, N, p, q, moved[sign], moved[sign]);
+    }
+    for (int i = 0; i < N; i++) want[i] = dy[i] * (moved[0][i] - moved[1][i]) / (2 * step);
+    void *given = typed(real, x, N), *out = typed(real, x, N), *d = typed(real, dy, N), *dx = typed(real, dy, N);
+    table->real[real].activation_forward(1, kind, N, p, q, given, out);
+    table->real[real].activation_backward(1, kind, N, p, q, keeps_y ? out : given, d, dx);
+    compare(table->isa, real, what, "y", out, y, N);
+    compare(table->isa, real, what, "dx", dx, want, N);
+    release(y), release(moved[0]), release(moved[1]), release(given), release(out), release(d), release(dx);
+}
+
+/* A step of SGD and one of Adam for two parameters, one of them longer than a block. */
+static void test_optimizers(const gc_table *table, int real)
+{
+    const int sizes[2] = {GC_BLOCK + 37, 5};
+    for (int rule = GC_SGD; rule <= GC_ADAM; rule++) {
+        gc_span spans[2];
+        double *values[2][GC_OPERANDS] = {{NULL}};
+        for (int a = 0; a < 2; a++) {
+            spans[a] = (gc_span){.n = sizes[a], .real = real};
+            for (int k = GC_GRAD; k <= (rule == GC_SGD ? GC_PARAM : GC_SQUARE); k++) {
+                values[a][k] = zeros(sizes[a], 8);
+                for (int i = 0; i < sizes[a]; i++) values[a][k][i] = (float)fabs(random_number());
+                spans[a].data[k] = typed(real, values[a][k], sizes[a]);
+            }
+        }
+        gc_update u = {.rule = rule, .factor = {1, 0.5}, .shrink = 1, .step = 0.25, .keep_mean = 0.5, .take_mean = 0.5,
+                       .keep_square = 0.75, .take_square = 0.25, .eps = 0.125, .root = 1, .now = 1};
+        gc_number_blocks(spans, 2);
+        gc_optim_update(table, spans, 2, &u);
+        for (int a = 0; a < 2; a++) {
+            double *p = values[a][GC_PARAM], *m = values[a][GC_MEAN], *v = values[a][GC_SQUARE];
+            for (int i = 0; i < sizes[a]; i++) {
+                const double g = values[a][GC_GRAD][i] / 2;
+                if (rule == GC_ADAM) {
+                    m[i] = 0.5 * m[i] + 0.5 * g, v[i] = 0.75 * v[i] + 0.25 * g * g;
+                    p[i] -= 0.25 * m[i] / (sqrt(v[i]) + 0.125);
+                } else {
+                    p[i] -= 0.25 * g;
+                }
+            }
+            compare(table->isa, real, rule == GC_SGD ? "SGD" : "Adam", "a parameter", spans[a].data[GC_PARAM], p, sizes[a]);
+            for (int k = 0; k < GC_OPERANDS; k++) release(values[a][k]), release(spans[a].data[k]);
+        }
+    }
 }
 
 /* Two arrays, of which one has entries whose squares are not representable; then all of it halved. */
@@ -200,7 +363,7 @@ static void test_norm(const gc_table *table)
     gc_norm_measure(table, spans, 2, 2, arrays, &all);
     if (all.n_nan != 1 || all.worst_array != 0 || all.worst != 4321)
         check(table->isa, GC_F64, "norm", "the place of a NaN", (double)all.worst, 0);
-    free(large), free(small);
+    release(large), release(small);
 }
 
 int main(void)
@@ -210,9 +373,13 @@ int main(void)
     strcpy(list, supported);
     for (char *isa = strtok(list, ", "); isa; isa = strtok(NULL, ", ")) {
         const gc_table *table = gc_select(isa, supported);
-        for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++) {
-            test_cell(table, GC_F32, cell);
-            test_cell(table, GC_F64, cell);
+        for (int real = GC_F32; real <= GC_F64; real++) {
+            for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++)
+                for (F = 2; F <= 9; F += 7) test_cell(table, real, cell);
+            for (int kind = GC_IDENTITY; kind <= GC_SOFTPLUS; kind++) test_activation(table, real, kind);
+            test_linear(table, real);
+            test_empty_linear(table, real);
+            test_optimizers(table, real);
         }
         test_norm(table);
         printf("%s: %d elements of float32 in a vector\n", isa, (int)table->real[GC_F32].lanes);

@@ -3,7 +3,8 @@
 `python tests/sanitize.py address` (gcc's AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (gcc's
 ThreadSanitizer, with LLVM's OpenMP and its Archer, which says what OpenMP synchronises; Debian's clang and libomp-dev
 have them), `bounds` (Cython's checks of indices and of None, and the C library's own). What follows goes to pytest. The
-first report ends the run with a status above 0.
+first report ends the run with a status above 0. `valgrind` (its memcheck, which also sees what is read before it is
+set) runs tests/cases.py instead, where the tests would take a day; every report is printed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("src", "gradcore", "tests", "bench", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+PARTS = ("src", "gradcore", "tests", "bench", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 TESTS = ("-q", "-x", "-m", "kernels and not peers", "--deselect", "tests/test_isa.py", "-p", "no:cacheprovider")
 OPTIMISED = "-O1 -g -fno-omit-frame-pointer"
 
@@ -80,7 +82,43 @@ def bounds(folder: Path) -> dict[str, str]:
     return {"CFLAGS": "-O1 -g -D_GLIBC_ASSERTIONS -D_FORTIFY_SOURCE=2"}
 
 
-KINDS: dict[str, Callable[[Path], dict[str, str]]] = {"address": address, "thread": thread, "bounds": bounds}
+def valgrind(folder: Path) -> dict[str, str]:
+    return {"CFLAGS": "-g", "PYTHONMALLOC": "malloc"}
+
+
+KINDS: dict[str, Callable[[Path], dict[str, str]]] = {
+    "address": address,
+    "thread": thread,
+    "bounds": bounds,
+    "valgrind": valgrind,
+}
+
+
+def watched_by_valgrind(folder: Path, environment: dict[str, str]) -> int:
+    """Run the cases; reports count where a kernel is on the stack, and where what it returned is written."""
+    seen = folder / "reports.xml"
+    run = ["valgrind", "--error-limit=no", "--track-origins=yes", "--xml=yes", f"--xml-file={seen}"]
+    status = subprocess.run(
+        [*run, sys.executable, "tests/cases.py"], cwd=folder, env=environment, check=False
+    ).returncode
+    errors = [
+        error
+        for error in ElementTree.parse(seen).iter("error")
+        if not error.findtext("kind", "").startswith("Leak_")  # Python itself leaves memory to the end of the process
+    ]
+    ours = [
+        error
+        for error in errors
+        if error.findtext("kind") == "SyscallParam"
+        or any("_kernels" in frame.findtext("obj", "") for frame in error.iter("frame"))
+    ]
+    for error in ours:
+        print(error.findtext("kind"), error.findtext("what") or error.findtext("xwhat/text"))
+        for frame in error.iter("frame"):
+            place = f"{frame.findtext('file', '?')}:{frame.findtext('line', '?')}"
+            print(f"    {frame.findtext('fn', '?')} ({place} in {Path(frame.findtext('obj', '?')).name})")
+    print(f"{len(ours)} reports about the kernels, {len(errors) - len(ours)} others")
+    return status or bool(ours)
 
 
 def main() -> int:
@@ -99,6 +137,8 @@ def main() -> int:
         print("openmp:", flush=True, end=" ")
         say = "import gradcore; print(gradcore.info()['openmp'], gradcore.__file__)"
         subprocess.run([sys.executable, "-c", say], cwd=folder, env=testing, check=False)
+        if arguments.kind == "valgrind":
+            return watched_by_valgrind(folder, testing)
         run = [sys.executable, "-m", "pytest", *TESTS, *(tests or ["tests"])]
         return subprocess.run(run, cwd=folder, env=testing, check=False).returncode
 

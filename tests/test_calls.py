@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from conftest import LONG
 from tools import Array, read_only, unaligned
 
 import gradcore
-from gradcore import init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore import claims, init, losses, meanfield, monitor, optim, report, schedule, spectral, tasks, threshold
 
 pytestmark = pytest.mark.kernels
 
@@ -218,9 +219,9 @@ def makers_for(value: Any) -> dict[str, Callable[[Any], Any]]:
 class Recipe:
     """How to call one function.
 
-    `make(rng)` gives the callable and its arguments by name; names that begin with * are handed in by position.
-    Arguments in `changed` are changed in place by a successful call. `alias` says by which other name an argument goes
-    in messages. `owner` is the layer or optimizer whose arrays a failing call has to leave alone.
+    `make(rng)` gives the callable and its arguments by name, of which the first `by_position` are handed in by
+    position. Arguments in `changed` are changed in place by a successful call. `alias` says by which other name an
+    argument goes in messages.
     """
 
     name: str
@@ -797,6 +798,123 @@ def _(rng: np.random.Generator) -> Any:
     return gradcore.History().append, given
 
 
+@recipe("History.append of a GradNorm")
+def _(rng: np.random.Generator) -> Any:
+    norm = gradcore.clip_grad_norm_(some_grads(rng), 0.5)
+    return gradcore.History().append, {"loss": 1.0, "grad_norm": norm, "max_norm": norm.max_norm}
+
+
+def short_history() -> Any:
+    history = gradcore.History()
+    for loss in (1.0, math.nan, 0.5):
+        history.append(loss, gradcore.grad_norm({"w": np.full(2, loss)}))
+    return history
+
+
+@recipe("History.to_json")
+def _(rng: np.random.Generator) -> Any:
+    return short_history().to_json, {"path": "run.json"}
+
+
+@recipe("History.from_json")
+def _(rng: np.random.Generator) -> Any:
+    short_history().to_json("run.json")
+    return gradcore.History.from_json, {"source": "run.json"}
+
+
+@recipe("History.from_json of the text", source="text")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.History.from_json, {"source": short_history().to_json()}
+
+
+@recipe("History.to_npz")
+def _(rng: np.random.Generator) -> Any:
+    return short_history().to_npz, {"path": Path("run.npz")}
+
+
+@recipe("History.from_npz")
+def _(rng: np.random.Generator) -> Any:
+    short_history().to_npz("run.npz")
+    return gradcore.History.from_npz, {"path": "run.npz"}
+
+
+def saved_parts(rng: np.random.Generator) -> dict[str, Any]:
+    layer = gradcore.RNN(I, H, 2, dropout=0.5, rng=seeded())
+    return {"model": layer, "optimizer": optim.Adam(layer), "generator": np.random.default_rng(4)}
+
+
+@recipe("save_checkpoint")
+def _(rng: np.random.Generator) -> Any:
+    state = {"w": floats(rng, 3, 2), "names": ["a", "b"], "best": math.inf, "by": {"b": np.arange(3)}}
+    return gradcore.save_checkpoint, {"path": "run.safetensors", **saved_parts(rng), "step": 7, "state": state}
+
+
+@recipe("load_checkpoint", changed="model optimizer", path="run.safetensors")
+def _(rng: np.random.Generator) -> Any:
+    gradcore.save_checkpoint("run.safetensors", **saved_parts(rng), step=7)
+    return gradcore.load_checkpoint, {"path": "run.safetensors", **saved_parts(rng)}
+
+
+@recipe("claims.as_markdown")
+def _(rng: np.random.Generator) -> Any:
+    return claims.as_markdown, {"claims": [claims.Claim("It helps.", True, {"loss": 0.5}, "It does.")]}
+
+
+@recipe("monitor.recurrent_profiles")
+def _(rng: np.random.Generator) -> Any:
+    layer, tape = taped(rng, "RNN")
+    return lambda tape, model: list(monitor.recurrent_profiles(tape, model)), {"tape": tape, "model": layer}
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "adding": {"batch": 3, "length": 9},
+    "temporal_order": {"batch": 3, "length": 9},
+    "copy": {"batch": 3, "delay": 9},
+}
+
+
+def _task(name: str, options: dict[str, Any]) -> None:
+    @recipe(f"tasks.{name}")
+    def _(rng: np.random.Generator) -> Any:
+        return getattr(tasks, name), {"rng": seeded(), **options, "dtype": np.float32}
+
+
+for _name, _options in TASKS.items():
+    _task(_name, _options)
+
+
+@recipe("tasks.load")
+def _(rng: np.random.Generator) -> Any:
+    Path("data.csv").write_text("year,value\n" + "".join(f"{i},{i % 7}\n" for i in range(30)), encoding="utf-8")
+    return tasks.load, {"source": "data.csv", "seq_len": 9, "column": "value"}
+
+
+@recipe("tasks.Task.batches")
+def _(rng: np.random.Generator) -> Any:
+    return tasks.load("adding", 9).batches, {"batch": 3, "steps": 2, "seed": 1}
+
+
+FIGURES: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
+    "plot_time_steps": lambda rng: {
+        "norms": np.exp(floats(rng, 2, 5, dtype=np.float64)), "forecast": np.ones(5), "names": ["a", "b"],
+    },
+    "plot_training": lambda rng: {"norms": {"a": np.exp(floats(rng, 5)), "b": [1.0, math.nan]}, "threshold": 1.0},
+    "plot_eigenvalues": lambda rng: {"eigenvalues": {"W": np.array([1.5, -0.5])}},
+    "plot_spectrum": lambda rng: {"exponents": {"layer 0": np.array([0.5, -0.1, -9.0])}},
+    "plot_trials": lambda rng: {"losses": {"a": np.exp(floats(rng, 20))}, "baseline": 1.0, "window": 3},
+}  # fmt: skip
+
+
+def _figure(name: str, given: Callable[[np.random.Generator], dict[str, Any]]) -> None:
+    @recipe(f"report.{name}")
+    def _(rng: np.random.Generator) -> Any:
+        return getattr(report, name), {**given(rng), "title": "What was found"}
+
+
+for _name, _given in FIGURES.items():
+    _figure(_name, _given)
+
+
 @recipe("fit", changed="model optimizer batches", batches="x", loss="dy", optimizer="target")
 def _(rng: np.random.Generator) -> Any:
     layer = gradcore.Linear(3, 1, rng=seeded())
@@ -928,23 +1046,34 @@ def excused(case: Case, error: Exception) -> bool:
     makers = {maker for _, _, maker in case.changes}
     if isinstance(error, FloatingPointError):  # nonfinite="raise"
         return bool(makers & {"NaN", "Inf", "float16", "complex", "1e300", "largest"})
+    if isinstance(error, OSError):  # no such file
+        return any(name in ("path", "source") for name, _, _ in case.changes)
     return str(error) == "no members after all"
 
 
 def called_back(case: Case) -> bool:
-    """Whether what stands for a schedule or a regulariser is a callable, of whose arguments only it can tell."""
+    """Whether what stands for a schedule, a regulariser or batches is a callable: only it can tell of its arguments."""
     return any(
-        name in ("max_norm", "lr", "regulariser", "loss") and maker in ("a type", "function", "another layer")
+        name in ("max_norm", "lr", "regulariser", "loss", "batches")
+        and maker in ("a type", "function", "another layer")
         for name, _, maker in case.changes
     )
 
 
+def files() -> dict[str, bytes]:
+    """What is in the folder where the recipes read and write."""
+    return {path.name: path.read_bytes() for path in Path().iterdir()}
+
+
 def run(case: Case) -> Outcome:
     recipe = case.recipe
+    for name in files():
+        Path(name).unlink()
     call, good, given = prepared(case)
     given_too = given | {"self": getattr(call, "__self__", None)}
     seen = [pair for name, value in given_too.items() for pair in arrays_of(value, name)]
     before = [bits(a) for _, a in seen]
+    files_before = files()
     objects = [a for _, a in seen] + [value for value in given_too.values() if isinstance(value, Plain)]
     counts = [sys.getrefcount(o) for o in objects]
     wrong: list[str] = []
@@ -969,6 +1098,9 @@ def run(case: Case) -> Outcome:
                 re.search(rf"(^|\W){re.escape(name)}\b[^:]*:", message) for name in names
             ):
                 wrong.append(f"the message does not name the argument: {message!r}")
+    if kind != "result" and files() != files_before:
+        wrong.append("a file was changed")
+    wrong += [f"{name}: a file was left" for name in files() if name.startswith(".")]
     wrong += [f"{seen[i][0]}: an array was changed" for i in untouched if bits(seen[i][1]) != before[i]]
     if kind != "result":
         after = [sys.getrefcount(o) for o in objects]
@@ -1001,6 +1133,12 @@ def little_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes give their files names without a folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def test_every_recipe_is_good() -> None:
@@ -1042,6 +1180,7 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
     "LastStep": lambda: gradcore.LastStep()(
         np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**59, 3), (0, 0, 0))
     ),
+    "float64 of y": lambda: losses.mse(*[empty_huge(np.zeros((1, 1), np.float32), 2**60)] * 2),
     "a copy of x": lambda: gradcore.Tanh()(huge(np.zeros(1, np.float32), 2**60)),
     "float64 of W": lambda: spectral.spectral_norm(huge(np.zeros((1, 2), np.float32), 2**59)),
 }
@@ -1206,3 +1345,94 @@ def test_fit_checks_its_arguments_first() -> None:
             gradcore.fit(**{**good, name: 3.5})
     with pytest.raises(ValueError, match="nonfinite: expected"):
         gradcore.fit(**good, nonfinite="unknown")
+
+
+def test_a_number_is_no_file_and_stays_open() -> None:
+    short_history().to_npz("run.npz")
+    with open("run.npz", "rb") as file:
+        for bad in (file.fileno(), np.int64(file.fileno()), True, b"run.npz", None, ["run.npz"]):
+            for name, read in (("path", gradcore.History.from_npz), ("source", gradcore.History.from_json)):
+                with pytest.raises(TypeError, match=f"^{name}: expected a path, got {type(bad).__name__}$"):
+                    read(bad)
+            with pytest.raises(TypeError, match="path: expected a path"):
+                gradcore.load_checkpoint(bad)
+        assert file.read(2) == b"PK"
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "\ud800", Path("a\0b")])
+def test_names_that_no_file_can_have(bad: Any) -> None:
+    for call in (
+        lambda: gradcore.save_checkpoint(bad, step=1),
+        lambda: gradcore.load_checkpoint(bad),
+        lambda: short_history().to_json(bad),
+        lambda: short_history().to_npz(bad),
+        lambda: gradcore.History.from_npz(bad),
+        lambda: gradcore.History.from_json(bad),
+    ):
+        with pytest.raises(ValueError, match=r"^(path|source): expected a path, got '.*', which no file"):
+            call()
+    assert not files()
+
+
+def test_a_history_in_another_encoding_names_the_file() -> None:
+    Path("run.json").write_bytes(b'{"caf\xe9": 1}')
+    with pytest.raises(ValueError, match=r"^run\.json: not a gradcore history"):
+        gradcore.History.from_json("run.json")
+
+
+def test_a_table_of_things_that_are_no_claims() -> None:
+    with pytest.raises(TypeError, match="claims: expected an iterable of Claim, got int"):
+        claims.as_markdown(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^claims\[0\]: expected a Claim, got str"):
+        claims.as_markdown(["said"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_draw_from_generators_only(name: str) -> None:
+    with pytest.raises(TypeError, match=r"^rng: expected a numpy\.random\.Generator"):
+        getattr(tasks, name)(7, **TASKS[name])
+
+
+def test_a_column_is_a_name_or_a_number() -> None:
+    Path("data.csv").write_text("1,2\n2,1\n" * 30, encoding="utf-8")
+    for bad in (1.5, True, [0], np.ones(1)):
+        with pytest.raises(TypeError, match="column: expected an integer"):
+            tasks.load("data.csv", 9, column=bad)
+
+
+def test_figures_of_what_does_not_fit() -> None:
+    for call, message in (
+        (lambda: report.plot_time_steps(np.ones((2, 3)), title="t", names=["a"]), "^names: expected 2"),
+        (lambda: report.plot_time_steps(np.ones((2, 3)), np.ones(4), title="t"), "^forecast: expected the shape"),
+        (lambda: report.plot_time_steps(np.ones((2, 2, 3)), title="t"), "^norms: expected shape"),
+        (lambda: report.plot_training({"a": np.ones((2, 2))}, title="t"), r"^norms\['a'\]: expected shape"),
+        (lambda: report.plot_trials({"a": np.ones(9)}, title="t", window=0), "^window: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_figures_of_nothing_and_of_the_largest_numbers() -> None:
+    most = np.full(3, np.finfo(np.float64).max)
+    for draw in (report.plot_training, report.plot_eigenvalues, report.plot_spectrum, report.plot_trials):
+        with pytest.raises(ValueError, match="expected at least one name"):
+            draw({}, title="t")
+        draw({"a": most}, title="t").canvas.draw()
+    report.plot_time_steps(most, most, title="t").canvas.draw()
+    report.plot_trials({"a": np.ones(9)}, title="t", window=2**39)
+
+
+def test_nobody_remembers_for_ever() -> None:
+    for bias in (np.zeros(8), gradcore.GRU(2, 3)):
+        with pytest.raises(ValueError, match="T_max: expected a finite number, got inf"):
+            init.chrono_(bias, math.inf)
+    assert np.isfinite(init.chrono_(np.zeros(8), 1e308)).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8])
+def test_outputs_that_are_no_floats(dtype: Any) -> None:
+    watch = monitor.GradientMonitor(check_outputs_every=1)
+    for step in range(4):
+        found = watch.update(step, 1.0, 1.0, y=np.array([[0, 1], [1, 0], [100, -100]]).astype(dtype))
+    assert [finding.kind for finding in watch.findings] == ["frozen_outputs"]
+    assert not found

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import LONG
 
 import gradcore
 from gradcore import cli
@@ -386,7 +388,9 @@ WRONG_USE = {
     "init": (["diagnose", "sunspots", "--init", "best"], "init: expected one of default,"),
     "optimizer": (["diagnose", "sunspots", "--optimizer", "lbfgs"], "optimizer: expected one of sgd,"),
     "nan": (["diagnose", "sunspots", "--lr", "nan"], "lr: expected a number above 0, got nan"),
-    "infinite": (["diagnose", "sunspots", "--gain", "inf"], "gain: expected a finite number"),
+    "infinite": (["diagnose", "sunspots", "--gain", "inf"], "gain: expected a number above 0"),
+    "out of range": (["diagnose", "sunspots", "--gain", "1e31"], "gain: expected a number above 0 and at most 1e+30"),
+    "infinite rate": (["diagnose", "sunspots", "--lr", "inf"], "lr: expected a finite number"),
     "column of a task": (["diagnose", "sunspots", "--column", "year"], "--column is for CSV files"),
     "memory": (["diagnose", "adding", "--batch", "100000000000"], "not enough memory"),
     "info": (["info", "please"], "unexpected extra argument"),
@@ -458,6 +462,116 @@ def test_a_folder_without_permission(tmp_path: Path, capsys: pytest.CaptureFixtu
         status, _, err = run("diagnose", "sunspots", *QUICK, *option, capsys=capsys)
         assert status == 2
         assert "cannot be written (Permission denied)" in one_line(err)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="no /dev/zero here")
+def test_a_device_that_never_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link.csv").symlink_to("/dev/zero")
+    for source in ("/dev/zero", "/dev/null", str(tmp_path / "link.csv")):
+        status, _, err = run("diagnose", source, capsys=capsys)
+        assert status == 2
+        assert one_line(err) == f"gradcore: {source}: is a device; expected a file\n"
+
+
+def test_a_number_of_5000_digits_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("9" * 5000 + "\n1\n", encoding="utf-8")
+    status, _, err = run("diagnose", str(path), capsys=capsys)
+    assert status == 2
+    assert "9... is not a finite number" in one_line(err)
+    assert len(err) < len(str(path)) + 150
+
+
+ODD_FILES = {
+    "good.csv": SERIES.encode(), "empty.csv": b"", "blank.csv": b" \n \n", "utf16.csv": SERIES.encode("utf-16"),
+    "mark.csv": b"\xef\xbb\xbf" + SERIES.encode(), "latin.txt": b"caf\xe9 " * 50, "nul.csv": b"1\0\n" * 60,
+    "one.csv": b"1", "header.csv": b"a,b,c\n", "ragged.csv": b"1,2\n3\n" * 40, "quote.csv": b'a,b\n"1,2\n' * 30,
+    "huge.csv": b"1e308\n-1e308\n" * 30, "tiny.csv": b"5e-324\n0\n" * 30, "overflow.csv": b"1e999\n" * 60,
+    "wide.csv": b"x" * 200_000 + b"\n1\n" * 60, "commas.csv": b",,,\n" * 60, "cr.csv": b"1\r2\r3\r" * 30,
+    "underscore.csv": b"1_0\n" * 60, "letters.txt": b"a" * 99, "smile.txt": "😀é".encode() * 40,
+}  # fmt: skip
+ODD_SOURCES = [*ODD_FILES, "folder.csv", "loop.csv", "missing.csv", "", ".", "-", "x" * 5000, "\udcff.csv"]
+ODD_WORDS = [
+    "",
+    "0",
+    "-1",
+    "1.5",
+    "nan",
+    "-inf",
+    "1e400",
+    "1e-320",
+    "9" * 30,
+    "9" * 5000,
+    "none",
+    "\udcff",
+    "é",
+    "lstm",
+]
+ODD_WORDS += ["gru", "adam", "eye", "year", "0x10", "٣", " 3 ", "--", "-", "--json", "x" * 5000]
+ODD_PLACES = [
+    "good.csv",
+    "good.csv/below",
+    "folder.csv",
+    "new/file",
+    "x" * 300,
+    "\udcff",
+    "loop.csv",
+    "/proc/none",
+    ".",
+]
+ODD_OPTIONS = [
+    "--column",
+    "--cell",
+    "--hidden",
+    "--layers",
+    "--init",
+    "--gain",
+    "--seq-len",
+    "--batch",
+    "--lr",
+    "--seed",
+]
+ODD_OPTIONS += ["--optimizer", "--out", "--json"]
+
+
+def make_odd_files() -> None:
+    for path in Path().iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, content in ODD_FILES.items():
+        Path(name).write_bytes(content)
+    Path("folder.csv").mkdir()
+    Path("loop.csv").symlink_to("loop.csv")
+
+
+def everything() -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in Path().rglob("*")}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that other systems have no files for")
+def test_any_command_line_is_done_or_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng, statuses = np.random.default_rng(8), []
+    for _ in range(1000 if LONG else 100):
+        make_odd_files()
+        before = everything()
+        source = rng.choice(["sunspots", "adding", "good.csv"] if rng.random() < 0.6 else ODD_SOURCES)
+        options = {"--hidden": "3", "--batch": "2", "--steps": "2", "--seq-len": "5"}
+        for option in rng.choice(ODD_OPTIONS, size=rng.integers(3)):
+            options[option] = rng.choice(ODD_PLACES if option in ("--out", "--json") else ODD_WORDS)
+        argv = ["diagnose", source, *(word for pair in options.items() for word in pair)]
+        status, _, err = run(*map(str, argv), capsys=capsys)
+        statuses.append(status)
+        if status == 0:
+            assert err == "", argv
+        else:
+            assert status == 2, argv
+            one_line(err)
+            assert everything() == before, argv
+        assert not any(path.name.startswith(".") for path in Path().rglob("*")), argv
+    assert statuses.count(0) > len(statuses) / 10
+    assert statuses.count(2) > len(statuses) / 3
 
 
 # ---- nothing half-written --------------------------------------------------------------------------------------------

@@ -1,0 +1,113 @@
+"""A hundred seeded calls over all families of kernels, small and of odd sizes, one thread: for valgrind to watch.
+
+What comes out is written to the null device: that is where memory which nobody has set comes to light. `sanitize.py
+valgrind` runs this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import gradcore
+from gradcore import optim, spectral
+
+CASES = 100
+CELLS = (gradcore.RNN, gradcore.LSTM, gradcore.GRU)
+ACTIVATIONS = ("Tanh", "Sigmoid", "ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Softplus")
+RULES: tuple[tuple[type[Any], dict[str, Any]], ...] = (
+    (optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    (optim.SGD, {}),
+    (optim.Adam, {"amsgrad": True}),
+    (optim.AdamW, {}),
+    (optim.RMSprop, {"centered": True, "momentum": 0.5}),
+    (optim.Adagrad, {"l1": 0.1}),
+    (optim.SPAM, {"weight_decay": 0.1}),
+)
+
+
+def recurrent(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    """Forward, back, and forward without a tape; every second batch is ragged."""
+    T, B, F, H, layers = (int(n) for n in rng.integers(1, (8, 20, 12, 40, 3)))
+    ragged = rng.random() < 0.5
+    build = CELLS[rng.integers(3)]
+    layer = build(F, H, layers, bidirectional=rng.random() < 0.5, bias=rng.random() < 0.8, dtype=dtype, rng=rng)
+    x = rng.standard_normal((T, B, F)).astype(dtype)
+    lengths = rng.integers(0, T + 1, B) if ragged else None
+    y, tape = layer.forward(x, lengths=lengths)
+    dx = layer.backward(tape, rng.standard_normal(y.shape).astype(dtype), step_clip=0.5 if ragged else None)
+    seen = tape.telemetry
+    return [y, dx, *layer.grads.values(), seen.dh_norm_per_sample, seen.n_clipped, tape.state, tape.dstate, layer(x)[0]]
+
+
+def jacobian(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    """Factors, products of both ways, and vectors kept apart."""
+    T, B, H = (int(n) for n in rng.integers((2, 1, 1), (9, 4, 24)))
+    layer = CELLS[rng.integers(3)](3, H, dtype=dtype, rng=rng)
+    x = rng.standard_normal((T, B, 3)).astype(dtype)
+    _, tape = layer.forward(x)
+    exponents = spectral.lyapunov_spectrum(layer, x, k=int(rng.integers(1, H + 1)))
+    growth = spectral.predict_growth(layer, x, horizon=T).rate
+    return [spectral.jacobian(layer, tape, T - 1), exponents, np.array(growth)]
+
+
+def linear(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    n, F, O = (int(n) for n in rng.integers(0, (150, 50, 50)))
+    layer = gradcore.Linear(F, O, bias=rng.random() < 0.5, dtype=dtype, rng=rng)
+    y, tape = layer.forward(rng.standard_normal((n, F)).astype(dtype))
+    return [y, layer.backward(tape, rng.standard_normal((n, O)).astype(dtype)), *layer.grads.values()]
+
+
+def activation(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    layer = getattr(gradcore, ACTIVATIONS[rng.integers(len(ACTIVATIONS))])(dtype=dtype)
+    y, tape = layer.forward(rng.standard_normal(int(rng.integers(0, 70))).astype(dtype))
+    return [y, layer.backward(tape, np.ones_like(y))]
+
+
+def some_arrays(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    """A few arrays of odd sizes, at times with an entry that is not finite; one may be longer than a block."""
+    sizes = [*rng.integers(0, 70, 3), rng.choice([5, 4096, 4097, 9000])]
+    arrays = [rng.standard_normal(int(n)).astype(dtype) for n in sizes]
+    if rng.random() < 0.3:
+        arrays[-1][-1] = rng.choice([np.nan, np.inf])
+    return arrays
+
+
+def norm(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    arrays = [a.astype(np.float16 if rng.random() < 0.3 else dtype) for a in some_arrays(rng, dtype)]
+    found = gradcore.clip_grad_norm_(arrays, 0.5, rng.choice([1, 2, 3, np.inf]), nonfinite="zero", per_array=True)
+    gradcore.clip_grad_value_(arrays, 0.1)
+    return [*arrays, np.array(found), found.per_array, np.array(found.worst[1])]
+
+
+def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    grads = some_arrays(rng, dtype)
+    params = [rng.standard_normal(g.size).astype(dtype) for g in grads]
+    build, options = RULES[rng.integers(len(RULES))]
+    stepped = build(list(zip(params, grads, strict=True)), **options)
+    for _ in range(2):
+        stepped.step(max_norm=1.0, nonfinite="zero")
+    return [*params, *(a for moments in stepped._arrays().values() for a in moments.values())]
+
+
+FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
+    recurrent, recurrent, recurrent, jacobian, linear, activation, norm, optimizer,
+)  # fmt: skip
+
+
+def main() -> None:
+    gradcore.set_num_threads(1)
+    with open(os.devnull, "wb", buffering=0) as nowhere:
+        for case in range(CASES):
+            rng = np.random.default_rng(case)
+            for found in FAMILIES[case % len(FAMILIES)](rng, (np.float32, np.float64)[case // len(FAMILIES) % 2]):
+                for a in found if isinstance(found, tuple) else (found,):
+                    nowhere.write(np.ascontiguousarray(a).data)
+    print(f"{CASES} cases on {gradcore.info()['isa']}")
+
+
+if __name__ == "__main__":
+    main()
