@@ -31,7 +31,6 @@ static void share(void *arg, gc_team *team, int thread)
     const job *j = arg;
     const ptrdiff_t size = gc_team_size(team), end = j->n_blocks * (thread + 1) / size;
     ptrdiff_t block = j->n_blocks * thread / size;
-    if (block == end) return;
 
     /* The last array that begins at this block or before it; an empty array shares its number with the next one. */
     ptrdiff_t i = 0, after = j->n;
