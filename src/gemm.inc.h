@@ -272,7 +272,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
     const ptrdiff_t wide = FN(columns_at_once)(M, K), first = j0 / NR * NR, steps = (j1 - first + wide - 1) / wide;
     const ptrdiff_t last = (j1 - 1) / NR * NR;
     for (ptrdiff_t block = 0; block < blocks; block++, back = !back) {
-        const ptrdiff_t m = M * block / blocks, rows = M * (block + 1) / blocks - m;
+        const ptrdiff_t m = cut(M, block, blocks), rows = cut(M, block + 1, blocks) - m;
         for (ptrdiff_t i = 0; i < steps; i++) {
             const ptrdiff_t at = first + (back ? steps - 1 - i : i) * wide, j_end = gc_min(j1, at + wide);
             if (stopped(watch, (double)(rows * wide) * (double)K)) return;
@@ -282,7 +282,7 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
                 REAL *to = c + m * c_row + j;
                 n = j_end - j <= NR + V ? gc_min(panel + NR, j_end) - j : j_end - j;
                 for (ptrdiff_t depth = 0; depth < depths; depth++) {
-                    const ptrdiff_t k0 = K * depth / depths, depth_k = K * (depth + 1) / depths - k0;
+                    const ptrdiff_t k0 = cut(K, depth, depths), depth_k = cut(K, depth + 1, depths) - k0;
                     const REAL *b = packed + panel * K + k0 * width + j % NR;
                     const REAL *next = depth < depths - 1 ? b + width * depth_k : packed + next_panel * K;
                     FN(product) p = {depth_k, a + m * a_row + k0, a_row, 1, b, width, NR * K, to, c_row,
@@ -342,7 +342,7 @@ static void FN(gemm_tn)(ptrdiff_t m0, ptrdiff_t m1, ptrdiff_t N, ptrdiff_t K, co
     REAL *packed_a = work + NC_BYTES / (ptrdiff_t)sizeof(REAL);
     if (m0 == m1) return;
     for (ptrdiff_t block = 0; block < blocks; block++) {
-        const ptrdiff_t k0 = K * block / blocks, kc = K * (block + 1) / blocks - k0;
+        const ptrdiff_t k0 = cut(K, block, blocks), kc = cut(K, block + 1, blocks) - k0;
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / WIDE) * WIDE;
         for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);

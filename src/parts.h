@@ -8,6 +8,9 @@ enum {
     MOVED = 20                     /* multiply-adds that take as long as moving an element from memory to memory */
 };
 
+/* n * i / parts, also where the product has no place in a ptrdiff_t. */
+INLINE ptrdiff_t cut(ptrdiff_t n, ptrdiff_t i, ptrdiff_t parts) { return n / parts * i + n % parts * i / parts; }
+
 /* This thread's share [first, end) of the n sequences. Thread 0, which asks whether to stop, has no fewer than any other. */
 INLINE void share(ptrdiff_t n, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
 {
