@@ -164,7 +164,7 @@ def models() -> dict[str, tuple[Any, Any]]:
     return {
         "LSTM": (gradcore.LSTM(8, 512, rng=rng), x),
         "stack": (gradcore.GRU(8, 256, 2, bidirectional=True, rng=rng), x[:700]),
-        "linear": (gradcore.Linear(2048, 2048, dtype=np.float64, rng=rng), np.ones((8192, 2048))),
+        "linear": (gradcore.Linear(2048, 2048, dtype=np.float64, rng=rng), np.ones((4096, 2048))),
         "Sequential": (gradcore.Sequential(gradcore.LSTM(8, 512, rng=rng), gradcore.Linear(512, 4, rng=rng)), x),
     }
 
