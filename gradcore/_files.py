@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, keep_previous
     be the only file there is, under two names.
     """
     target = Path(os.path.realpath(path))  # through a link: what it points at is replaced, not the link
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+    writer = f"{os.getpid()}-{threading.get_ident()}"  # each has temporary files of its own
+    temporary, old = (target.with_name(f".{target.name}.{writer}{kind}.tmp") for kind in ("", ".old"))
     try:
         _write_through(temporary, data)
         kept = keep_previous and _second_name(target, old)

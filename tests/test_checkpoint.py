@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -604,6 +605,18 @@ def test_the_previous_checkpoint_stays(path: Path) -> None:
         assert load_checkpoint(path) == {"step": step}
         if step:
             assert load_checkpoint(_files.previous_path(path)) == {"step": step - 1}
+    assert files(path.parent) == [path.name, f"{path.name}.previous"]
+
+
+def test_threads_that_write_one_file_leave_a_whole_one(path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            save_checkpoint(path, number=number)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
+    assert load_checkpoint(path)["number"] in range(6)
+    assert load_checkpoint(_files.previous_path(path))["number"] in range(6)
     assert files(path.parent) == [path.name, f"{path.name}.previous"]
 
 

@@ -206,8 +206,9 @@ def test_eight_python_threads_share_the_inputs_each_with_its_own_tapes(make: Any
 
 
 @pytest.mark.kernels
-def test_python_threads_call_everything_at_once() -> None:
+def test_python_threads_call_everything_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with objects of its own: nothing behind them is shared without care, with Python's lock or without it."""
+    monkeypatch.chdir(tmp_path)  # where they all write the same files
 
     def results() -> Iterator[bytes]:
         for recipe in RECIPES:
