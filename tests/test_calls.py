@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -869,6 +869,7 @@ def bits(a: Array) -> Any:
 class Case:
     recipe: Recipe
     changes: list[tuple[str, tuple[Any, ...], str]]  # argument, part of it, maker
+    drawn: dict[str, Callable[[Any], Any]] = field(default_factory=dict)  # makers beside those for every case
 
     def __str__(self) -> str:
         what = ", ".join(f"{name}{''.join(f'[{k!r}]' for k in at)} = <{maker}>" for name, at, maker in self.changes)
@@ -913,7 +914,7 @@ def excused(case: Case, error: Exception) -> bool:
     """Whether the error is one that the documentation promises, or the caller's own."""
     makers = {maker for _, _, maker in case.changes}
     if isinstance(error, FloatingPointError):  # nonfinite="raise"
-        return bool(makers & {"NaN", "Inf", "float16", "complex", "1e300", "largest"})
+        return bool(makers & {*case.drawn, "NaN", "Inf", "float16", "complex", "1e300", "largest"})
     return str(error) == "no members after all"
 
 
@@ -930,7 +931,7 @@ def run(case: Case) -> Outcome:
     call, good = recipe.make(np.random.default_rng(0))
     given = dict(good)
     for name, at, maker in case.changes:
-        bad = makers_for(part(given[name], at))[maker](part(given[name], at))
+        bad = (makers_for(part(given[name], at)) | case.drawn)[maker](part(given[name], at))
         given[name] = replaced(given[name], at, bad)
     given_too = given | {"self": getattr(call, "__self__", None)}
     seen = [pair for name, value in given_too.items() for pair in arrays_of(value, name)]
