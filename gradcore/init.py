@@ -578,7 +578,7 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
     TypeError
         If it is neither an LSTM nor a GRU nor an array.
     ValueError
-        If the layer has no biases, or an array's shape is not (4H,).
+        If the layer has no biases, an array's shape is not (4H,), or a time is out of range.
 
     References
     ----------
@@ -594,6 +594,8 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
     """
     shortest = number("T_min", T_min, above=1)
     longest = number("T_max", T_max, least=shortest)
+    if math.isinf(longest):
+        raise ValueError(f"T_max: expected a finite number, got {T_max}")
     rng = generator(rng)
 
     if isinstance(layer_or_bias, np.ndarray):
