@@ -362,10 +362,18 @@ class History:
         ----------
         path : path
             Taken as it is; ".npz" is not added.
+
+        Raises
+        ------
+        ValueError
+            If a name is none that a zip file can have.
         """
         head = {"format": np.array(FORMAT), "version": np.array(VERSION), "interrupted": np.array(self.interrupted)}
         buffer = io.BytesIO()
         arrays: dict[str, Any] = head | self._to_arrays()
+        for name in arrays:
+            if "\0" in name:
+                raise ValueError(f"{name!r}: a zip file forgets what follows a NUL in a name; to_json keeps it")
         np.savez(buffer, **arrays)
         write_atomically(path, buffer.getvalue())
 

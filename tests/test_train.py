@@ -519,6 +519,14 @@ def test_json_of_100_000_brackets_is_refused():
         gradcore.History.from_json('{"format": ' + "[" * 100_000)
 
 
+def test_a_name_that_an_npz_would_cut_off_is_refused(tmp_path):
+    history = gradcore.History()
+    history.append(1.0, gradcore.grad_norm({"w\0a": np.ones(2), "w\0b": np.ones(3)}))
+    with pytest.raises(ValueError, match=r"'per_array/w\\x00a': a zip file forgets"):
+        history.to_npz(tmp_path / "history.npz")
+    assert list(gradcore.History.from_json(history.to_json()).per_array) == ["w\0a", "w\0b"]
+
+
 def with_member(tmp_path: Path, member: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
     """A History whose losses are these bytes."""
     path, changed = tmp_path / "history.npz", tmp_path / "changed.npz"
