@@ -1,9 +1,9 @@
 """Search for bytes that make gradcore do what its documentation does not promise, with atheris (pip install atheris).
 
 `python tests/fuzz.py checkpoint`, `text` or `arguments`: what each does with bytes is in `fuzz_targets.py`. A search
-begins with `tests/corpus/<target>`, lasts `--seconds` and leaves what it finds in `--work`. A defect ends it, with a file
-`defect-*` that `--replay FILE` runs again. `--merge` adds to the corpus as few and small files of `--work` as reach the
-same lines.
+begins with `tests/corpus/<target>`, lasts `--seconds` and leaves what it finds in `--work`. A defect ends it, with a
+file `defect-*` that `--replay FILE` runs again. `--merge` adds to the corpus as few and small files of `--work` as
+reach the same lines.
 """
 
 from __future__ import annotations

@@ -145,8 +145,13 @@ def _history(path: Path, read: Callable[[Path], Any]) -> None:
         return
     text = history.to_json()
     expect(gradcore.History.from_json(text).to_json() == text, "another history after another round through JSON")
-    history.to_npz(HERE / "again.npz")
-    expect(gradcore.History.from_npz(HERE / "again.npz").to_json() == text, "another history after a round through npz")
+    try:
+        history.to_npz(HERE / "again.npz")
+    except ValueError:
+        expect("\\u0000" in text or "\\ud8" in text, "cannot be stored as npz")
+    else:
+        again = gradcore.History.from_npz(HERE / "again.npz").to_json()
+        expect(again == text, "another history after another round through npz")
     repr(history)
     model = gradcore.RNN(2, 2, rng=np.random.default_rng(0))
     y, tape = model.forward(np.ones((3, 1, 2), np.float32))
@@ -187,7 +192,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
             other = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
             changed[at] = value[other]
         elif what < 0.18 and isinstance(changed, dict):
-            changed[rng.choice(["x", "__metadata__", "dict", "kind"])] = value[at]
+            changed[rng.choice(["x", "__metadata__", "dict", "kind", "a\0", "\ud800"])] = value[at]
         elif what < 0.18:
             changed *= 2
         else:
@@ -493,13 +498,14 @@ def layers(source: Source) -> None:
     cell = source.choice(["RNN", "LSTM", "GRU"])
     sizes = 1 + source.below(12), 1 + source.below(20)
     T, B, n_layers = source.below(7), source.below(6), 1 + source.below(2)
-    options = {"bias": source.flag(), "batch_first": source.flag(), "bidirectional": source.flag()}
+    options: dict[str, Any] = {"bias": source.flag(), "batch_first": source.flag(), "bidirectional": source.flag()}
     dtype = np.dtype(source.choice(["f4", "f8"]))
     if cell == "RNN":
         options["nonlinearity"] = source.choice(["tanh", "relu"])
-    layer = getattr(gradcore, cell)(
-        *sizes, n_layers, dtype=dtype, rng=np.random.default_rng(source.below(3)), **options
-    )
+    options["dropout"] = source.choice([0.0, 0.0, 0.5, 1.0])
+    rng = np.random.default_rng(source.below(3))
+    layer = getattr(gradcore, cell)(*sizes, n_layers, dtype=dtype, rng=rng, **options)
+    start = rng.bit_generator.state
     gain = source.choice([1.0, 1.0, 3.0, 1e3, 1e-3])
     layer.flat_params *= dtype.type(gain)
     lead = (B, T) if options["batch_first"] else (T, B)
@@ -519,6 +525,7 @@ def layers(source: Source) -> None:
             return (a[h], a[c]) if cell == "LSTM" else a[h]
 
         layer.zero_grad()
+        rng.bit_generator.state = start
         y, tape = layer.forward(
             a["x"], pair("h", "c") if with_state else None, lengths=a["lengths"] if ragged else None
         )
