@@ -921,7 +921,7 @@ def excused(case: Case, error: Exception) -> bool:
 def called_back(case: Case) -> bool:
     """Whether what stands for a schedule or a regulariser is a callable, of whose arguments only it can tell."""
     return any(
-        name in ("max_norm", "lr", "regulariser", "loss") and maker in ("a type", "function", "another layer")
+        name in ("max_norm", "lr", "regulariser", "loss", "batches") and maker in ("a type", "function", "another layer")
         for name, _, maker in case.changes
     )
 
