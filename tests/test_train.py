@@ -497,6 +497,9 @@ def test_other_json_is_refused(text, tmp_path):
         ("dh_count", {"0.l0": [1], "0.l1": [1]}),
         ("dh_profile", {"0.l0": [[1.0]], "0.l1": [[1.0]]}),
         ("dh_profile", {"another": [1.0]}),
+        ("dh_log_mean", {"0.l0": ["-Infinity"] * 12, "0.l1": ["NaN"] * 12}),
+        ("dh_count", {"0.l0": [-1] * 12, "0.l1": [1] * 12}),
+        ("dh_count", {"0.l0": [6] * 12, "0.l1": [1] * 12}),
         ("loss", [10**400] * 5),
     ],
 )
