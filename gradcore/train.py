@@ -295,7 +295,7 @@ class History:
             if profile.ndim != 1 or mean.ndim != 1 or mean.shape != count.shape:
                 shapes = f"{profile.shape}, {mean.shape} and {count.shape}"
                 raise ValueError(f"{name}: expected profile, mean and count of each time step, got shapes {shapes}")
-            if not ((0 <= count) & (count <= n) & (np.isfinite(mean) | (count == 0))).all():
+            if not ((count >= 0) & (count <= n) & (np.isfinite(mean) | (count == 0))).all():
                 raise ValueError(f"{name}: expected finite means of at most {n} steps")
             history.dh_profile[name], history._dh_count[name] = profile, count
             history._dh_mean[name] = np.where(count > 0, mean, 0.0)

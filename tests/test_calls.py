@@ -920,10 +920,8 @@ def excused(case: Case, error: Exception) -> bool:
 
 def called_back(case: Case) -> bool:
     """Whether what stands for a schedule or a regulariser is a callable, of whose arguments only it can tell."""
-    return any(
-        name in ("max_norm", "lr", "regulariser", "loss", "batches") and maker in ("a type", "function", "another layer")
-        for name, _, maker in case.changes
-    )
+    callables, makers = ("max_norm", "lr", "regulariser", "loss", "batches"), ("a type", "function", "another layer")
+    return any(name in callables and maker in makers for name, _, maker in case.changes)
 
 
 def run(case: Case) -> Outcome:
