@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+# What reading a damaged file can raise.
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
 NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradcore._check import Array, file_name, refuse_mask
-from gradcore._files import NONFINITE, jsonable, previous_path, write_atomically
+from gradcore._files import DAMAGE, NONFINITE, jsonable, previous_path, write_atomically
 from gradcore._layer import Layer
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -31,8 +31,11 @@ DTYPES = {
 KINDS = {"state": "the state of an object", "generator": "the state of a generator", "value": "a plain value"}
 STATE, GENERATOR, VALUE = KINDS
 
-# What reading a damaged file can raise.
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+# Where a generator stands in its block of numbers, and the most that is: NumPy reads there without a look.
+PLACES: dict[str, tuple[Callable[[Any], Any], int]] = {
+    "MT19937": (lambda state: state["state"]["pos"], 624),
+    "Philox": (lambda state: state["buffer_pos"], 4),
+}
 
 Generator = np.random.Generator
 
@@ -216,6 +219,9 @@ def _state(part: Any) -> Any:
 def _restore(part: Any, state: Any) -> None:
     if isinstance(part, Generator):
         part.bit_generator.state = state
+        place, most = PLACES.get(type(part.bit_generator).__name__, (lambda _: 0, 0))
+        if not 0 <= place(_state(part)) <= most:
+            raise ValueError(f"expected a place from 0 to {most} in the block of numbers, got {place(_state(part))}")
     else:
         part.load_state_dict(state)
 
@@ -354,5 +360,7 @@ def _bytes(path: str | os.PathLike[str]) -> tuple[bytes, Any]:
 def _part(document: dict[str, Any], tensors: Mapping[str, Array]) -> _Part:
     if document["kind"] not in KINDS:
         raise ValueError(f"unknown kind {document['kind']}")
-    generators = _decode(document.get("generators", []), tensors)
-    return _Part(document["kind"], _decode(document["state"], tensors), document.get("shared", []), generators)
+    shared, generators = document.get("shared", []), _decode(document.get("generators", []), tensors)
+    if not (isinstance(shared, list) and isinstance(generators, list) and len(shared) == len(generators)):
+        raise ValueError(f"expected the state of a generator for each of {shared}, got {generators}")
+    return _Part(document["kind"], _decode(document["state"], tensors), shared, generators)

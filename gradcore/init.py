@@ -578,7 +578,7 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
     TypeError
         If it is neither an LSTM nor a GRU nor an array.
     ValueError
-        If the layer has no biases, or an array's shape is not (4H,).
+        If the layer has no biases, an array's shape is not (4H,), or a time is out of range.
 
     References
     ----------

@@ -366,7 +366,8 @@ def jacobian_moments(
     mean = _power(field.chi, L)
     spread = L * max(mu2 / mu1**2 - 1 - s1, 0.0) if mu1 else 0.0
     edge = _power(field.sigma_w**2, L) * _edge(squares, L, weights == "gaussian") if mean else 0.0
-    return JacobianMoments(L, mean, mean**2 * (1 + spread), mean**2 * spread, edge)
+    square = mean * mean  # inf where it overflows, for which mean**2 would raise an error
+    return JacobianMoments(L, mean, square * (1 + spread), square * spread if spread else 0.0, edge)
 
 
 def _power(base: float, n: int) -> float:

@@ -658,6 +658,7 @@ class GradientMonitor:
         if y.size == 0:
             return
         rows = y.reshape(-1, y.shape[-1]) if y.ndim > 1 else y.reshape(-1, 1)
+        # In float64, since bools know no difference and small integers a wrong one.
         low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
         largest = max(float(high.max()), -float(low.min()))
         if not math.isfinite(largest) or not math.isfinite(float(low.min())):
@@ -685,7 +686,7 @@ class GradientMonitor:
                 began=lasting[0],
                 times=lasting[1],
             )
-        sample = rows.ravel()[:1024].astype(np.float64)
+        sample: Array = rows.ravel()[:1024].astype(np.float64)
         before, self._outputs = self._outputs, sample
         same = before is not None and before.shape == sample.shape
         same = same and bool((np.abs(sample - before) <= 1e-7 * largest).all())

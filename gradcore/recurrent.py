@@ -194,6 +194,12 @@ def _norm_over_batch(norms: Array) -> Array:
     return np.asarray(result)
 
 
+def _dropped(rows: Array, mask: Array) -> Array:
+    """The product; what is too large, or not finite, is no more worth a warning here than in the kernels."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(rows * mask)
+
+
 class _Kept(NamedTuple):
     """The arrays of one layer and direction that the backward kernel reads."""
 
@@ -415,7 +421,7 @@ class _Recurrent(Layer):
                     keep_rate = 1 - self.dropout
                     mask = (self._rng.random(rows.shape) < keep_rate) / self.dtype.type(keep_rate or 1)
                     tape.masks.append(mask.astype(self.dtype))
-                    rows = rows * tape.masks[-1]
+                    rows = _dropped(rows, tape.masks[-1])
                 tape.inputs.append(rows)
             last = layer == self.num_layers - 1  # it writes the padded batch, those below pass packed rows on
             y = batch.padded(D * H, self.dtype) if last else self._pool.empty((batch.n_rows, D * H), self.dtype)
@@ -518,7 +524,7 @@ class _Recurrent(Layer):
                     )  # fmt: skip
                 self._pool.give(work)
             if layer and tape.masks:
-                dx *= tape.masks[layer - 1]
+                dx = _dropped(dx, tape.masks[layer - 1])
             d_rows, y_at = dx, None
         return d_rows
 

@@ -393,14 +393,14 @@ def read_text(path: str) -> str:
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if device:
         raise SourceError(f"{path}: is a device; expected a file")
-    if not raw.strip():
-        raise SourceError(f"{path}: the file is empty")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         byte = raw[error.start]
         raise SourceError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8; expected a text file") from None
+    if not text.strip():
+        raise SourceError(f"{path}: the file is empty")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise SourceError(f"{path}, line {line}: holds a NUL byte; expected a text file")

@@ -11,10 +11,12 @@ import collections
 import contextlib
 import gc
 import math
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -987,6 +989,7 @@ def bits(a: Array) -> Any:
 class Case:
     recipe: Recipe
     changes: list[tuple[str, tuple[Any, ...], str]]  # argument, part of it, maker
+    drawn: dict[str, Callable[[Any], Any]] = field(default_factory=dict)  # makers beside those for every case
 
     def __str__(self) -> str:
         what = ", ".join(f"{name}{''.join(f'[{k!r}]' for k in at)} = <{maker}>" for name, at, maker in self.changes)
@@ -1025,7 +1028,7 @@ def prepared(case: Case) -> tuple[Callable[..., Any], dict[str, Any], dict[str, 
     call, good = case.recipe.make(np.random.default_rng(0))
     given = dict(good)
     for name, at, maker in case.changes:
-        bad = makers_for(part(given[name], at))[maker](part(given[name], at))
+        bad = (makers_for(part(given[name], at)) | case.drawn)[maker](part(given[name], at))
         given[name] = replaced(given[name], at, bad)
     return call, good, given
 
@@ -1045,7 +1048,7 @@ def excused(case: Case, error: Exception) -> bool:
     """Whether the error is one that the documentation promises, or the caller's own."""
     makers = {maker for _, _, maker in case.changes}
     if isinstance(error, FloatingPointError):  # nonfinite="raise"
-        return bool(makers & {"NaN", "Inf", "float16", "complex", "1e300", "largest"})
+        return bool(makers & {*case.drawn, "NaN", "Inf", "float16", "complex", "1e300", "largest"})
     if isinstance(error, OSError):  # no such file
         return any(name in ("path", "source") for name, _, _ in case.changes)
     return str(error) == "no members after all"
@@ -1053,11 +1056,20 @@ def excused(case: Case, error: Exception) -> bool:
 
 def called_back(case: Case) -> bool:
     """Whether what stands for a schedule, a regulariser or batches is a callable: only it can tell of its arguments."""
-    return any(
-        name in ("max_norm", "lr", "regulariser", "loss", "batches")
-        and maker in ("a type", "function", "another layer")
-        for name, _, maker in case.changes
-    )
+    callables, makers = ("max_norm", "lr", "regulariser", "loss", "batches"), ("a type", "function", "another layer")
+    return any(name in callables and maker in makers for name, _, maker in case.changes)
+
+
+@contextlib.contextmanager
+def new_folder() -> Iterator[None]:
+    """To work in: recipes give their files names without a folder."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def files() -> dict[str, bytes]:
@@ -1066,9 +1078,12 @@ def files() -> dict[str, bytes]:
 
 
 def run(case: Case) -> Outcome:
+    with new_folder():
+        return _run(case)
+
+
+def _run(case: Case) -> Outcome:
     recipe = case.recipe
-    for name in files():
-        Path(name).unlink()
     call, good, given = prepared(case)
     given_too = given | {"self": getattr(call, "__self__", None)}
     seen = [pair for name, value in given_too.items() for pair in arrays_of(value, name)]
@@ -1136,9 +1151,9 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes give their files names without a folder."""
-    monkeypatch.chdir(tmp_path)
+def in_a_folder() -> Iterator[None]:
+    with new_folder():
+        yield
 
 
 def test_every_recipe_is_good() -> None:

@@ -294,6 +294,23 @@ def test_generators_shared_in_another_way_are_refused(path: Path) -> None:
     assert same(other.model.state_dict(), before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "place"), [("MT19937", 625), ("MT19937", -1), ("MT19937", 10**7), ("Philox", 10**7), ("Philox", -1)]
+)
+def test_a_generator_beyond_its_block_of_numbers_is_refused(path: Path, kind: str, place: int) -> None:
+    """NumPy would read from there, wherever that is in memory."""
+    state = getattr(np.random, kind)(0).state
+    (state["state"] if kind == "MT19937" else state)["pos" if kind == "MT19937" else "buffer_pos"] = place
+    broken = np.random.Generator(getattr(np.random, kind)())
+    broken.bit_generator.state = state
+    save_checkpoint(path, rng=broken)
+    generator = np.random.Generator(getattr(np.random, kind)(1))
+    before = generator.bit_generator.state
+    with pytest.raises(ValueError, match=f"rng: expected a place from 0 to .* got {place}"):
+        load_checkpoint(path, rng=generator)
+    assert same(generator.bit_generator.state, before)
+
+
 def test_layers_without_dropout_bring_no_generator(path: Path) -> None:
     """So a trained layer loads into one whose weights were drawn with another kind of generator."""
     layer = gradcore.LSTM(2, 3, num_layers=2, rng=np.random.Generator(np.random.MT19937(0)))
@@ -508,6 +525,8 @@ DAMAGED: dict[str, bytes] = {
     "a kind that is a list": with_parts('{"a": {"kind": [], "state": 1}}'),
     "an object with no key": with_parts('{"a": {"kind": "value", "state": {}}}'),
     "an object with two keys": with_parts('{"a": {"kind": "value", "state": {"float": "NaN", "dict": {}}}}'),
+    "dropout without a generator": with_parts('{"a": {"kind": "state", "state": 1, "shared": [0], "generators": []}}'),
+    "generators that are none": with_parts('{"a": {"kind": "state", "state": 1, "shared": [], "generators": null}}'),
     "an unknown object": with_parts('{"a": {"kind": "value", "state": {"pickle": "x"}}}'),
     "a dict that is none": with_parts('{"a": {"kind": "value", "state": {"dict": 3}}}'),
     "an unknown float": with_parts('{"a": {"kind": "value", "state": {"float": "1"}}}'),

@@ -292,6 +292,14 @@ def test_chrono_makes_a_gru_remember() -> None:
     assert np.allclose(tape.state, 0.99**100, rtol=1e-12)
 
 
+def test_chrono_refuses_times_without_end() -> None:
+    b = np.zeros(8)
+    for T_min in (2.0, np.inf):
+        with pytest.raises(ValueError, match="T_max: expected a finite number, got inf"):
+            init.chrono_(b, np.inf, T_min)
+    assert not b.any()
+
+
 def test_chrono_refuses() -> None:
     with pytest.raises(TypeError, match="layer_or_bias: expected an LSTM, a GRU or an array, got RNN"):
         init.chrono_(gradcore.RNN(3, 4), 10)

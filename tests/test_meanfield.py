@@ -525,3 +525,12 @@ def test_each_mode_of_a_deep_linear_network_is_learnt_along_its_own_sigmoid() ->
     np.testing.assert_allclose(found, s / (1 + (s / a - 1) * np.exp(-s * t)), rtol=0.02)
     assert found[3][0] > 0.2 * s[0]
     assert found[3][1] < 0.2 * s[1]  # the stronger mode first
+
+
+@pytest.mark.parametrize("sigma_w", [1e30, 1e60])
+def test_moments_that_overflow_are_infinite(sigma_w: float) -> None:
+    moments = meanfield.jacobian_moments("tanh", 5, sigma_w)
+    assert moments.second == moments.variance == math.inf
+    alike = meanfield.jacobian_moments("identity", 5, sigma_w, weights="orthogonal")  # all singular values are one
+    assert alike.second == math.inf
+    assert alike.variance == 0

@@ -429,3 +429,11 @@ def test_profiles_name_layers_and_directions(bidirectional):
     for (name, reverse, row), telemetry in zip(profiles, tape.tapes[1].tapes[0].telemetry.dh_norm, strict=True):
         assert reverse == name.endswith("_reverse")
         np.testing.assert_array_equal(row, telemetry)
+
+
+@pytest.mark.parametrize("y", [np.array([[False], [True]]), np.array([[-128], [127]], np.int8)], ids=["bool", "int8"])
+def test_outputs_whose_distance_their_dtype_cannot_hold_are_not_constant(y: Any) -> None:
+    monitor = GradientMonitor(check_outputs_every=1, patience=1)
+    for step in range(5):
+        monitor.update(step, 1.0, 1.0, y=y)
+    assert not [finding for finding in monitor.findings if finding.kind == "constant_outputs"]

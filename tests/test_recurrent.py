@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -1241,6 +1242,19 @@ def test_dropout_of_everything_leaves_zeros() -> None:
     assert not y.any()
     assert not layer.backward(tape, np.ones_like(x)).any()
     assert same_bits(layer(x)[0], x)
+
+
+@pytest.mark.parametrize("infinite", [False, True], ids=["overflow", "infinite"])
+def test_dropout_of_what_is_too_large_is_silent(infinite: bool) -> None:
+    layer, large = passing_on(0.5, 3), np.finfo(np.float64).max
+    if infinite:  # before dropout, which makes NaN of what it drops
+        layer.params["weight_ih_l0"][...] = layer.params["weight_ih_l1"][...] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y, tape = layer.forward(np.full((2, 4, 40), large))
+        dx = layer.backward(tape, np.full_like(y, large))
+    assert not np.isfinite(y).any(where=y != 0)
+    assert not np.isfinite(dx).any(where=dx != 0)
 
 
 def test_dropout_needs_a_layer_above() -> None:

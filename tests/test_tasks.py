@@ -254,6 +254,8 @@ def test_bad_tables_say_what_and_where(tmp_path: Path, content: str, name: str |
 BAD_FILES = {
     "empty": (b"", "is empty"),
     "blank": (b" \n\n ", "is empty"),
+    "a byte-order mark alone": (b"\xef\xbb\xbf", "is empty"),
+    "a byte-order mark and a blank line": (b"\xef\xbb\xbf \n", "is empty"),
     "not utf-8": (b"abc\ndef\xff\xfe\n", "line 2: byte 0xff is not UTF-8"),
     "nul": (b"abc\n\ndef\0ghi", "line 3: holds a NUL byte"),
     "one character": (b"aaaaaaaaaaaaaaaaaaaaaaaa", "holds one character only, 'a'"),

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -490,6 +492,15 @@ def test_other_json_is_refused(text, tmp_path):
         ("per_array", {"a": [1.0]}),
         ("dh_log_mean", {"0.l0": [1.0, 2.0]}),
         ("dh_count", {}),
+        ("dh_count", {"0.l0": [1.5] * 12, "0.l1": [1.5] * 12}),
+        ("dh_count", {"0.l0": [2**70] * 12, "0.l1": [2**70] * 12}),
+        ("dh_count", {"0.l0": [1], "0.l1": [1]}),
+        ("dh_profile", {"0.l0": [[1.0]], "0.l1": [[1.0]]}),
+        ("dh_profile", {"another": [1.0]}),
+        ("dh_log_mean", {"0.l0": ["-Infinity"] * 12, "0.l1": ["NaN"] * 12}),
+        ("dh_count", {"0.l0": [-1] * 12, "0.l1": [1] * 12}),
+        ("dh_count", {"0.l0": [6] * 12, "0.l1": [1] * 12}),
+        ("loss", [10**400] * 5),
     ],
 )
 def test_damaged_json_is_refused(key, value):
@@ -497,6 +508,92 @@ def test_damaged_json_is_refused(key, value):
     document[key] = value
     with pytest.raises(ValueError, match="text: not a gradcore history"):
         gradcore.History.from_json(json.dumps(document))
+
+
+def test_a_history_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "history.json"
+    path.write_bytes(b"{\xff}")
+    with pytest.raises(ValueError, match=r"history\.json: not a gradcore history: .*utf-8"):
+        gradcore.History.from_json(path)
+
+
+def test_json_of_100_000_brackets_is_refused():
+    with pytest.raises(ValueError, match=r"text: not a gradcore history: .*recursion"):
+        gradcore.History.from_json('{"format": ' + "[" * 100_000)
+
+
+def test_a_name_that_an_npz_would_cut_off_is_refused(tmp_path):
+    history = gradcore.History()
+    history.append(1.0, gradcore.grad_norm({"w\0a": np.ones(2), "w\0b": np.ones(3)}))
+    with pytest.raises(ValueError, match=r"'per_array/w\\x00a': a zip file forgets"):
+        history.to_npz(tmp_path / "history.npz")
+    assert list(gradcore.History.from_json(history.to_json()).per_array) == ["w\0a", "w\0b"]
+
+
+def with_member(tmp_path: Path, member: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    """A History whose losses are these bytes."""
+    path, changed = tmp_path / "history.npz", tmp_path / "changed.npz"
+    rough_history().to_npz(path)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(changed, "w", compression) as file:
+        for name in whole.namelist():
+            file.writestr(name, member if name == "loss.npy" else whole.read(name))
+    return changed
+
+
+def member(header: str, data: bytes = bytes(40)) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999999999,), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (4,), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (5L,), }",  # of Python 2, which NumPy warns of
+        "{'descr': '<f8', 'fortran_order': False, 'shape': ((((((5,), }",
+        "{'descr': '<f3', 'fortran_order': False, 'shape': (5,), }",
+        "{'descr': '<U99', 'fortran_order': False, 'shape': (5,), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (5,), }",
+        "",
+    ],
+)
+def test_headers_of_an_npz_are_refused_before_anything_is_set_aside(header, tmp_path):
+    path = with_member(tmp_path, member(header))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"changed\.npz: not a gradcore history"):
+            gradcore.History.from_npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_npz_that_would_unpack_to_a_thousand_times_its_size_is_refused(tmp_path):
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (4194304,), }"
+    path = with_member(tmp_path, member(header, bytes(2**25)), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 2**17
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"not a gradcore history: .*is compressed"):
+            gradcore.History.from_npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_damaged_directory_of_an_npz_is_refused(tmp_path):
+    path = tmp_path / "history.npz"
+    rough_history().to_npz(path)
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    for at, new in ((8, b"\x01\x00"), (10, b"\x63\x00"), (16, b"\xff\xff\xff\x7f"), (42, b"\xff\xff\xff\x7f")):
+        damaged = bytearray(whole)
+        damaged[entry + at : entry + at + len(new)] = new  # encrypted; packed in some way; checksum; place in the file
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"history\.npz: not a gradcore history"):
+            gradcore.History.from_npz(path)
 
 
 def test_other_npz_files_are_refused(tmp_path):
