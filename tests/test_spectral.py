@@ -209,6 +209,22 @@ def test_products_have_the_same_bits_for_any_number_of_threads(mode: str) -> Non
         np.testing.assert_array_equal(found[i], found[i % 2])
 
 
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_separation_has_the_same_bits_for_any_number_of_threads(orthonormal: bool) -> None:
+    v = np.random.default_rng(0).standard_normal((5, 64, 70))  # more work than one thread keeps to itself
+    before, found = gradcore.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            gradcore.set_num_threads(threads)
+            separated = v.copy()
+            found.append((separated, _kernels.jacobian_separate(separated, orthonormal)))
+    finally:
+        gradcore.set_num_threads(before)
+    for rows, logs in found[1:]:
+        np.testing.assert_array_equal(rows, found[0][0])
+        np.testing.assert_array_equal(logs, found[0][1])
+
+
 def test_jacobian_refuses_what_it_cannot_answer() -> None:
     layer, tape, x, _ = layer_and_tape("GRU", 4, 2, 3, 5)
     for t, b, index in ((4, 0, 0), (-1, 0, 0), (0, 2, 0), (0, 0, 1), (0, 0, -1)):
