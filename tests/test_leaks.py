@@ -18,8 +18,8 @@ from leaks import NAMES, attempt, held
 from test_calls import RECIPES, Case, Recipe, little_memory, malformed
 
 # Generations of garbage to be collected, and calls. Python keeps lists of free objects, thousands at most, which only
-# the collection of all empties, and which take some calls to fill again: who fails the quick look gets long ones. Each look
-# itself moves a kilobyte or two of what malloc has given out, which the longest do not take for a leak.
+# the collection of all empties, and which take some calls to fill again: who fails the quick look gets long ones. Each
+# look itself moves a kilobyte or two of what malloc has given out, which the longest do not take for a leak.
 LOOKS = [(0, 16), (0, 16), *[(2, 64)] * 3, *[(2, 512)] * 3]
 SLOW = {"meanfield.critical", "meanfield.suggest_gain"}  # a tenth of a second, in Python alone
 LEAST = np.array([16 if name == "malloc" else 1 for name in NAMES])  # what is left by a call that leaves anything
