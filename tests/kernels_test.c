@@ -337,6 +337,40 @@ static void test_optimizers(const gc_table *table, int real)
 }
 
 /* Two arrays, of which one has entries whose squares are not representable; then all of it halved. */
+/* ln det(a a^T) for a (k, n) */
+static double log_gram(ptrdiff_t k, ptrdiff_t n, const double *a)
+{
+    double *gram = zeros(k * k, 8), sum = 0;
+    for (ptrdiff_t i = 0; i < k; i++)
+        for (ptrdiff_t j = 0; j < k; j++)
+            for (ptrdiff_t m = 0; m < n; m++) gram[i * k + j] += a[i * n + m] * a[j * n + m];
+    for (ptrdiff_t i = 0; i < k; i++) {
+        sum += log(gram[i * k + i]);
+        for (ptrdiff_t r = i + 1; r < k; r++)
+            for (ptrdiff_t j = k - 1; j >= i; j--) gram[r * k + j] -= gram[r * k + i] / gram[i * k + i] * gram[i * k + j];
+    }
+    release(gram);
+    return sum;
+}
+
+/* v = R q: the volume that its rows span is that of q's times the diagonal of R. */
+static void test_separation(const gc_table *table, int orthonormal)
+{
+    enum { SAMPLES = 2, K = 7 };
+    double *v = zeros(SAMPLES * K * H, 8), *q = zeros(SAMPLES * K * H, 8), *logs = zeros(SAMPLES * K, 8);
+    ptrdiff_t *pivots = orthonormal ? NULL : zeros(SAMPLES * K, sizeof(ptrdiff_t));
+    for (int i = 0; i < SAMPLES * K * H; i++) q[i] = v[i] = random_number();
+    if (table->jacobian_separate(1, SAMPLES, K, H, q, logs, pivots) != GC_OK) exit(2);
+    for (int b = 0; b < SAMPLES; b++) {
+        const double want = log_gram(K, H, v + b * K * H), after = log_gram(K, H, q + b * K * H);
+        double got = after;
+        for (int r = 0; r < K; r++) got += 2 * logs[b * K + r];
+        check(table->isa, GC_F64, "separation", "the volume", fabs(got - want), fabs(want));
+        if (orthonormal) check(table->isa, GC_F64, "separation", "the volume of orthonormal rows", fabs(after), 1);
+    }
+    release(v), release(q), release(logs), release(pivots);
+}
+
 static void test_norm(const gc_table *table)
 {
     enum { N = 5000 };
@@ -381,6 +415,8 @@ int main(void)
             test_empty_linear(table, real);
             test_optimizers(table, real);
         }
+        test_separation(table, 0);
+        test_separation(table, 1);
         test_norm(table);
         printf("%s: %d elements of float32 in a vector\n", isa, (int)table->real[GC_F32].lanes);
     }
