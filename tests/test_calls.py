@@ -1141,7 +1141,7 @@ def _run(case: Case) -> Outcome:
 def little_memory() -> Iterator[None]:
     """Allocations of many GiB fail at once, also where the system would promise them."""
     resource = pytest.importorskip("resource")
-    if "san.so" in os.environ.get("LD_PRELOAD", ""):  # a sanitizer takes terabytes for itself, and has a limit of its own
+    if "san.so" in os.environ.get("LD_PRELOAD", ""):  # which takes terabytes, and has a limit of its own
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
