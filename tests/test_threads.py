@@ -208,8 +208,8 @@ def test_eight_python_threads_share_the_inputs_each_with_its_own_tapes(make: Any
 @pytest.mark.kernels
 def uses_a_file(chosen: Recipe) -> bool:
     with new_folder():
-        call, given = chosen.make(np.random.default_rng(0))
         try:
+            call, given = chosen.make(np.random.default_rng(0))
             invoke(call, given, chosen.by_position)
         except ImportError:  # of what reads and writes them
             return True
