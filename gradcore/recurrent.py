@@ -482,18 +482,20 @@ class _Recurrent(Layer):
             raise ValueError("tape: expected a tape from this layer's forward")
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
         clip = math.inf if step_clip is None else number("step_clip", step_clip, least=0.0)
-        if regulariser is not None:
-            if not callable(regulariser):
-                raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
-            regulariser(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
-        dy = self._check_sequence("dy", dy, (batch.T, batch.B, D * H))
+        if regulariser is not None and not callable(regulariser):
+            raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
+        d_rows = self._check_sequence("dy", dy, (batch.T, batch.B, D * H)).reshape(batch.T * batch.B, D * H)
         dstates = self._fresh_states("dstate", dstate, batch)
 
         K = self.num_layers * D
         dh_norm = np.zeros((K, batch.n_rows))
         dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
         try:
-            d_rows = self._back(tape, dy.reshape(batch.T * batch.B, D * H), dstates, clip, dh_norm, dc_norm)
+            if regulariser is not None:
+                regulariser(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
+            d_rows = self._back(tape, d_rows, dstates, clip, dh_norm, dc_norm)
+        except (TypeError, ValueError):  # of the regulariser, which has added nothing then
+            raise
         except BaseException:
             self._drop_gradients()
             raise

@@ -20,10 +20,7 @@ from gradcore import _kernels
 from gradcore._layer import aligned_zeros
 from gradcore.train import StepRecord
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here"),
-    pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="not in the main thread"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 
 
 class Heard(BaseException):
@@ -182,6 +179,19 @@ def test_backward_broken_off_leaves_zero_gradients_and_a_layer_that_works(name: 
     np.testing.assert_array_equal(model.flat_params, params)
     model.backward(tape, dy)
     np.testing.assert_array_equal(model.flat_grads, want)
+
+
+def test_backward_broken_off_in_the_regulariser_leaves_zero_gradients() -> None:
+    rnn = gradcore.RNN(2, 3)
+    y, tape = rnn.forward(np.ones((4, 1, 2), np.float32))
+
+    def half_way(layer: Any, *arguments: Any, **options: Any) -> float:
+        layer.flat_grads[:5] = 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rnn.backward(tape, y, regulariser=half_way)
+    assert not rnn.flat_grads.any()
 
 
 @pytest.mark.parametrize("rule", ["SGD", "SPAM"])

@@ -545,6 +545,16 @@ def member(header: str, data: bytes = bytes(40)) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
 
 
+def refuses_in_little_memory(path, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            gradcore.History.from_npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -561,26 +571,14 @@ def member(header: str, data: bytes = bytes(40)) -> bytes:
 )
 def test_headers_of_an_npz_are_refused_before_anything_is_set_aside(header, tmp_path):
     path = with_member(tmp_path, member(header))
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=r"changed\.npz: not a gradcore history"):
-            gradcore.History.from_npz(path)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
+    refuses_in_little_memory(path, r"changed\.npz: not a gradcore history")
 
 
 def test_an_npz_that_would_unpack_to_a_thousand_times_its_size_is_refused(tmp_path):
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (4194304,), }"
     path = with_member(tmp_path, member(header, bytes(2**25)), zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 2**17
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=r"not a gradcore history: .*is compressed"):
-            gradcore.History.from_npz(path)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
+    refuses_in_little_memory(path, "not a gradcore history: .*is compressed")
 
 
 def test_a_damaged_directory_of_an_npz_is_refused(tmp_path):
