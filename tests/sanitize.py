@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("src", "gradcore", "tests", "bench", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 TESTS = ("-q", "-x", "-m", "kernels and not peers", "--deselect", "tests/test_isa.py", "-p", "no:cacheprovider")
 OPTIMISED = "-O1 -g -fno-omit-frame-pointer"
+NO_MEMORY = "allocator_may_return_null=1:max_allocation_size_mb=65536"  # some tests ask for more than there is
 
 
 def copy_source(folder: Path) -> None:
@@ -52,8 +53,7 @@ def address(folder: Path) -> dict[str, str]:
         "CC": "gcc -fsanitize=address,undefined -fno-sanitize-recover=all",
         "CFLAGS": OPTIMISED,
         "LD_PRELOAD": f"{library('gcc', 'libasan.so')} {library('gcc', 'libubsan.so')}",
-        # Python itself leaves memory to the end of the process; some tests ask for more than there is
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=65536",
+        "ASAN_OPTIONS": f"detect_leaks=0:{NO_MEMORY}",  # Python itself leaves memory to the end of the process
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
     }
@@ -66,7 +66,7 @@ def thread(folder: Path) -> dict[str, str]:
         "CFLAGS": OPTIMISED,
         "LD_PRELOAD": f"{library('gcc', 'libtsan.so')} {llvm / 'libomp.so'}",  # which takes libgomp's place
         "OMP_TOOL_LIBRARIES": str(llvm / "libarcher.so"),
-        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1",
+        "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:halt_on_error=1:{NO_MEMORY}",
         "GRADCORE_NUM_THREADS": "3",
     }
 
