@@ -364,7 +364,8 @@ def jacobian_moments(
     mu1, mu2 = _mean(squares), _mean(squares**2)
     s1 = -1 if weights == "gaussian" else 0
     mean = _power(field.chi, L)
-    spread = L * max(mu2 / mu1**2 - 1 - s1, 0.0) if mu1 else 0.0
+    excess = mu2 / mu1**2 - 1 if mu1 else 0.0  # 0 for a linear phi, but for the rounding of the sums
+    spread = L * ((excess if excess > SAME else 0.0) - s1) if mu1 else 0.0
     edge = _power(field.sigma_w**2, L) * _edge(squares, L, weights == "gaussian") if mean else 0.0
     square = mean * mean  # inf where it overflows, for which mean**2 would raise an error
     return JacobianMoments(L, mean, square * (1 + spread), square * spread if spread else 0.0, edge)

@@ -185,6 +185,27 @@ class TestReadme:
             assert (ROOT / target).exists(), target
 
 
+def test_no_tracked_file_is_large() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    sizes = {name: (ROOT / name).stat().st_size for name in run.stdout.split("\0") if name and (ROOT / name).exists()}
+    assert {name: size for name, size in sizes.items() if size > 500_000} == {}
+
+
+def test_the_installed_package_is_small() -> None:
+    files = [path for path in Path(gradcore.__file__).parent.rglob("*") if "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 2_000_000
+
+
+def test_the_extension_exports_its_entry_point_only() -> None:
+    if not sys.platform.startswith("linux") or shutil.which("nm") is None:
+        pytest.skip("asks nm of binutils")
+    command = ["nm", "-D", "--defined-only", "--format=just-symbols", _kernels.__file__]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["PyInit__kernels"]
+
+
 def test_a_wheel_from_the_sdist_is_small_and_whole(tmp_path: Path) -> None:
     """Builds the sdist, from it the wheel, each as pip would; what is inside must be what runs."""
     subprocess.run(
