@@ -199,8 +199,22 @@ class Layer:
         for name, value in checked.items():
             self.params[name][...] = value
 
-    def _generators(self) -> list[np.random.Generator]:
-        """What `forward` draws random numbers from, one for each layer that does: with them it can be repeated."""
+    def generators(self) -> list[np.random.Generator]:
+        """Return the generators that `forward` draws from.
+
+        `fit` and checkpoints save their states, so that a step can be repeated.
+
+        Returns
+        -------
+        list of numpy.random.Generator
+            One for each layer that draws, in the order of the layers; the same one several times where layers share it.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> len(gradcore.LSTM(3, 5, num_layers=2, dropout=0.5).generators())
+        1
+        """
         return []
 
     def __repr__(self) -> str:

@@ -187,7 +187,7 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
     for name, part in parts.items():
         changes.append((name, part, _fitting(name, part, stored[name])))
         if isinstance(part, Layer):
-            changes += zip([name] * len(stored[name].shared), part._generators(), stored[name].generators, strict=True)
+            changes += zip([name] * len(stored[name].shared), part.generators(), stored[name].generators, strict=True)
     before = [_state(part) for _, part, _ in changes]
     try:
         for name, part, state in changes:
@@ -228,7 +228,7 @@ def _restore(part: Any, state: Any) -> None:
 
 def _shared(layer: Layer) -> list[int]:
     """For each generator of a layer the place of the first that is the same."""
-    sources = [id(rng.bit_generator) for rng in layer._generators()]
+    sources = [id(rng.bit_generator) for rng in layer.generators()]
     return [sources.index(source) for source in sources]
 
 
@@ -256,7 +256,7 @@ def _document(name: str, part: Any, tensors: dict[str, Array]) -> dict[str, Any]
     kind = _kind(part)
     document = {"kind": kind, "state": _encode((name,), part if kind == VALUE else _state(part), tensors)}
     if isinstance(part, Layer):
-        states = [_state(rng) for rng in part._generators()]
+        states = [_state(rng) for rng in part.generators()]
         document |= {"shared": _shared(part), "generators": _encode((name, "generators"), states, tensors)}
     return document
 

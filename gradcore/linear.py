@@ -643,8 +643,9 @@ class Sequential(Layer):
         for layer in self.layers:
             layer._drop_gradients()
 
-    def _generators(self) -> list[Generator]:
-        return [rng for layer in self.layers for rng in layer._generators()]
+    def generators(self) -> list[Generator]:
+        """Return the generators of all members, in order."""
+        return [rng for layer in self.layers for rng in layer.generators()]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -326,7 +326,8 @@ class _Recurrent(Layer):
         bound = 1 / math.sqrt(self.hidden_size)
         self.flat_params[...] = self._rng.uniform(-bound, bound, self.flat_params.size)
 
-    def _generators(self) -> list[np.random.Generator]:
+    def generators(self) -> list[np.random.Generator]:
+        """Return the generator that dropout draws from, if there is dropout."""
         return [self._rng] if self.dropout and self.num_layers > 1 else []
 
     def _weights(self, arrays: dict[str, Array], k: int) -> list[Array | None]:

@@ -678,7 +678,7 @@ def fit(
 
 def _states(model: Any) -> list[tuple[np.random.Generator, Any]]:
     """The generators that `forward` draws from, each with its state."""
-    return [(generator, generator.bit_generator.state) for generator in getattr(model, "_generators", list)()]
+    return [(generator, generator.bit_generator.state) for generator in getattr(model, "generators", list)()]
 
 
 def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dict[str, Any]]]:

@@ -107,7 +107,7 @@ def states(given: dict[str, Any]) -> Any:
         for name, part in given.items()
     }
     model = given["model"]
-    return found, [frozen(rng.bit_generator.state) for rng in model._generators()], frozen(model.flat_grads)
+    return found, [frozen(rng.bit_generator.state) for rng in model.generators()], frozen(model.flat_grads)
 
 
 def checkpoint(data: bytes) -> None:

@@ -259,7 +259,7 @@ def problem(where: str | None, step: int = 3) -> tuple[gradcore.History, Any, An
     states: list[Any] = []
 
     def state() -> Any:
-        drawn = [generator.bit_generator.state for generator in model._generators()]
+        drawn = [generator.bit_generator.state for generator in model.generators()]
         return model.flat_params.copy(), optimizer.state_dict(), drawn
 
     def at(place: str) -> None:

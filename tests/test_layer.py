@@ -63,3 +63,16 @@ def test_a_copy_has_turns_of_its_own() -> None:
     with layer._adding.lock:
         other.backward(tape, y)
     assert other.flat_grads.any()
+
+
+def test_generators_are_those_that_forward_draws_from() -> None:
+    rng, other = np.random.default_rng(0), np.random.default_rng(1)
+    drops = gradcore.LSTM(3, 4, num_layers=2, dropout=0.5, rng=rng)
+    inner = gradcore.Sequential(gradcore.GRU(4, 3, num_layers=2, dropout=0.5, rng=other))
+    plain = gradcore.LSTM(3, 3, num_layers=2, rng=rng)
+    model = gradcore.Sequential(drops, inner, plain, gradcore.Linear(3, 1, rng=rng))
+    assert [generator is rng for generator in drops.generators()] == [True]
+    assert plain.generators() == []
+    first, second = model.generators()
+    assert first is rng
+    assert second is other
