@@ -68,6 +68,16 @@ cdef extern from *:
 cdef unsigned long main_thread = threading.main_thread().ident
 
 
+def _forked():
+    """The thread that has forked is the main one of the child."""
+    global main_thread
+    main_thread = PyThread_get_thread_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 cdef int asked() noexcept nogil:
     """Whether a signal has come whose handler raises, as that of Ctrl-C does. Python hands them to its main thread."""
     if PyThread_get_thread_ident() != main_thread:

@@ -136,6 +136,35 @@ def test_a_long_kernel_hears_signals_half_way(name: str, num_threads: None) -> N
         call()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["LSTM", "norm"])
+def test_a_child_hears_them_whichever_thread_has_forked_it(name: str) -> None:
+    call, statuses = LONG[name](), []
+
+    def in_child() -> None:
+        status = 1
+        try:
+            with signals(raise_when_called(2), 0.05, 0.05):
+                call()
+        except Heard:
+            status = 0
+        finally:
+            os._exit(status)
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            in_child()
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    fork()
+    other = threading.Thread(target=fork)
+    other.start()
+    other.join()
+    assert statuses == [0, 0]
+
+
 @pytest.mark.parametrize("name", ["ragged", "norm"])
 def test_a_handler_that_does_not_raise_changes_nothing(name: str, num_threads: None) -> None:
     """Not even if it uses gradcore itself; and it runs in Python's own floating-point mode."""
