@@ -19,7 +19,7 @@ FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
 
-def real_dtype(dtype: Any) -> np.dtype[Any]:
+def check_dtype(dtype: Any) -> np.dtype[Any]:
     """float32 or float64 in native byte order, or a TypeError."""
     if dtype is not None:  # which NumPy would take for float64
         try:
@@ -32,7 +32,7 @@ def real_dtype(dtype: Any) -> np.dtype[Any]:
     raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
 
 
-def size(name: str, value: Any, *, least: int = 0) -> int:
+def check_int(name: str, value: Any, *, least: int = 0) -> int:
     """An integer of at least `least`, small enough to index memory."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
@@ -42,13 +42,13 @@ def size(name: str, value: Any, *, least: int = 0) -> int:
     return int(value)
 
 
-def room(items: int, itemsize: int = 8) -> None:
+def check_room(items: int, itemsize: int = 8) -> None:
     """A MemoryError where so many items are more than can be addressed; NumPy would raise errors of many kinds."""
     if items > sys.maxsize // itemsize - 4096:  # a few bytes for who aligns them
         raise MemoryError(f"{items} items of {itemsize} bytes are more than can be addressed")
 
 
-def flag(name: str, value: Any) -> bool:
+def check_bool(name: str, value: Any) -> bool:
     """A bool, or 0 or 1: anything else is more likely an argument in the wrong place."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
@@ -59,7 +59,20 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(name: str, value: Any, wanted: Iterable[str]) -> str:
+def check_rng(rng: Any) -> np.random.Generator:
+    """Return a generator as it is, or a new one: seeded with an integer, or afresh for None."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is None:
+        return np.random.default_rng()
+    if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
+        raise TypeError(f"rng: expected an integer, a numpy.random.Generator or None, got {type(rng).__name__}")
+    if rng < 0:
+        raise ValueError(f"rng: expected a seed of at least 0, got {rng}")
+    return np.random.default_rng(int(rng))
+
+
+def check_choice(name: str, value: Any, wanted: Iterable[str]) -> str:
     """One of the names."""
     names = list(wanted)
     if not isinstance(value, str) or value not in names:  # what is no text may not even be comparable
@@ -68,7 +81,7 @@ def choice(name: str, value: Any, wanted: Iterable[str]) -> str:
     return value
 
 
-def position(name: str, value: Any, n: int) -> int:
+def check_index(name: str, value: Any, n: int) -> int:
     """An index from 0 to n - 1."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
@@ -77,7 +90,7 @@ def position(name: str, value: Any, n: int) -> int:
     return int(value)
 
 
-def file_name(name: str, value: Any) -> str:
+def check_path(name: str, value: Any) -> str:
     """A path as text. An integer is none: `open` would take it for a file that the caller has open, and close that."""
     try:
         text = os.fspath(value)
@@ -102,13 +115,14 @@ def as_list(name: str, value: Any, what: str = "an iterable") -> list[Any]:
         raise TypeError(f"{name}: expected {what}, got {type(value).__name__}: {error}") from None
 
 
-def real(name: str, value: Any) -> float:
-    """A real number of whatever size, NaN too. Text is none, nor is an array but for one without axes."""
+def check_real(name: str, value: Any) -> float:
+    """Return a real number as a float, NaN allowed. Bools, strings and arrays are refused, but for 0-d arrays."""
     if type(value) is float:
         return value
-    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    dtype = getattr(value, "dtype", None)
+    kind = getattr(dtype, "kind", "b" if str(dtype).endswith("bool") else "")  # a tensor's dtype has no kind
     numeric = hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
-    if not numeric or kind in tuple("cmMOSUT") or isinstance(value, np.ma.MaskedArray):
+    if not numeric or isinstance(value, (bool, np.ma.MaskedArray)) or kind in tuple("bcmMOSUT"):
         _no_number(name, value)
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError(f"{name}: expected a number, got an array of shape {value.shape}")
@@ -124,9 +138,11 @@ def _no_number(name: str, value: Any) -> NoReturn:
     raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
 
 
-def number(name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf, most: float = np.inf) -> float:
+def check_number(
+    name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf, most: float = np.inf
+) -> float:
     """A real number in the range, NaN refused."""
-    number = real(name, value)
+    number = check_real(name, value)
     if not (number >= least and number <= most and (number > above or above == -np.inf)):
         bounds = [f"at least {least:g}"] * (least > -np.inf) + [f"above {above:g}"] * (above > -np.inf)
         bounds += [f"at most {most:g}"] * (most < np.inf)
@@ -134,12 +150,12 @@ def number(name: str, value: Any, *, least: float = -np.inf, above: float = -np.
     return number
 
 
-def number_at(name: str, value: Any, step: int) -> float:
+def check_number_at(name: str, value: Any, step: int) -> float:
     """A number of at least 0, or what a schedule, a callable of the step, says at this one."""
-    return number(name, value(step) if callable(value) else value, least=0.0)
+    return check_number(name, value(step) if callable(value) else value, least=0.0)
 
 
-def same_names(label: str, given: Any, wanted: Iterable[str]) -> None:
+def check_names(label: str, given: Any, wanted: Iterable[str]) -> None:
     """An error unless `given` is a mapping with just the wanted names."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{label}: expected a mapping, got {type(given).__name__}")
@@ -168,7 +184,7 @@ def as_array(name: str, value: Any) -> Array:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
 
 
-def reals(name: str, value: Any) -> Array:
+def check_reals(name: str, value: Any) -> Array:
     """`value` as an array of integers, bools or floats."""
     given = as_array(name, value)
     if given.dtype.kind not in "fiub":
@@ -176,13 +192,13 @@ def reals(name: str, value: Any) -> Array:
     return given
 
 
-def describe(shape: Sequence[int | str | None]) -> str:
+def describe_shape(shape: Sequence[int | str | None]) -> str:
     """A shape as users write it: (T, B, 16)."""
     inside = ", ".join(str(n) for n in shape)
     return f"({inside},)" if len(shape) == 1 else f"({inside})"
 
 
-def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
+def check_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
     """`value` as a C-contiguous, aligned array of just this dtype, copied only where its layout asks for it.
 
     A string in `shape`, such as "T", stands for any size; the same string twice for the same size.
@@ -196,7 +212,7 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str
         for want, n in zip(shape, given.shape, strict=False):
             fits = fits and n == (sizes.setdefault(want, n) if isinstance(want, str) else want)
         if not fits:
-            raise ValueError(f"{name}: expected shape {describe(shape)}, got {given.shape}")
+            raise ValueError(f"{name}: expected shape {describe_shape(shape)}, got {given.shape}")
     flags = given.flags
     return given if flags.c_contiguous and flags.aligned else packed(given)
 
@@ -224,7 +240,7 @@ def check_lengths(value: Any, T: int, B: int) -> Array | None:
     return given.astype(np.intp)
 
 
-def target(name: str, value: Any) -> Array:
+def check_writable(name: str, value: Any) -> Array:
     """An array that is to be changed in place, or an error that says why it cannot be."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array to change in place, got {type(value).__name__}")

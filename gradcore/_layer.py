@@ -12,14 +12,14 @@ from weakref import WeakSet
 
 import numpy as np
 
-from gradcore._check import Array, array, room
+from gradcore._check import Array, check_array, check_room
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
     """n zeros that begin on a cache line."""
-    room(n, dtype.itemsize)
+    check_room(n, dtype.itemsize)
     raw = np.zeros(n * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n * dtype.itemsize].view(dtype)
@@ -46,7 +46,7 @@ class Pool:
                 best, least = buffer, len(buffer)
         if best is not None and self._free.pop(id(best), None) is not None:  # else another thread was faster
             return best
-        room(n_bytes, 1)
+        check_room(n_bytes, 1)
         raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + n_bytes]
@@ -130,7 +130,7 @@ class Layer:
         """Give the layer zeroed buffers for parameters of these names and shapes."""
         self._adding = Turn()
         n = sum(math.prod(shape) for shape in shapes.values())
-        room(n, self.dtype.itemsize)
+        check_room(n, self.dtype.itemsize)
         self.params = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
         self.grads = dict(self.params)
         zeros = aligned_zeros(n, self.dtype)
@@ -195,7 +195,7 @@ class Layer:
         missing, unknown = self.params.keys() - state_dict.keys(), state_dict.keys() - self.params.keys()
         if missing or unknown:
             raise KeyError(f"state_dict: missing {sorted(missing, key=str)}, unknown {sorted(unknown, key=str)}")
-        checked = {name: array(name, state_dict[name], self.dtype, p.shape) for name, p in self.params.items()}
+        checked = {name: check_array(name, state_dict[name], self.dtype, p.shape) for name, p in self.params.items()}
         for name, value in checked.items():
             self.params[name][...] = value
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcore import _kernels
-from gradcore._check import size
+from gradcore._check import check_int
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -85,7 +85,7 @@ def set_num_threads(n: int) -> None:
     1
     >>> gradcore.set_num_threads(before)
     """
-    _kernels.set_num_threads(min(size("n", n, least=1), 1024))
+    _kernels.set_num_threads(min(check_int("n", n, least=1), 1024))
 
 
 def get_num_threads() -> int:

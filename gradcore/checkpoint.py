@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore._check import Array, file_name, refuse_mask
+from gradcore._check import Array, check_path, refuse_mask
 from gradcore._files import DAMAGE, NONFINITE, jsonable, previous_path, write_atomically
 from gradcore._layer import Layer
 
@@ -116,7 +116,7 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
         from safetensors.numpy import save
     except ImportError:
         raise ImportError(MISSING) from None
-    path = file_name("path", path)
+    path = check_path("path", path)
     tensors: dict[str, Array] = {}
     text = json.dumps({name: _document(name, part, tensors) for name, part in parts.items()}, allow_nan=False)
     if "__metadata__" in tensors:
@@ -317,7 +317,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, _Part]:
         from safetensors import SafetensorError, deserialize
     except ImportError:
         raise ImportError(MISSING) from None
-    path = file_name("path", path)
+    path = check_path("path", path)
     previous = previous_path(path)
     hint = f"; the checkpoint before it is {previous}" if previous.exists() else ""
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import init, losses, meanfield, optim, spectral
-from gradcore._check import Array, number, size
+from gradcore._check import Array, check_int, check_number
 from gradcore._files import jsonable
 from gradcore._threads import info
 from gradcore.linear import LastStep, Linear, Sequential
@@ -77,15 +77,15 @@ class Config:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("hidden", "layers", "batch", "steps"):
-            size(name, getattr(self, name), least=1)
-        size("seed", self.seed)
-        number("gain", self.gain, above=0.0, most=LARGEST_GAIN)
-        if not math.isfinite(number("lr", self.lr, above=0.0)):
+            check_int(name, getattr(self, name), least=1)
+        check_int("seed", self.seed)
+        check_number("gain", self.gain, above=0.0, most=LARGEST_GAIN)
+        if not math.isfinite(check_number("lr", self.lr, above=0.0)):
             raise ValueError(f"lr: expected a finite number, got {self.lr}")
         if self.gate_bias is not None:
             if self.cell not in KEEPING:
                 raise ValueError(f"gate_bias: expected None, since {self.cell} has no gates, got {self.gate_bias}")
-            if not math.isfinite(number("gate_bias", self.gate_bias)):
+            if not math.isfinite(check_number("gate_bias", self.gate_bias)):
                 raise ValueError(f"gate_bias: expected a finite number, got {self.gate_bias}")
 
 

@@ -3,7 +3,7 @@
 Names and arguments are those of ``torch.nn.init``. Weights are (out, in): of more axes than two, the first two are out
 and in, and the rest multiply both fans. Any writeable float32 or float64 array will do, strided views too, such as one
 gate's block of a recurrent matrix. Numbers are drawn in float64 and rounded once, so both dtypes get the same ones;
-`rng` is a `numpy.random.Generator`, and a fresh one where it is None.
+`rng` is a seed or a `numpy.random.Generator`; None draws a fresh seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradcore._check import Array, choice, number, real, target
+from gradcore._check import Array, check_choice, check_number, check_real, check_rng, check_writable
 from gradcore._layer import Layer
 
 Generator = np.random.Generator
@@ -25,18 +25,9 @@ _LINEAR_TOO = {f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1,
 _GAINS |= {"elu": 1.2451983007007066, "gelu": 1.5335304411955235, "softplus": 1.0418668355353017}
 
 
-def generator(rng: Any) -> Generator:
-    """`rng`, or a fresh generator for None; a TypeError for anything else."""
-    if rng is None:
-        return np.random.default_rng()
-    if not isinstance(rng, Generator):
-        raise TypeError(f"rng: expected a numpy.random.Generator or None, got {type(rng).__name__}")
-    return rng
-
-
 def _checked(tensor: Any, *, least_ndim: int = 0, ndim: int | None = None, name: str = "tensor") -> Array:
     """An array that an initialiser can fill."""
-    a = target(name, tensor)
+    a = check_writable(name, tensor)
     if a.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {a.dtype}")
     if ndim is not None and a.ndim != ndim:
@@ -53,7 +44,7 @@ def _fans(a: Array) -> tuple[int, int]:
 
 
 def _fan(a: Array, mode: str) -> int:
-    return _fans(a)[choice("mode", mode, ("fan_in", "fan_out")) == "fan_out"]
+    return _fans(a)[check_choice("mode", mode, ("fan_in", "fan_out")) == "fan_out"]
 
 
 def _fill(a: Array, name: str, value: float, values: Array) -> Array:
@@ -66,15 +57,15 @@ def _fill(a: Array, name: str, value: float, values: Array) -> Array:
     return a
 
 
-def _fill_uniform(a: Array, std: float, rng: Generator | None) -> Array:
+def _fill_uniform(a: Array, std: float, rng: int | Generator | None) -> Array:
     bound = math.sqrt(3) * abs(std)
     if bound > float(np.finfo(a.dtype).max) / 2:  # their distance has to be a number too
         raise ValueError(f"gain: expected numbers in the range of {a.dtype}, got bounds of {bound:g}")
-    return _fill(a, "gain", std, generator(rng).uniform(-bound, bound, a.shape))
+    return _fill(a, "gain", std, check_rng(rng).uniform(-bound, bound, a.shape))
 
 
-def _fill_normal(a: Array, std: float, rng: Generator | None) -> Array:
-    return _fill(a, "gain", std, generator(rng).normal(0.0, std, a.shape))
+def _fill_normal(a: Array, std: float, rng: int | Generator | None) -> Array:
+    return _fill(a, "gain", std, check_rng(rng).normal(0.0, std, a.shape))
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
@@ -109,14 +100,14 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     if not isinstance(nonlinearity, str):
         raise TypeError(f"nonlinearity: expected a name, got {type(nonlinearity).__name__}")
     if nonlinearity == "leaky_relu":
-        slope = number("param", 0.01 if param is None else param)
+        slope = check_number("param", 0.01 if param is None else param)
         return math.sqrt(2 / (1 + slope * slope))
     if nonlinearity in _LINEAR_TOO:
         return _GAINS["linear"]
-    return _GAINS[choice("nonlinearity", nonlinearity, sorted([*_GAINS, "leaky_relu"]))]
+    return _GAINS[check_choice("nonlinearity", nonlinearity, sorted([*_GAINS, "leaky_relu"]))]
 
 
-def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: Generator | None = None) -> Array:
+def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: int | Generator | None = None) -> Array:
     """Fill with numbers uniform in [a, b).
 
     Parameters
@@ -125,7 +116,8 @@ def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: Generator | 
         float32 or float64, any shape; changed in place.
     a, b : float
         The bounds.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -145,14 +137,14 @@ def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: Generator | 
     array([ 0.27392337, -0.46042657, -0.91805295])
     """
     array = _checked(tensor)
-    low = number("a", a)
-    high = number("b", b, least=low)
+    low = check_number("a", a)
+    high = check_number("b", b, least=low)
     if not high - low < math.inf:
         raise ValueError(f"b: expected a finite distance from a = {low:g}, got {high:g}")
-    return _fill(array, "a and b", high, generator(rng).uniform(low, high, array.shape))
+    return _fill(array, "a and b", high, check_rng(rng).uniform(low, high, array.shape))
 
 
-def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: Generator | None = None) -> Array:
+def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: int | Generator | None = None) -> Array:
     """Fill with normal numbers of this mean and standard deviation.
 
     Parameters
@@ -161,7 +153,8 @@ def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: Generato
         float32 or float64, any shape; changed in place.
     mean, std : float
         `std` is at least 0.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -182,11 +175,11 @@ def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: Generato
            [ 0.00640423,  0.001049  ]])
     """
     array = _checked(tensor)
-    middle, scale = number("mean", mean), number("std", std, least=0)
+    middle, scale = check_number("mean", mean), check_number("std", std, least=0)
     if math.isinf(middle) or math.isinf(scale):
         raise ValueError(f"mean, std: expected finite numbers, got {middle:g}, {scale:g}")
     largest = max(middle, scale, key=abs)
-    return _fill(array, "mean, std", largest, generator(rng).normal(middle, scale, array.shape))
+    return _fill(array, "mean, std", largest, check_rng(rng).normal(middle, scale, array.shape))
 
 
 def constant_(tensor: Array, val: float) -> Array:
@@ -216,7 +209,7 @@ def constant_(tensor: Array, val: float) -> Array:
     array([0.5, 0.5, 0.5])
     """
     array = _checked(tensor)
-    value = real("val", val)
+    value = check_real("val", val)
     if math.isfinite(value):
         return _fill(array, "val", value, np.array(value))
     array[...] = value
@@ -254,7 +247,7 @@ def eye_(tensor: Array) -> Array:
     return array
 
 
-def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = None) -> Array:
+def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None = None) -> Array:
     r"""Fill with U(-b, b), :math:`b = gain \sqrt{6 / (n_{in} + n_{out})}`.
 
     Parameters
@@ -263,7 +256,8 @@ def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: Generator | None =
         float32 or float64; changed in place.
     gain : float
         See `calculate_gain`.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -288,10 +282,10 @@ def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: Generator | None =
     True
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_uniform(array, number("gain", gain) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)
+    return _fill_uniform(array, check_number("gain", gain) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)
 
 
-def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = None) -> Array:
+def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None = None) -> Array:
     r"""Fill with normal numbers of variance :math:`gain^2 \cdot 2 / (n_{in} + n_{out})`.
 
     Parameters
@@ -300,7 +294,8 @@ def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = 
         float32 or float64; changed in place.
     gain : float
         See `calculate_gain`.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -324,7 +319,7 @@ def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = 
     array([[ 0.17109716, -0.17977195]])
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_normal(array, abs(number("gain", gain)) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)
+    return _fill_normal(array, abs(check_number("gain", gain)) * math.sqrt(2 / max(sum(_fans(array)), 1)), rng)
 
 
 def kaiming_uniform_(
@@ -333,7 +328,7 @@ def kaiming_uniform_(
     mode: str = "fan_in",
     nonlinearity: str = "leaky_relu",
     *,
-    rng: Generator | None = None,
+    rng: int | Generator | None = None,
 ) -> Array:
     r"""Fill with U(-b, b), :math:`b = gain \sqrt{3 / n}`, n the fan.
 
@@ -347,7 +342,8 @@ def kaiming_uniform_(
         "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
     nonlinearity : str
         See `calculate_gain`.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -372,9 +368,8 @@ def kaiming_uniform_(
     True
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_uniform(
-        array, calculate_gain(nonlinearity, number("a", a)) / math.sqrt(max(_fan(array, mode), 1)), rng
-    )
+    gain = calculate_gain(nonlinearity, check_number("a", a))
+    return _fill_uniform(array, gain / math.sqrt(max(_fan(array, mode), 1)), rng)
 
 
 def kaiming_normal_(
@@ -383,7 +378,7 @@ def kaiming_normal_(
     mode: str = "fan_in",
     nonlinearity: str = "leaky_relu",
     *,
-    rng: Generator | None = None,
+    rng: int | Generator | None = None,
 ) -> Array:
     r"""Fill with normal numbers of variance :math:`gain^2 / n`, n the fan.
 
@@ -397,7 +392,8 @@ def kaiming_normal_(
         "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
     nonlinearity : str
         See `calculate_gain`.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -421,17 +417,19 @@ def kaiming_normal_(
     array([[ 0.12573022, -0.13210486]])
     """
     array = _checked(tensor, least_ndim=2)
-    return _fill_normal(array, calculate_gain(nonlinearity, number("a", a)) / math.sqrt(max(_fan(array, mode), 1)), rng)
+    gain = calculate_gain(nonlinearity, check_number("a", a))
+    return _fill_normal(array, gain / math.sqrt(max(_fan(array, mode), 1)), rng)
 
 
-def lecun_normal_(tensor: Array, *, rng: Generator | None = None) -> Array:
+def lecun_normal_(tensor: Array, *, rng: int | Generator | None = None) -> Array:
     r"""Fill with normal numbers of variance :math:`1 / n_{in}`: what self-normalising (selu) networks ask for.
 
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
         float32 or float64; changed in place.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -458,7 +456,7 @@ def lecun_normal_(tensor: Array, *, rng: Generator | None = None) -> Array:
     return _fill_normal(array, 1 / math.sqrt(max(_fan(array, "fan_in"), 1)), rng)
 
 
-def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = None) -> Array:
+def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None = None) -> Array:
     """Fill with gain times a matrix with orthonormal rows or columns, whichever are fewer, uniform among them.
 
     With more than two axes, all but the first are taken as one. A recurrent matrix stacks several gates: to make each
@@ -470,7 +468,8 @@ def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = Non
         float32 or float64; changed in place.
     gain : float
         What every singular value will be.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -495,16 +494,16 @@ def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: Generator | None = Non
     True
     """
     array = _checked(tensor, least_ndim=2)
-    scale = number("gain", gain)
+    scale = check_number("gain", gain)
     rows, cols = array.shape[0], math.prod(array.shape[1:])
-    tall = generator(rng).normal(size=(max(rows, cols), min(rows, cols)))
+    tall = check_rng(rng).normal(size=(max(rows, cols), min(rows, cols)))
     q, r = np.linalg.qr(tall)
     with np.errstate(over="ignore", invalid="ignore"):
         q *= scale * np.where(np.diagonal(r) < 0, -1, 1)
     return _fill(array, "gain", scale, (q if rows >= cols else q.T).reshape(array.shape))
 
 
-def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: Generator | None = None) -> Array:
+def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: int | Generator | None = None) -> Array:
     """Fill with normal numbers, but a share of each column with zeros.
 
     Parameters
@@ -515,7 +514,8 @@ def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: Generator
         The share of zeros in a column, 0 to 1, rounded up to whole entries.
     std : float
         The standard deviation of the others, at least 0.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -540,15 +540,15 @@ def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: Generator
     array([2, 2, 2, 2])
     """
     array = _checked(tensor, ndim=2)
-    share, scale = number("sparsity", sparsity, least=0, most=1), number("std", std, least=0)
-    rng = generator(rng)
+    share, scale = check_number("sparsity", sparsity, least=0, most=1), check_number("std", std, least=0)
+    rng = check_rng(rng)
     values = rng.normal(0.0, scale, array.shape)
     zeros = rng.random(array.shape).argsort(axis=0)[: math.ceil(share * array.shape[0])]
     np.put_along_axis(values, zeros, 0.0, axis=0)
     return _fill(array, "std", scale, values)
 
 
-def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generator | None = None) -> T:
+def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: int | Generator | None = None) -> T:
     r"""Set gate biases so that the units remember for times spread over T_min to T_max steps.
 
     A gate that keeps 1 - 1/T of the state a step has the bias log(T - 1). For LSTM :math:`b_f = \log(U - 1)` with U
@@ -566,7 +566,8 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
         The longest time to remember, in steps; about the length of the dependencies. At least `T_min`.
     T_min : float
         The shortest, above 1.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
+        The seed or the generator to draw from; by default a fresh one.
 
     Returns
     -------
@@ -592,11 +593,11 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: Generato
     >>> b.round(2)
     array([-4.15, -3.31,  4.15,  3.31,  0.  ,  0.  ,  0.  ,  0.  ])
     """
-    shortest = number("T_min", T_min, above=1)
-    longest = number("T_max", T_max, least=shortest)
+    shortest = check_number("T_min", T_min, above=1)
+    longest = check_number("T_max", T_max, least=shortest)
     if longest == math.inf:
         raise ValueError(f"T_max: expected a finite number, got {T_max}")
-    rng = generator(rng)
+    rng = check_rng(rng)
 
     if isinstance(layer_or_bias, np.ndarray):
         bias = _checked(layer_or_bias, ndim=1, name="layer_or_bias")

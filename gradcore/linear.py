@@ -15,19 +15,19 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels, init
 from gradcore._check import (
     Array,
-    array,
     as_array,
     as_list,
+    check_array,
+    check_bool,
+    check_choice,
+    check_dtype,
+    check_int,
     check_lengths,
-    choice,
-    flag,
-    number,
-    real_dtype,
-    room,
-    size,
+    check_number,
+    check_rng,
+    check_room,
 )
 from gradcore._layer import Layer, Pool, aligned_zeros
-from gradcore.init import generator
 from gradcore.norm import grad_norm
 
 Generator = np.random.Generator
@@ -66,7 +66,7 @@ class Linear(Layer):
         Whether there is b.
     dtype : dtype
         float32 or float64.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
         Draws the parameters.
 
     Attributes
@@ -91,13 +91,13 @@ class Linear(Layer):
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float32,
-        rng: Generator | None = None,
+        rng: int | Generator | None = None,
     ) -> None:
-        self.in_features = size("in_features", in_features)
-        self.out_features = size("out_features", out_features)
-        self.dtype = real_dtype(dtype)
+        self.in_features = check_int("in_features", in_features)
+        self.out_features = check_int("out_features", out_features)
+        self.dtype = check_dtype(dtype)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
-        self._allocate(shapes | ({"bias": (self.out_features,)} if flag("bias", bias) else {}))
+        self._allocate(shapes | ({"bias": (self.out_features,)} if check_bool("bias", bias) else {}))
         self._pool = Pool()
         bound = 1 / math.sqrt(max(self.in_features, 1))
         init.uniform_(self.flat_params, -bound, bound, rng=rng)
@@ -127,7 +127,7 @@ class Linear(Layer):
         shape = as_array("x", x).shape
         if shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape (..., {self.in_features}), got {shape}")
-        x = array("x", x, self.dtype, shape)
+        x = check_array("x", x, self.dtype, shape)
         y = self._pool.empty((*shape[:-1], self.out_features), self.dtype)
         weight, bias = self.params["weight"], self.params.get("bias")
         self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(shape[:-1]), self._pool.take))
@@ -155,7 +155,7 @@ class Linear(Layer):
             If dy has another dtype or shape than y, or the tape is another layer's.
         """
         _check_tape(self, tape)
-        dy = array("dy", dy, self.dtype, tape.shape)
+        dy = check_array("dy", dy, self.dtype, tape.shape)
         dx = self._pool.empty(tape.kept.shape, self.dtype)
         weight, dw, db = self.params["weight"], self.grads["weight"], self.grads.get("bias")
         n = math.prod(tape.shape[:-1])
@@ -189,7 +189,7 @@ class Activation(Layer):
     _constants: tuple[float, float] = (0.0, 0.0)  # p and q of gradcore.h
 
     def __init__(self, *, dtype: DTypeLike = np.float32) -> None:
-        self.dtype = real_dtype(dtype)
+        self.dtype = check_dtype(dtype)
         self._allocate({})
         self._pool = Pool()
 
@@ -216,7 +216,7 @@ class Activation(Layer):
         TypeError
             If x has another dtype.
         """
-        x = array("x", x, self.dtype, as_array("x", x).shape)
+        x = check_array("x", x, self.dtype, as_array("x", x).shape)
         y = self._pool.empty(x.shape, self.dtype)
         _kernels.activation_forward(self._kind, *self._constants, x, y)
         return y, Tape(self, y if self._keeps_output else x, y.shape)
@@ -242,7 +242,7 @@ class Activation(Layer):
             If dy has another dtype or shape than y, or the tape is another layer's.
         """
         _check_tape(self, tape)
-        dy = array("dy", dy, self.dtype, tape.shape)
+        dy = check_array("dy", dy, self.dtype, tape.shape)
         dx = self._pool.empty(tape.shape, self.dtype)
         _kernels.activation_backward(self._kind, *self._constants, tape.kept, dy, dx)
         return dx
@@ -323,7 +323,7 @@ class LeakyReLU(Activation):
 
     def __init__(self, negative_slope: float = 0.01, *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.negative_slope = number("negative_slope", negative_slope)
+        self.negative_slope = check_number("negative_slope", negative_slope)
         self._constants = (self.negative_slope, 0.0)
 
     def _describe(self) -> Iterator[str]:
@@ -355,7 +355,7 @@ class ELU(Activation):
 
     def __init__(self, alpha: float = 1.0, *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.alpha = number("alpha", alpha)
+        self.alpha = check_number("alpha", alpha)
         self._constants = (self.alpha, 1.0)
 
     def _describe(self) -> Iterator[str]:
@@ -406,7 +406,7 @@ class GELU(Activation):
 
     def __init__(self, approximate: str = "none", *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.approximate = choice("approximate", approximate, ("none", "tanh"))
+        self.approximate = check_choice("approximate", approximate, ("none", "tanh"))
         if approximate == "tanh":
             self._kind = _kernels.GELU_TANH
 
@@ -437,7 +437,7 @@ class Softplus(Activation):
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0, *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.beta, self.threshold = number("beta", beta, above=0), number("threshold", threshold)
+        self.beta, self.threshold = check_number("beta", beta, above=0), check_number("threshold", threshold)
         self._constants = (self.beta, self.threshold)
 
     def _describe(self) -> Iterator[str]:
@@ -465,8 +465,8 @@ class LastStep(Layer):
     """
 
     def __init__(self, batch_first: bool = False, *, dtype: DTypeLike = np.float32) -> None:
-        self.batch_first = flag("batch_first", batch_first)
-        self.dtype = real_dtype(dtype)
+        self.batch_first = check_bool("batch_first", batch_first)
+        self.dtype = check_dtype(dtype)
         self._allocate({})
 
     def __call__(self, x: Array, lengths: Any = None) -> Array:
@@ -492,11 +492,11 @@ class LastStep(Layer):
         TypeError, ValueError
             If x or lengths have another dtype or shape.
         """
-        x = array("x", x, self.dtype, ("B", "T", "F") if self.batch_first else ("T", "B", "F"))
+        x = check_array("x", x, self.dtype, ("B", "T", "F") if self.batch_first else ("T", "B", "F"))
         steps = x.swapaxes(0, 1) if self.batch_first else x  # (T, B, F)
         T, B, F = steps.shape
         checked = check_lengths(lengths, T, B)
-        room(B * (F + 1))
+        check_room(B * (F + 1))
         last = (np.full(B, T) if checked is None else checked) - 1
         live = np.flatnonzero(last >= 0)
         y = np.zeros((B, F), self.dtype)
@@ -526,7 +526,7 @@ class LastStep(Layer):
         _check_tape(self, tape)
         dx = np.zeros(tape.shape, self.dtype)
         steps = dx.swapaxes(0, 1) if self.batch_first else dx
-        steps[tape.last, tape.live] = array("dy", dy, self.dtype, steps.shape[1:])[tape.live]
+        steps[tape.last, tape.live] = check_array("dy", dy, self.dtype, steps.shape[1:])[tape.live]
         return dx
 
     def _describe(self) -> Iterator[str]:
@@ -727,7 +727,7 @@ class Sequential(Layer):
         for name, value in options.items():
             _check_taken(name, value, self._taken[name])
         if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
-            number("step_clip", step_clip, least=0.0)
+            check_number("step_clip", step_clip, least=0.0)
         before = None if regulariser is None else self.flat_grads.copy()
         try:
             return self._backward(tape, dy, options)
@@ -816,7 +816,7 @@ class MLP(Sequential):
         Whether the linear layers have biases.
     dtype : dtype
         float32 or float64.
-    rng : numpy.random.Generator, optional
+    rng : int or numpy.random.Generator, optional
         Draws the weights.
 
     Raises
@@ -842,14 +842,14 @@ class MLP(Sequential):
         *,
         bias: bool = True,
         dtype: DTypeLike = np.float32,
-        rng: Generator | None = None,
+        rng: int | Generator | None = None,
     ) -> None:
-        checked = [size(f"sizes[{i}]", n) for i, n in enumerate(as_list("sizes", sizes, "a sequence of integers"))]
+        checked = [check_int(f"sizes[{i}]", n) for i, n in enumerate(as_list("sizes", sizes, "a sequence of integers"))]
         if len(checked) < 2:
             raise ValueError(f"sizes: expected at least two, got {checked}")
-        choice("activation", activation, _ACTIVATIONS)
-        choice("init", init, _INITS)
-        rng = generator(rng)
+        check_choice("activation", activation, _ACTIVATIONS)
+        check_choice("init", init, _INITS)
+        rng = check_rng(rng)
         layers: list[Layer] = []
         for n_in, n_out in itertools.pairwise(checked):
             layer = Linear(n_in, n_out, bias, dtype=dtype, rng=rng)

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, array, as_array, room
+from gradcore._check import Array, as_array, check_array, check_room
 
 
 def _real(name: str, value: Any) -> Array:
     given = as_array(name, value)
     if given.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {given.dtype}")
-    room(math.prod(max(n, 1) for n in given.shape))  # of float64; NumPy counts axes of 0 like this
-    return array(name, value, given.dtype, given.shape)
+    check_room(math.prod(max(n, 1) for n in given.shape))  # of float64; NumPy counts axes of 0 like this
+    return check_array(name, value, given.dtype, given.shape)
 
 
 def mse(y: Array, target: Array) -> tuple[float, Array]:
@@ -50,7 +50,7 @@ def mse(y: Array, target: Array) -> tuple[float, Array]:
     (2.0, array([ 0., -2.]))
     """
     y = _real("y", y)
-    t = array("target", target, y.dtype, y.shape)
+    t = check_array("target", target, y.dtype, y.shape)
     with np.errstate(all="ignore"):  # what overflows is infinite, and says so by itself
         difference = np.subtract(y, t, dtype=np.float64)
         loss = float(np.square(difference).sum()) / max(y.size, 1)
@@ -98,7 +98,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     dtype = as_array("labels", labels).dtype
     if dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, got {dtype}")
-    labels = array("labels", labels, dtype, z.shape[:-1])
+    labels = check_array("labels", labels, dtype, z.shape[:-1])
     C = z.shape[-1]
     wrong = (labels < 0) | (labels >= C)
     if wrong.any():
@@ -156,7 +156,7 @@ def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
     (0.6931, array([ 0.25, -0.25]))
     """
     logits = _real("logits", logits)
-    t = array("target", target, logits.dtype, logits.shape).astype(np.float64)
+    t = check_array("target", target, logits.dtype, logits.shape).astype(np.float64)
     z = logits.astype(np.float64)
     n = max(z.size, 1)
     with np.errstate(all="ignore"):  # what overflows is infinite, and says so by itself

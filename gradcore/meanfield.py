@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import spectral
-from gradcore._check import FLOAT64, Array, choice, number, reals, size
+from gradcore._check import FLOAT64, Array, check_choice, check_int, check_number, check_reals
 from gradcore.linear import MLP, Activation, Linear, Sequential
 from gradcore.recurrent import GRU, LSTM, RNN
 from gradcore.spectral import Verdict
@@ -157,8 +157,9 @@ def mean_field(
     0.5
     """
     phi = _activation(activation)
-    w, b = number("sigma_w", sigma_w, least=0.0, most=MOST), number("sigma_b", sigma_b, least=0.0, most=MOST)
-    drive = number("input_variance", input_variance, least=0.0, most=MOST**2)
+    w = check_number("sigma_w", sigma_w, least=0.0, most=MOST)
+    b = check_number("sigma_b", sigma_b, least=0.0, most=MOST)
+    drive = check_number("input_variance", input_variance, least=0.0, most=MOST**2)
     added = b**2 + drive
     q = _fixed_point(lambda q: w**2 * _mean(phi(math.sqrt(q) * Z) ** 2) + added)
     y, slope = _value_and_slope(phi, math.sqrt(min(max(q, SMALLEST), LARGEST)) * Z)
@@ -263,7 +264,7 @@ def critical(activation: str | Activation, sigma_b: float = 0.0) -> float:
     """
     from scipy.optimize import brentq
 
-    phi, b = _activation(activation), number("sigma_b", sigma_b, least=0.0, most=MOST)
+    phi, b = _activation(activation), check_number("sigma_b", sigma_b, least=0.0, most=MOST)
 
     def above(sigma_w: float) -> float:
         return mean_field(phi, sigma_w, b).chi - 1
@@ -356,8 +357,8 @@ def jacobian_moments(
     >>> print(f"{relu.mean:.2f} {relu.variance:.2f}")
     1.00 10.00
     """
-    choice("weights", weights, ("gaussian", "orthogonal"))
-    phi, L = _activation(activation), size("depth", depth, least=1)
+    check_choice("weights", weights, ("gaussian", "orthogonal"))
+    phi, L = _activation(activation), check_int("depth", depth, least=1)
     field = mean_field(phi, sigma_w, sigma_b)
     _, slope = _value_and_slope(phi, math.sqrt(min(max(field.q, SMALLEST), LARGEST)) * Z)
     squares = slope**2
@@ -427,7 +428,7 @@ def fuss_catalan(depth: int, k: int) -> int:
     >>> [meanfield.fuss_catalan(3, k) for k in range(5)]
     [1, 1, 4, 22, 140]
     """
-    L, k = size("depth", depth, least=1), size("k", k)
+    L, k = check_int("depth", depth, least=1), check_int("k", k)
     return math.comb((L + 1) * k, k) // (L * k + 1)
 
 
@@ -589,7 +590,7 @@ def _flat(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _mean_square(x: Any, width: int | None) -> float:
-    given = reals("x", x)
+    given = check_reals("x", x)
     if width is not None and given.shape[-1:] != (width,):
         raise ValueError(f"x: expected shape (..., {width}), got {given.shape}")
     if not given.size or not np.isfinite(given).all():
@@ -781,7 +782,7 @@ def suggest_gain(layer: Any, x: Array, target: float = 0.0) -> float:
 
     if not isinstance(layer, (RNN, LSTM, GRU)):
         raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
-    wanted = number("target", target)
+    wanted = check_number("target", target)
     if not math.isfinite(wanted):
         raise ValueError(f"target: expected a finite number, got {target}")
     trial = copy.deepcopy(layer)
@@ -864,7 +865,7 @@ def suggest_bias(layer: Any, horizon: float) -> float:
             raise TypeError(f"layer: expected an LSTM or GRU, or 'lstm' or 'gru', got {what}")
         if not layer.bias:
             raise ValueError("layer: the layer has no biases; build it with bias=True")
-    steps = number("horizon", horizon, above=1.0)
+    steps = check_number("horizon", horizon, above=1.0)
     if math.isinf(steps):
         raise ValueError("horizon: expected a finite number, got inf")
     return math.log(steps - 1)

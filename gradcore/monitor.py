@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, number, real, reals, size
+from gradcore._check import Array, check_int, check_number, check_real, check_reals
 from gradcore._files import jsonable
 
 SEVERITIES = ("critical", "high", "moderate", "info")
@@ -248,27 +248,27 @@ class GradientMonitor:
         check_weights_every: int = 10,
         check_outputs_every: int = 10,
     ) -> None:
-        self.window = size("window", window, least=10)
-        self.warmup = size("warmup", warmup, least=2)
-        self.patience = size("patience", patience, least=1)
-        self.spike_z = number("spike_z", spike_z, above=0)
+        self.window = check_int("window", window, least=10)
+        self.warmup = check_int("warmup", warmup, least=2)
+        self.patience = check_int("patience", patience, least=1)
+        self.spike_z = check_number("spike_z", spike_z, above=0)
         if not isinstance(usual_norm, (tuple, list)) or len(usual_norm) != 2:
             raise TypeError(f"usual_norm: expected a pair (low, high), got {type(usual_norm).__name__}")
         self.usual_norm = (
-            number("usual_norm[0]", usual_norm[0], least=0),
-            number("usual_norm[1]", usual_norm[1], least=usual_norm[0]),
+            check_number("usual_norm[0]", usual_norm[0], least=0),
+            check_number("usual_norm[1]", usual_norm[1], least=usual_norm[0]),
         )
-        self.high_norm = number("high_norm", high_norm, above=0)
-        self.oscillation = number("oscillation", oscillation, above=0)
-        self.rise = number("rise", rise, above=1)
-        self.max_weight = number("max_weight", max_weight, above=0)
-        self.vanish_ratio = number("vanish_ratio", vanish_ratio, least=0, most=1)
-        self.explode_ratio = number("explode_ratio", explode_ratio, least=1)
-        self.always_clipped = number("always_clipped", always_clipped, above=0, most=1)
-        self.never_clipped_steps = size("never_clipped_steps", never_clipped_steps, least=1)
-        self.skipped = number("skipped", skipped, above=0, most=1)
-        self.check_weights_every = size("check_weights_every", check_weights_every, least=1)
-        self.check_outputs_every = size("check_outputs_every", check_outputs_every, least=1)
+        self.high_norm = check_number("high_norm", high_norm, above=0)
+        self.oscillation = check_number("oscillation", oscillation, above=0)
+        self.rise = check_number("rise", rise, above=1)
+        self.max_weight = check_number("max_weight", max_weight, above=0)
+        self.vanish_ratio = check_number("vanish_ratio", vanish_ratio, least=0, most=1)
+        self.explode_ratio = check_number("explode_ratio", explode_ratio, least=1)
+        self.always_clipped = check_number("always_clipped", always_clipped, above=0, most=1)
+        self.never_clipped_steps = check_int("never_clipped_steps", never_clipped_steps, least=1)
+        self.skipped = check_number("skipped", skipped, above=0, most=1)
+        self.check_weights_every = check_int("check_weights_every", check_weights_every, least=1)
+        self.check_outputs_every = check_int("check_outputs_every", check_outputs_every, least=1)
         self._thresholds = dict(vars(self))
 
         self.findings: list[Finding] = []
@@ -325,11 +325,11 @@ class GradientMonitor:
         list of Finding
             Those that are new; what was found before is only brought up to date.
         """
-        step, loss, norm = size("step", step), real("loss", loss), real("grad_norm", grad_norm)
+        step, loss, norm = check_int("step", step), check_real("loss", loss), check_real("grad_norm", grad_norm)
         if max_norm is not None:
-            max_norm = real("max_norm", max_norm)
+            max_norm = check_real("max_norm", max_norm)
         if y is not None:
-            y = reals("y", y)
+            y = check_reals("y", y)
         self._new = []
         if model is not None:
             self._model = model

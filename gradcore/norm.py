@@ -19,13 +19,13 @@ from gradcore._check import (
     FLOAT64,
     Array,
     as_list,
-    choice,
-    flag,
-    number,
-    number_at,
+    check_bool,
+    check_choice,
+    check_number,
+    check_number_at,
+    check_writable,
     packed,
     refuse_mask,
-    target,
 )
 from gradcore.threshold import Threshold
 
@@ -138,7 +138,7 @@ class Gradients:
             if view.dtype not in (FLOAT16, FLOAT32, FLOAT64):
                 raise TypeError(f"{label}: expected float16, float32 or float64, got {view.dtype}")
             if write:
-                target(label, view)
+                check_writable(label, view)
             place = places.setdefault(_memory(view), len(self.views))
             self.where.append(place)
             if place == len(self.views):
@@ -180,7 +180,7 @@ class Gradients:
         if isinstance(limit, float):
             norm.max_norm = limit
         else:
-            norm.max_norm = number("max_norm", limit.update(float(norm)), least=0.0) if remaining else math.inf
+            norm.max_norm = check_number("max_norm", limit.update(float(norm)), least=0.0) if remaining else math.inf
         norm.clipped = remaining and float(norm) > norm.max_norm
         norm.skipped = bad and nonfinite == "skip"
         norm.n_nan, norm.n_inf = n_nan, n_inf
@@ -396,7 +396,7 @@ def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list
         label, gradient = f"{name}[{key!r}]", f"gradient of {name}[{key!r}]"
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(f"{label}: expected a pair (param, grad), got {type(pair).__name__}")
-        param = target(label, pair[0])
+        param = check_writable(label, pair[0])
         if param.dtype not in (FLOAT32, FLOAT64):
             raise TypeError(f"{label}: expected float32 or float64, got {param.dtype}")
         grad = as_view(gradient, pair[1])
@@ -412,7 +412,7 @@ def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list
 
 
 def check_policy(nonfinite: str) -> None:
-    choice("nonfinite", nonfinite, ("raise", "skip", "zero"))
+    check_choice("nonfinite", nonfinite, ("raise", "skip", "zero"))
 
 
 def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
@@ -424,18 +424,18 @@ def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
         threshold: Threshold = max_norm
         return threshold
     if step is not None:
-        return number_at("max_norm", max_norm, step)
+        return check_number_at("max_norm", max_norm, step)
     if callable(max_norm):
         raise TypeError(
             "max_norm: expected a number or an object with update(norm), got a schedule, and no step is known here; "
             "hand in its value, max_norm(step)"
         )
-    return number("max_norm", max_norm, least=0.0)
+    return check_number("max_norm", max_norm, least=0.0)
 
 
 def _norm_type(value: Any) -> float:
     """A positive number; "inf" may be text, as in PyTorch."""
-    return math.inf if isinstance(value, str) and value == "inf" else number("norm_type", value, above=0.0)
+    return math.inf if isinstance(value, str) and value == "inf" else check_number("norm_type", value, above=0.0)
 
 
 def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
@@ -546,7 +546,7 @@ def clip_grad_norm_(
     limit = check_limit(max_norm, None)
     p = _norm_type(norm_type)
     check_policy(nonfinite)
-    if flag("per_array", per_array) and not isinstance(limit, float):
+    if check_bool("per_array", per_array) and not isinstance(limit, float):
         raise TypeError(f"max_norm: expected a number with per_array, got {type(limit).__name__}")
     found = Gradients(grads, write=True)
     norm, *common = found.measure(p, math.inf if per_array else limit, nonfinite)
@@ -590,6 +590,6 @@ def clip_grad_value_(grads: Any, clip_value: float) -> None:
     >>> g
     array([ 1. , -1. ,  0.5])
     """
-    limit = number("clip_value", clip_value, least=0.0)
+    limit = check_number("clip_value", clip_value, least=0.0)
     found = Gradients(grads, write=True)
     found.change(partial(_kernels.clamp, found.arrays, limit))

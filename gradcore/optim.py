@@ -12,7 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, array, as_list, flag, number, number_at, same_names, size
+from gradcore._check import (
+    Array,
+    as_list,
+    check_array,
+    check_bool,
+    check_int,
+    check_names,
+    check_number,
+    check_number_at,
+)
 from gradcore._layer import Layer
 from gradcore.norm import (
     Gradients,
@@ -116,7 +125,7 @@ class Optimizer:
         self._hyperparameters = tuple(hyperparameters)
         checked = _checked(hyperparameters)
         if max_consecutive_skips is not None:
-            max_consecutive_skips = size("max_consecutive_skips", max_consecutive_skips)
+            max_consecutive_skips = check_int("max_consecutive_skips", max_consecutive_skips)
         self.max_consecutive_skips = max_consecutive_skips
         self.last_norm: float | None = None
         vars(self).update(dict.fromkeys(self._counters, 0))
@@ -224,8 +233,8 @@ class Optimizer:
             not a positive number.
         """
         limit = math.inf if max_norm is None else check_limit(max_norm, self.n_steps)
-        scale = number("scale", scale, least=sys.float_info.min, most=sys.float_info.max)
-        lrs = [number_at("lr", self._group(part).lr, self.n_steps) for part in self._parts]
+        scale = check_number("scale", scale, least=sys.float_info.min, most=sys.float_info.max)
+        lrs = [check_number_at("lr", self._group(part).lr, self.n_steps) for part in self._parts]
         check_policy(nonfinite)
         names, params, grads = self._members()
         found = Gradients(_by_name(names, grads), write=False)
@@ -314,7 +323,8 @@ class Optimizer:
     def _numbers(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """With a schedule's number in its place."""
         lr = hyperparameters.get("lr")
-        return {**hyperparameters, "lr": number_at("lr", lr, self.n_steps)} if callable(lr) else dict(hyperparameters)
+        now = {"lr": check_number_at("lr", lr, self.n_steps)} if callable(lr) else {}
+        return {**hyperparameters, **now}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; nothing is changed unless all of it fits. Schedules are kept.
@@ -331,17 +341,17 @@ class Optimizer:
         TypeError, ValueError
             If something has another dtype, shape or range, or the rule is another one.
         """
-        same_names(
+        check_names(
             "state_dict", state_dict, ("rule", *self._counters, "last_norm", "hyperparameters", "groups", "moments")
         )
         if not isinstance(state_dict["rule"], str) or state_dict["rule"] != type(self).__name__:
             raise ValueError(f"state_dict: expected the state of {type(self).__name__}, got {state_dict['rule']!r}")
-        same_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
+        check_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
         hyperparameters = _checked(state_dict["hyperparameters"])
-        counts = {counter: size(counter, state_dict[counter]) for counter in self._counters}
+        counts = {counter: check_int(counter, state_dict[counter]) for counter in self._counters}
         last_norm = state_dict["last_norm"]
         if last_norm is not None:
-            last_norm = number("last_norm", last_norm, least=0.0)
+            last_norm = check_number("last_norm", last_norm, least=0.0)
         given_groups = state_dict["groups"]
         if not isinstance(given_groups, (list, tuple)):
             raise TypeError(f"groups: expected a list, got {type(given_groups).__name__}")
@@ -349,13 +359,13 @@ class Optimizer:
             raise ValueError(f"groups: expected {len(self._parts)}, got {len(given_groups)}")
         groups = [_own(f"groups[{i}]", own, hyperparameters) for i, own in enumerate(given_groups)]
         moments = self._arrays()
-        same_names("moments", state_dict["moments"], moments)
+        check_names("moments", state_dict["moments"], moments)
         values = {}
         for moment, arrays in moments.items():
             given = state_dict["moments"][moment]
-            same_names(moment, given, arrays)
+            check_names(moment, given, arrays)
             values[moment] = {
-                name: array(f"{moment} of {name}", given[name], a.dtype, a.shape) for name, a in arrays.items()
+                name: check_array(f"{moment} of {name}", given[name], a.dtype, a.shape) for name, a in arrays.items()
             }
         for has, gets in ((vars(self), hyperparameters), *zip((p.own for p in self._parts), groups, strict=True)):
             if callable(has.get("lr")):
@@ -387,20 +397,20 @@ def _checked(hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, A
     for name, value in hyperparameters.items():
         label = where + name
         if name in FLAGS:
-            checked[name] = flag(label, value)
+            checked[name] = check_bool(label, value)
         elif name == "lr" and callable(value):
             checked[name] = value
         elif name == "betas":
             if not isinstance(value, (tuple, list)) or len(value) != 2:
                 raise TypeError(f"{label}: expected two numbers, got {value!r}")
-            first, second = (number(label, beta, least=0.0) for beta in value)
+            first, second = (check_number(label, beta, least=0.0) for beta in value)
             if not (first < 1 and second < 1):
                 raise ValueError(f"{label}: expected two numbers of at least 0 and below 1, got {value}")
             checked[name] = (first, second)
         elif name in WHOLE:
-            checked[name] = size(label, value, least=WHOLE[name])
+            checked[name] = check_int(label, value, least=WHOLE[name])
         else:
-            checked[name] = number(label, value, least=LOWER_BOUNDS.get(name, 0.0))
+            checked[name] = check_number(label, value, least=LOWER_BOUNDS.get(name, 0.0))
     if checked.get("nesterov") and not (checked["momentum"] > 0 and checked["dampening"] == 0):
         raise ValueError(f"{where}nesterov: needs a momentum above 0 and no dampening")
     return checked

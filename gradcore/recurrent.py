@@ -14,18 +14,18 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels
 from gradcore._check import (
     Array,
-    array,
+    check_array,
+    check_bool,
+    check_choice,
+    check_dtype,
+    check_index,
+    check_int,
     check_lengths,
-    choice,
-    flag,
-    number,
-    position,
-    real_dtype,
-    room,
-    size,
+    check_number,
+    check_rng,
+    check_room,
 )
 from gradcore._layer import ALIGNMENT, Layer, Pool
-from gradcore.init import generator
 
 State = Any  # h, or (h, c) for LSTM
 
@@ -97,7 +97,7 @@ class _Batch:
 
     def row(self, t: int, b: int) -> int:
         """Where step t of sequence b is."""
-        t, b = position("t", t, self.T), position("b", b, self.B)
+        t, b = check_index("t", t, self.T), check_index("b", b, self.B)
         rank = b if self.rank is None else int(self.rank[b])
         if rank >= self.offsets[t + 1] - self.offsets[t]:
             raise IndexError(f"t: sequence {b} has ended before step {t}")
@@ -262,7 +262,7 @@ class Tape:
 
     def record(self, index: int, t: int, b: int) -> Step:
         """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""
-        index = position("index", index, len(self.kept))
+        index = check_index("index", index, len(self.kept))
         row = self._batch.row(t, b)
         gates, h, c = self.kept[index]
         layer, H = self._layer, self._layer.hidden_size
@@ -291,18 +291,18 @@ class _Recurrent(Layer):
         dropout: float = 0.0,
         bidirectional: bool = False,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: int | np.random.Generator | None = None,
     ) -> None:
-        self.input_size = size("input_size", input_size, least=1)
-        self.hidden_size = size("hidden_size", hidden_size, least=1)
-        self.num_layers = size("num_layers", num_layers, least=1)
-        self.bias, self.batch_first = flag("bias", bias), flag("batch_first", batch_first)
-        self.bidirectional = flag("bidirectional", bidirectional)
-        self.dropout = number("dropout", dropout, least=0.0, most=1.0)
+        self.input_size = check_int("input_size", input_size, least=1)
+        self.hidden_size = check_int("hidden_size", hidden_size, least=1)
+        self.num_layers = check_int("num_layers", num_layers, least=1)
+        self.bias, self.batch_first = check_bool("bias", bias), check_bool("batch_first", batch_first)
+        self.bidirectional = check_bool("bidirectional", bidirectional)
+        self.dropout = check_number("dropout", dropout, least=0.0, most=1.0)
         self.num_directions = 2 if self.bidirectional else 1
-        self.dtype = real_dtype(dtype)
+        self.dtype = check_dtype(dtype)
         self._tape_layout = _kernels.tape_layout(self.dtype, len(self._kept), self.hidden_size)
-        self._rng = generator(rng)
+        self._rng = check_rng(rng)
         self._pool = Pool()
 
         self._names: list[list[str]] = []  # w_ih, w_hh, b_ih, b_hh of each layer and direction
@@ -310,7 +310,7 @@ class _Recurrent(Layer):
         GH, H = self._n_gates * self.hidden_size, self.hidden_size
         above = (self.num_layers - 1) * (H * self.num_directions + H + 2 * self.bias)
         n = GH * self.num_directions * (self.input_size + H + 2 * self.bias + above)
-        room(n, self.dtype.itemsize)
+        check_room(n, self.dtype.itemsize)
         np.empty(n, self.dtype)  # or a MemoryError now, not after names for 2**40 layers
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else H * self.num_directions
@@ -348,8 +348,8 @@ class _Recurrent(Layer):
     def _check_sequence(self, name: str, value: Any, shape: tuple[int | str, ...]) -> Array:
         """(T, B, F) from an array that is (B, T, F) with batch_first."""
         if not self.batch_first:
-            return array(name, value, self.dtype, shape)
-        given = array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
+            return check_array(name, value, self.dtype, shape)
+        given = check_array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
         return np.ascontiguousarray(given.swapaxes(0, 1))
 
     def _fresh_states(self, name: str, state: State, batch: _Batch) -> list[Array]:
@@ -359,10 +359,10 @@ class _Recurrent(Layer):
         if state is None:
             return [np.zeros(shape, self.dtype) for _ in names]
         if not self._has_cell:
-            return [batch.sort(array(name, state, self.dtype, shape))]
+            return [batch.sort(check_array(name, state, self.dtype, shape))]
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        given = [array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
+        given = [check_array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
         return [batch.sort(part) for part in given]
 
     def _as_state(self, parts: list[Array]) -> State:
@@ -410,7 +410,7 @@ class _Recurrent(Layer):
     def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Tape | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
-        room((T + self.num_layers) * (B + 1) * 8 * H)  # x without elements, of any length, would pass until here
+        check_room((T + self.num_layers) * (B + 1) * 8 * H)  # x without elements, of any length, would pass until here
         batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
         states = self._fresh_states("state", state, batch)
         tape = Tape(self, batch) if keep else None
@@ -482,7 +482,7 @@ class _Recurrent(Layer):
         if not isinstance(tape, Tape) or tape._layer is not self:
             raise ValueError("tape: expected a tape from this layer's forward")
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
-        clip = math.inf if step_clip is None else number("step_clip", step_clip, least=0.0)
+        clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         if regulariser is not None and not callable(regulariser):
             raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
         d_rows = self._check_sequence("dy", dy, (batch.T, batch.B, D * H)).reshape(batch.T * batch.B, D * H)
@@ -549,7 +549,7 @@ _PARAMETERS = """
         D = 2: a second direction walks each sequence from its end; y holds both, side by side.
     dtype : float32 or float64
         Of parameters, inputs and outputs.
-    rng : numpy.random.Generator
+    rng : int or numpy.random.Generator, optional
         Draws the parameters, U(-1/sqrt(H), 1/sqrt(H)), and the dropout masks.
 """
 
@@ -588,10 +588,10 @@ class RNN(_Recurrent):
         dropout: float = 0.0,
         bidirectional: bool = False,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: int | np.random.Generator | None = None,
     ) -> None:
         cells = {"tanh": _kernels.RNN_TANH, "relu": _kernels.RNN_RELU}
-        self.nonlinearity = choice("nonlinearity", nonlinearity, cells)
+        self.nonlinearity = check_choice("nonlinearity", nonlinearity, cells)
         self._cell = cells[self.nonlinearity]
         super().__init__(
             input_size,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, number
+from gradcore._check import Array, check_number
 
 
 class Regulariser:
@@ -67,8 +67,8 @@ class Regulariser:
     """
 
     def __init__(self, weight: float, *, bound: float = 1e-20) -> None:
-        self.weight = number("weight", weight, least=0.0)
-        self.bound = number("bound", bound, least=0.0)
+        self.weight = check_number("weight", weight, least=0.0)
+        self.bound = check_number("bound", bound, least=0.0)
 
     def __repr__(self) -> str:
         return f"Regulariser({self.weight:g}, bound={self.bound:g})"
@@ -106,7 +106,7 @@ class Regulariser:
         owner = getattr(tape, "_layer", None)
         if owner is None or owner is not layer:
             raise ValueError("tape: expected a tape from this layer's forward")
-        clip = math.inf if step_clip is None else number("step_clip", step_clip, least=0.0)
+        clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         batch, D, H = tape._batch, layer.num_directions, layer.hidden_size
         dy = layer._check_sequence("dy", dy, (batch.T, batch.B, D * H))
         (dstates,) = layer._fresh_states("dstate", dstate, batch)

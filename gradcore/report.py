@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradcore._check import Array, as_array, as_list, real, reals, room, size
+from gradcore._check import Array, as_array, as_list, check_int, check_real, check_reals, check_room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +28,8 @@ DPI = 150
 
 def _floats(name: str, value: Any) -> Array:
     """Real numbers as float64."""
-    given = reals(name, value)
-    room(given.size)
+    given = check_reals(name, value)
+    check_room(given.size)
     return given.astype(np.float64)
 
 
@@ -57,7 +57,7 @@ def _named(name: str, given: Any, convert: Callable[[str, Any], Array]) -> dict[
 def _complex(name: str, value: Any) -> Array:
     """Numbers as complex128."""
     given = as_array(name, value)
-    room(given.size, 16)
+    check_room(given.size, 16)
     return given.astype(np.complex128) if given.dtype.kind == "c" else _floats(name, given) + 0j
 
 
@@ -157,7 +157,7 @@ def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | No
     matplotlib.figure.Figure
     """
     rows = _named("norms", norms, _floats)
-    threshold = None if threshold is None else real("threshold", threshold)
+    threshold = None if threshold is None else check_real("threshold", threshold)
     figure, axes = _figure(title)
     _log_axis(axes, [*rows.values(), *([] if threshold is None else [np.array([threshold])])])
     for i, (name, values) in enumerate(rows.items()):
@@ -264,8 +264,8 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
     -------
     matplotlib.figure.Figure
     """
-    rows, window = _named("losses", losses, _floats), size("window", window, least=1)
-    baseline = None if baseline is None else real("baseline", baseline)
+    rows, window = _named("losses", losses, _floats), check_int("window", window, least=1)
+    baseline = None if baseline is None else check_real("baseline", baseline)
     figure, axes = _figure(title)
     smooth = {name: _running_median(values, min(window, len(values))) for name, values in rows.items()}
     starts = [float(values[0]) for values in smooth.values() if len(values) and np.isfinite(values[0])]

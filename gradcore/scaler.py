@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import FLOAT16, FLOAT32, FLOAT64, Array, flag, number, real, refuse_mask, same_names, size
+from gradcore._check import (
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    Array,
+    check_bool,
+    check_int,
+    check_names,
+    check_number,
+    check_real,
+    refuse_mask,
+)
 from gradcore.norm import Gradients, GradNorm
 from gradcore.optim import Optimizer
 from gradcore.schedule import Schedule
@@ -76,17 +87,17 @@ class GradScaler:
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
-        self._enabled = flag("enabled", enabled)
+        self._enabled = check_bool("enabled", enabled)
         self._set("init_scale", init_scale, growth_factor, backoff_factor, growth_interval, 0)
         self._forget()
 
     def _set(self, name: str, scale: Any, growth: Any, backoff: Any, interval: Any, good_steps: Any) -> None:
-        value = _float32(number(name, scale, above=0.0))
+        value = _float32(check_number(name, scale, above=0.0))
         if not 0 < value < np.inf:
             raise ValueError(f"{name}: expected a positive number in the range of float32, got {scale}")
-        growth = number("growth_factor", growth, above=1.0, most=sys.float_info.max)
-        backoff = number("backoff_factor", backoff, above=0.0, most=math.nextafter(1.0, 0.0))
-        interval, good_steps = size("growth_interval", interval, least=1), size("_growth_tracker", good_steps)
+        growth = check_number("growth_factor", growth, above=1.0, most=sys.float_info.max)
+        backoff = check_number("backoff_factor", backoff, above=0.0, most=math.nextafter(1.0, 0.0))
+        interval, good_steps = check_int("growth_interval", interval, least=1), check_int("_growth_tracker", good_steps)
         self._scale, self._growth_factor, self._backoff_factor = value, growth, backoff
         self._growth_interval, self._growth_tracker = interval, good_steps
 
@@ -118,7 +129,7 @@ class GradScaler:
             with np.errstate(over="ignore"):
                 wide = np.multiply(value, self._scale, dtype=np.promote_types(value.dtype, FLOAT32))
                 return wide.astype(value.dtype, copy=False)
-        loss = real("value", value)  # NaN is no mistake of the caller's
+        loss = check_real("value", value)  # NaN is no mistake of the caller's
         return loss * self._scale if self._enabled else loss
 
     def unscale_(self, grads: Any) -> GradNorm:
@@ -255,7 +266,7 @@ class GradScaler:
         """
         if not self._enabled:
             return
-        same_names("state_dict", state_dict, self.state_dict())
+        check_names("state_dict", state_dict, self.state_dict())
         self._set("scale", *(state_dict[name] for name in self.state_dict()))
         self._forget()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gradcore._check import number, size
+from gradcore._check import check_int, check_number
 
 __all__ = ["chain", "constant", "cosine", "exponential", "linear", "one_cycle", "step"]
 
@@ -27,7 +27,7 @@ class _Checked:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            checked = size(name, value, least=1) if name in self._counts else number(name, value, least=0.0)
+            checked = check_int(name, value, least=1) if name in self._counts else check_number(name, value, least=0.0)
             if self._finite and checked == math.inf:
                 raise ValueError(f"{name}: expected a finite number, got inf")
             object.__setattr__(self, name, checked)
@@ -53,7 +53,7 @@ class constant(_Checked):
     _finite = False
 
     def __call__(self, step: int) -> float:
-        size("step", step)
+        check_int("step", step)
         return self.value
 
 
@@ -83,7 +83,7 @@ class linear(_Checked):
     steps: int
 
     def __call__(self, step: int) -> float:
-        t = min(size("step", step), self.steps)
+        t = min(check_int("step", step), self.steps)
         return self.start * ((self.steps - t) / self.steps) + self.end * (t / self.steps)
 
 
@@ -115,7 +115,7 @@ class cosine(_Checked):
     steps: int
 
     def __call__(self, step: int) -> float:
-        t = min(size("step", step), self.steps)
+        t = min(check_int("step", step), self.steps)
         return _half_cosine(self.start, self.end, t, self.steps - t)
 
 
@@ -145,7 +145,7 @@ class step(_Checked):
     every: int
 
     def __call__(self, step: int) -> float:
-        return _geometric(self.value, self.factor, size("step", step) // self.every)
+        return _geometric(self.value, self.factor, check_int("step", step) // self.every)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class exponential(_Checked):
     factor: float
 
     def __call__(self, step: int) -> float:
-        return _geometric(self.value, self.factor, size("step", step))
+        return _geometric(self.value, self.factor, check_int("step", step))
 
 
 @dataclass(frozen=True)
@@ -212,12 +212,12 @@ class one_cycle(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("pct_start", self.pct_start, most=1.0)
-        number("div_factor", self.div_factor, above=0.0)
-        number("final_div_factor", self.final_div_factor, above=0.0)
+        check_number("pct_start", self.pct_start, most=1.0)
+        check_number("div_factor", self.div_factor, above=0.0)
+        check_number("final_div_factor", self.final_div_factor, above=0.0)
 
     def __call__(self, step: int) -> float:
-        t = min(size("step", step), self.steps - 1)
+        t = min(check_int("step", step), self.steps - 1)
         top = self.pct_start * self.steps - 1
         start = self.peak / self.div_factor
         if t <= top:
@@ -257,14 +257,14 @@ class chain:
         for i, stage in enumerate(stages):
             if not (isinstance(stage, tuple) and len(stage) == 2 and callable(stage[0])):
                 raise TypeError(f"stages[{i}]: expected a pair (schedule, steps), got {stage!r}")
-            checked.append((stage[0], size(f"steps of stages[{i}]", stage[1], least=1)))
+            checked.append((stage[0], check_int(f"steps of stages[{i}]", stage[1], least=1)))
         if not callable(last):
             raise TypeError(f"last: expected a schedule, got {last!r}")
         object.__setattr__(self, "stages", tuple(checked))
         object.__setattr__(self, "last", last)
 
     def __call__(self, step: int) -> float:
-        t = size("step", step)
+        t = check_int("step", step)
         for schedule, steps in self.stages:
             if t < steps:
                 return schedule(t)

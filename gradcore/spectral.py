@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, svds
 
 from gradcore import _kernels
-from gradcore._check import Array, number, position, reals, room, size
+from gradcore._check import Array, check_index, check_int, check_number, check_reals, check_room
 from gradcore._layer import Pool
 
 Verdict = Literal["explodes", "vanishes", "stable"]
@@ -144,10 +144,10 @@ def henrici(W: Any) -> float:
 
 def _matrix(name: str, value: Any, *, square: bool = False) -> Array:
     """`value` as a float64 matrix of finite numbers."""
-    given = reals(name, value)
+    given = check_reals(name, value)
     if given.ndim != 2 or (square and given.shape[0] != given.shape[1]):
         raise ValueError(f"{name}: expected shape {'(n, n)' if square else '(m, n)'}, got {given.shape}")
-    room(max(given.shape[0], 1) * max(given.shape[1], 1))
+    check_room(max(given.shape[0], 1) * max(given.shape[1], 1))
     matrix = given.astype(np.float64)
     if not np.isfinite(matrix).all():
         raise ValueError(f"{name}: has {np.count_nonzero(~np.isfinite(matrix))} entries that are NaN or infinite")
@@ -359,13 +359,13 @@ def lyapunov_spectrum(
             "joint state whose growth per step could be followed"
         )
     if index is not None:
-        index = position("index", index, layer.num_layers)
+        index = check_index("index", index, layer.num_layers)
     followed = range(layer.num_layers) if index is None else [index]
     state_size = layer.hidden_size * _parts(layer)
-    k = len(followed) * state_size if k is None else size("k", k, least=1)
+    k = len(followed) * state_size if k is None else check_int("k", k, least=1)
     if k > len(followed) * state_size:
         raise ValueError(f"k: expected at most {len(followed) * state_size}, the size of the state, got {k}")
-    transient = size("transient", transient)
+    transient = check_int("transient", transient)
     tape = _forward(layer, x, state)
     steps, samples = _steps_and_samples(layer, x)
     if not samples or transient >= steps:
@@ -431,13 +431,13 @@ def singular_values(
     _own_tape(layer, tape)
     tape.record(index, 0, b)  # its errors name what is out of range
     rows = tape._batch.rows_of(b)[:, None]
-    horizon = len(rows) if horizon is None else size("horizon", horizon, least=1)
+    horizon = len(rows) if horizon is None else check_int("horizon", horizon, least=1)
     if horizon > len(rows):
         raise ValueError(f"horizon: expected at most {len(rows)}, the steps of sample {b}, got {horizon}")
     walk = rows[::-1] if index % layer.num_directions else rows
     trajectory = _Trajectory(layer, tape, index, walk[-horizon:])
     n = trajectory.state_size
-    if size("k", k, least=1) > n:
+    if check_int("k", k, least=1) > n:
         raise ValueError(f"k: expected at most {n}, the size of the state, got {k}")
     product = _Product(trajectory)
     if not math.isfinite(product.log_scale):
@@ -561,7 +561,7 @@ def entropy(exponents: Any) -> float:
 
 def _spectrum(exponents: Any) -> Array:
     """Exponents in float64, largest first."""
-    given = reals("exponents", exponents)
+    given = check_reals("exponents", exponents)
     if given.ndim != 1:
         raise ValueError(f"exponents: expected shape (n,), got {given.shape}")
     wrong = np.flatnonzero(np.isnan(given) | np.isposinf(given))
@@ -768,7 +768,7 @@ def predict_growth(layer: Any, x: Array | None = None, *, horizon: int) -> Growt
     explodes, 1.2500 a step, at most 1.2500
     """
     _recurrent(layer)
-    horizon = size("horizon", horizon, least=1)
+    horizon = check_int("horizon", horizon, least=1)
     if x is None:
         basis = "free-running trajectories, x = 0"
         x, state = _rest(layer, min(horizon, REST_STEPS) + 1)
@@ -904,7 +904,7 @@ def effective_horizon(tape: Any, eps: float = 0.01, *, index: int | None = None)
     >>> effective_horizon(tape, eps=0.01)  # 2^-6 is left over 6 steps, 2^-7 is below 0.01
     6
     """
-    eps = number("eps", eps, above=0.0, most=1.0)
+    eps = check_number("eps", eps, above=0.0, most=1.0)
     reaches = [0]
     for travelled in _travelled(tape, index):
         norms = travelled[int(np.argmax(travelled != 0)) :]
@@ -920,7 +920,7 @@ def _travelled(tape: Any, index: int | None) -> list[Array]:
         raise ValueError("tape: has no telemetry yet; call layer.backward(tape, dy) first")
     norms, directions = telemetry.dh_norm, tape._layer.num_directions
     if index is not None:
-        index = position("index", index, len(norms))
+        index = check_index("index", index, len(norms))
     which = range(len(norms)) if index is None else [index]
     return [norms[i] if i % directions else norms[i, ::-1] for i in which]
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import FLOAT32, Array, real_dtype, size
-from gradcore.init import generator
+from gradcore._check import FLOAT32, Array, check_dtype, check_int, check_rng
 from gradcore.losses import mse, softmax_cross_entropy
 
 TABLES = (".csv", ".tsv")
@@ -71,8 +70,8 @@ def adding(rng: np.random.Generator, batch: int, length: int = 100, *, dtype: An
     >>> bool(np.allclose((x[..., 0] * x[..., 1]).sum(0), target[:, 0]))
     True
     """
-    batch, length, real = size("batch", batch), size("length", length, least=2), real_dtype(dtype)
-    rng = generator(rng)
+    batch, length, real = check_int("batch", batch), check_int("length", length, least=2), check_dtype(dtype)
+    rng = check_rng(rng)
     rows = np.arange(batch)
     x = np.zeros((length, batch, 2), real)
     x[..., 0] = rng.random((length, batch))
@@ -119,8 +118,8 @@ def temporal_order(
     >>> x[:, 0, :2].sum()  # A and B: two in all
     np.float32(2.0)
     """
-    batch, length, real = size("batch", batch), size("length", length, least=2), real_dtype(dtype)
-    rng = generator(rng)
+    batch, length, real = check_int("batch", batch), check_int("length", length, least=2), check_dtype(dtype)
+    rng = check_rng(rng)
     rows = np.arange(batch)
     symbols = rng.integers(2, ORDER_SYMBOLS, (length, batch))
     relevant = rng.integers(0, 2, (2, batch))
@@ -166,8 +165,8 @@ def copy(rng: np.random.Generator, batch: int, delay: int = 100, *, dtype: Any =
     >>> bool((x[:10].argmax(-1) == labels[-10:]).all())
     True
     """
-    batch, delay, real = size("batch", batch), size("delay", delay, least=1), real_dtype(dtype)
-    rng = generator(rng)
+    batch, delay, real = check_int("batch", batch), check_int("delay", delay, least=1), check_dtype(dtype)
+    rng = check_rng(rng)
     blank, signal = COPY_SYMBOLS - 2, COPY_SYMBOLS - 1
     words = rng.integers(0, blank, (COPY_LENGTH, batch))
     symbols = np.full((delay + 2 * COPY_LENGTH, batch), blank)
@@ -241,7 +240,7 @@ class Task:
 
     def batches(self, batch: int, steps: int, *, seed: int = 0) -> Batches:
         """`steps` batches of `batch` sequences, the same ones for the same `seed`."""
-        return Batches(self, size("batch", batch, least=1), size("steps", steps), size("seed", seed))
+        return Batches(self, check_int("batch", batch, least=1), check_int("steps", steps), check_int("seed", seed))
 
 
 TASKS = ("sunspots", "adding", "temporal-order", "copy")
@@ -279,9 +278,9 @@ def load(source: str | os.PathLike[str], seq_len: int | None = None, *, column: 
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected the name of a task or a path, got {type(source).__name__}")
     name = os.fspath(source)
-    steps = size("seq_len", default_seq_len(name) if seq_len is None else seq_len, least=2)
+    steps = check_int("seq_len", default_seq_len(name) if seq_len is None else seq_len, least=2)
     if column is not None and not isinstance(column, str):
-        column = size("column", column)
+        column = check_int("column", column)
     if column is not None and (name in TASKS or not _is_table(name)):
         raise SourceError(f"--column is for CSV files, and {name} is none")
     if name == "adding":

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradcore._check import FLOAT64, array, choice, number, real, same_names, size
+from gradcore._check import FLOAT64, check_array, check_choice, check_int, check_names, check_number, check_real
 
 __all__ = ["AutoClip", "FromFirst", "Threshold", "ZClip"]
 
@@ -105,15 +105,15 @@ class ZClip:
     mode: str = "zscore"
 
     def __post_init__(self) -> None:
-        self.alpha = number("alpha", self.alpha, least=0.0, most=1.0)
-        self.z_thresh = number("z_thresh", self.z_thresh, above=0.0)
-        choice("clip_option", self.clip_option, ("adaptive_scaling", "mean"))
-        self.clip_factor = number("clip_factor", self.clip_factor, least=0.0)
+        self.alpha = check_number("alpha", self.alpha, least=0.0, most=1.0)
+        self.z_thresh = check_number("z_thresh", self.z_thresh, above=0.0)
+        check_choice("clip_option", self.clip_option, ("adaptive_scaling", "mean"))
+        self.clip_factor = check_number("clip_factor", self.clip_factor, least=0.0)
         if self.max_grad_norm is not None:
-            self.max_grad_norm = number("max_grad_norm", self.max_grad_norm, least=0.0)
-        self.eps = number("eps", self.eps, above=0.0)
-        self.warmup_steps = size("warmup_steps", self.warmup_steps, least=1)
-        choice("mode", self.mode, ("zscore", "percentile"))
+            self.max_grad_norm = check_number("max_grad_norm", self.max_grad_norm, least=0.0)
+        self.eps = check_number("eps", self.eps, above=0.0)
+        self.warmup_steps = check_int("warmup_steps", self.warmup_steps, least=1)
+        check_choice("mode", self.mode, ("zscore", "percentile"))
         self._first: list[float] = []  # norms of the first steps
         self._mean = self._deviation = 0.0  # of no meaning before there are all of these
 
@@ -185,9 +185,9 @@ class ZClip:
         TypeError, ValueError
             If something has another type or range, or there are more first norms than `warmup_steps`.
         """
-        same_names("state_dict", state_dict, ("first", "mean", "deviation"))
+        check_names("state_dict", state_dict, ("first", "mean", "deviation"))
         first = _norms("first", state_dict["first"], self.warmup_steps)
-        mean, deviation = (number(name, state_dict[name], least=0.0) for name in ("mean", "deviation"))
+        mean, deviation = (check_number(name, state_dict[name], least=0.0) for name in ("mean", "deviation"))
         self._first, self._mean, self._deviation = first, mean, deviation
 
 
@@ -224,9 +224,9 @@ class AutoClip:
     history: int | None = None
 
     def __post_init__(self) -> None:
-        self.percentile = number("percentile", self.percentile, least=0.0, most=100.0)
+        self.percentile = check_number("percentile", self.percentile, least=0.0, most=100.0)
         if self.history is not None:
-            self.history = size("history", self.history, least=1)
+            self.history = check_int("history", self.history, least=1)
         self._norms: deque[float] = deque()
         self._sorted: list[float] = []  # the same
 
@@ -276,7 +276,7 @@ class AutoClip:
         TypeError, ValueError
             If something has another type or range, or there are more norms than `history`.
         """
-        same_names("state_dict", state_dict, ("norms",))
+        check_names("state_dict", state_dict, ("norms",))
         norms = _norms("norms", state_dict["norms"], self.history)
         self._norms, self._sorted = deque(norms), sorted(norms)
 
@@ -317,8 +317,8 @@ class FromFirst:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        self.steps = size("steps", self.steps, least=1)
-        self.factor = number("factor", self.factor, least=0.0)
+        self.steps = check_int("steps", self.steps, least=1)
+        self.factor = check_number("factor", self.factor, least=0.0)
         self._first: list[float] = []
         self._settle()
 
@@ -364,20 +364,20 @@ class FromFirst:
         TypeError, ValueError
             If something has another type or range, or there are more first norms than `steps`.
         """
-        same_names("state_dict", state_dict, ("first",))
+        check_names("state_dict", state_dict, ("first",))
         self._first = _norms("first", state_dict["first"], self.steps)
         self._settle()
 
 
 def _norm(value: float) -> float:
     """A norm that came; inf for NaN."""
-    n = real("norm", value)
-    return math.inf if math.isnan(n) else number("norm", n, least=0.0)
+    n = check_real("norm", value)
+    return math.inf if math.isnan(n) else check_number("norm", n, least=0.0)
 
 
 def _norms(name: str, value: Sequence[float], most: int | None) -> list[float]:
     """Norms of a state, not more than so many."""
-    given = array(name, value, FLOAT64, ("n",))
+    given = check_array(name, value, FLOAT64, ("n",))
     if not ((given >= 0) & (given < np.inf)).all():
         raise ValueError(f"{name}: expected finite numbers of at least 0")
     if most is not None and len(given) > most:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_list, file_name, flag, real, size
+from gradcore._check import Array, as_list, check_bool, check_int, check_path, check_real
 from gradcore._files import DAMAGE, floats, json_text, write_atomically
 from gradcore.monitor import GradientMonitor, recurrent_profiles
 from gradcore.norm import check_limit, check_policy
@@ -208,13 +208,13 @@ class History:
         """
         # All of it checked before anything is added: columns of different lengths would be of no use.
         values: dict[str, Any] = {
-            "loss": real("loss", loss),
-            "grad_norm": real("grad_norm", grad_norm),
+            "loss": check_real("loss", loss),
+            "grad_norm": check_real("grad_norm", grad_norm),
             "coef": getattr(grad_norm, "coef", 1.0),
-            "max_norm": math.inf if max_norm is None else real("max_norm", max_norm),
-            "lr": real("lr", lr),
+            "max_norm": math.inf if max_norm is None else check_real("max_norm", max_norm),
+            "lr": check_real("lr", lr),
             "seconds": time.perf_counter() - self._start,
-            "epoch": size("epoch", epoch),
+            "epoch": check_int("epoch", epoch),
             "n_nan": getattr(grad_norm, "n_nan", 0),
             "n_inf": getattr(grad_norm, "n_inf", 0),
             "clipped": getattr(grad_norm, "clipped", False),
@@ -318,7 +318,7 @@ class History:
         str
         """
         if path is not None:
-            path = file_name("path", path)
+            path = check_path("path", path)
         document: dict[str, Any] = {"format": FORMAT, "version": VERSION, "interrupted": self.interrupted}
         for key, array in self._to_arrays().items():
             group, slash, name = key.partition("/")
@@ -346,7 +346,7 @@ class History:
             If it is not the JSON of a History.
         """
         inline = isinstance(source, str) and source.lstrip().startswith("{")
-        text = str(source) if inline else Path(file_name("source", source)).read_bytes()
+        text = str(source) if inline else Path(check_path("source", source)).read_bytes()
         try:
             document = json.loads(text)
             cls._check_format(document["format"], document["version"])
@@ -373,7 +373,7 @@ class History:
         ValueError
             If a name is none that a zip file can have.
         """
-        path = file_name("path", path)
+        path = check_path("path", path)
         head = {"format": np.array(FORMAT), "version": np.array(VERSION), "interrupted": np.array(self.interrupted)}
         buffer = io.BytesIO()
         arrays: dict[str, Any] = head | self._to_arrays()
@@ -392,7 +392,7 @@ class History:
         ValueError
             If the file does not hold a History.
         """
-        data = Path(file_name("path", path)).read_bytes()
+        data = Path(check_path("path", path)).read_bytes()
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 arrays = {info.filename.removesuffix(".npy"): _stored(file, info) for info in file.infolist()}
@@ -593,7 +593,7 @@ def fit(
     >>> len(history)
     3
     """
-    epochs = size("epochs", epochs)
+    epochs = check_int("epochs", epochs)
     if max_norm is not None:
         check_limit(max_norm, getattr(optimizer, "n_steps", 0))
     given = {"step_clip": step_clip, "regulariser": regulariser}
@@ -616,7 +616,7 @@ def fit(
         if not callable(callback):
             raise TypeError(f"callbacks[{i}]: expected a callable, got {type(callback).__name__}")
     if progress is not None:
-        flag("progress", progress)
+        check_bool("progress", progress)
     if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"batches: an iterator can be gone through only once, and epochs is {epochs}; "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, as_list, number, target
+from gradcore._check import Array, as_list, check_number, check_writable
 from gradcore.norm import (
     Gradients,
     Key,
@@ -121,12 +121,12 @@ def clip_grad_units_(
     array([[0.05, 0.  ],
            [0.  , 0.1 ]])
     """
-    factor, least = number("clip_factor", clip_factor, least=0.0), number("eps", eps, least=0.0)
+    factor, least = check_number("clip_factor", clip_factor, least=0.0), check_number("eps", eps, least=0.0)
     check_policy(nonfinite)
     keys, weights, grads = _with_params(params)
     labels = [f"params[{key!r}]" for key in keys]
     for label, grad in zip(labels, grads, strict=True):
-        target(f"gradient of {label}", grad)
+        check_writable(f"gradient of {label}", grad)
         _check_axis(label, axis, grad.ndim)
     refuse_overlap([*labels, *(f"gradient of {label}" for label in labels)], [*weights, *grads])
     n_nan, n_inf, place, position = _nonfinite(weights)

@@ -1219,6 +1219,27 @@ def test_text_and_complex_numbers_are_no_numbers(bad: Any) -> None:
         gradcore.clip_grad_norm_(np.ones(3), bad)
 
 
+@pytest.mark.parametrize("bad", [True, np.True_, np.array(False)], ids=repr)
+def test_bools_are_no_numbers(bad: Any) -> None:
+    taken, n = [], 0
+    for recipe in RECIPES:
+        if recipe.name == "save_checkpoint":  # which stores bools as they are
+            continue
+        for name, good in recipe.make(np.random.default_rng(0))[1].items():
+            if type(good) not in (int, float):
+                continue
+            n += 1
+            call, given = recipe.make(np.random.default_rng(0))
+            try:
+                invoke(call, given | {name: bad}, recipe.by_position)
+            except TypeError as error:
+                taken += [f"{recipe.name}: {name}: {error}"] * ("expected" not in str(error))
+            else:
+                taken.append(f"{recipe.name}: {name}")
+    assert n > 100
+    assert not taken
+
+
 @pytest.mark.parametrize("bad", [np.ma.masked, np.array([1.0]), np.ma.masked_array(1.0)])
 def test_arrays_of_one_and_masked_are_no_numbers(bad: Any) -> None:
     with pytest.raises(TypeError, match="lr: expected a number"):
@@ -1406,9 +1427,9 @@ def test_a_table_of_things_that_are_no_claims() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_tasks_draw_from_generators_only(name: str) -> None:
-    with pytest.raises(TypeError, match=r"^rng: expected a numpy\.random\.Generator"):
-        getattr(tasks, name)(7, **TASKS[name])
+def test_tasks_draw_from_generators_and_seeds_only(name: str) -> None:
+    with pytest.raises(TypeError, match=r"^rng: expected an integer, a numpy\.random\.Generator or None, got str"):
+        getattr(tasks, name)("7", **TASKS[name])
 
 
 def test_a_column_is_a_name_or_a_number() -> None:

@@ -149,8 +149,24 @@ def test_draws_differ_and_follow_the_generator(name: str) -> None:
     a, b = (ALL[name](np.empty((6, 5)), rng=rng).copy() for _ in range(2))
     c, d = (ALL[name](np.empty((6, 5)), rng=None) for _ in range(2))
     assert len({x.tobytes() for x in (a, b, c, d)}) == 4
-    with pytest.raises(TypeError, match=r"rng: expected a numpy\.random\.Generator or None, got RandomState"):
-        ALL[name](np.empty((6, 5)), rng=np.random.RandomState(0))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_seed_is_a_generator_of_that_seed(name: str) -> None:
+    drawn = ALL[name](np.empty((6, 5)), rng=3)
+    assert same_bits(drawn, ALL[name](np.empty((6, 5)), rng=np.random.default_rng(3)))
+    assert same_bits(drawn, ALL[name](np.empty((6, 5)), rng=np.int64(3)))
+
+
+@pytest.mark.parametrize("bad", [True, np.True_, 1.0, "1", [1], np.random.RandomState(0)])
+def test_neither_a_seed_nor_a_generator(bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"rng: expected an integer, a numpy\.random\.Generator or None, got"):
+        init.normal_(np.empty((6, 5)), rng=bad)
+
+
+def test_a_negative_seed() -> None:
+    with pytest.raises(ValueError, match="rng: expected a seed of at least 0, got -1"):
+        init.normal_(np.empty((6, 5)), rng=-1)
 
 
 @every_one

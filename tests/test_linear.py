@@ -416,7 +416,7 @@ def test_linear_refuses() -> None:
     with pytest.raises(TypeError, match="out_features"):
         gradcore.Linear(3, 2.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="rng"):
-        gradcore.Linear(3, 2, rng=0)  # type: ignore[arg-type]
+        gradcore.Linear(3, 2, rng=0.5)  # type: ignore[arg-type]
 
 
 def test_activations_take_any_shape() -> None:
@@ -634,7 +634,7 @@ def test_mlp_refuses() -> None:
     with pytest.raises(ValueError, match=r"init: expected one of xavier_uniform.*, got 'constant'"):
         gradcore.MLP([3, 2], init="constant")
     with pytest.raises(TypeError, match="rng"):
-        gradcore.MLP([3, 2], rng=1)  # type: ignore[arg-type]
+        gradcore.MLP([3, 2], rng=True)
 
 
 def test_he_keeps_the_signal_of_a_deep_relu_network_and_xavier_loses_it() -> None:
