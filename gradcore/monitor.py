@@ -126,36 +126,42 @@ class Finding:
         return f"{self.severity.upper()}: {self.kind}{place} ({seen}). {self.message}"
 
 
-def recurrent_profiles(tape: Any, model: Any = None) -> Iterator[tuple[str, bool, Array]]:
-    """The gradient norms over time of every recurrent layer and direction in a tape.
+def recurrent_profiles(tape: Any) -> Iterator[tuple[str, bool, Array]]:
+    """Yield the gradient norms over time of every recurrent layer and direction in a tape.
 
     Parameters
     ----------
-    tape
-        Of a recurrent layer or of a model that holds some, after its backward pass.
-    model : optional
-        What the tape came from; it tells which rows belong to the reverse direction.
+    tape : Tape or SequentialTape
+        The tape of a recurrent layer, or of a model that holds some, after its backward pass.
 
     Yields
     ------
     name : str
         Such as "l0", "l1_reverse", or "2.l0" for the member of a model, as in the names of parameters.
     reverse : bool
-        Whether the direction walks from the last step to the first.
+        Whether the direction runs from the last time step to the first.
     dh_norm : ndarray, (T,), float64
         L2 norm over batch and units of dL/dh_t at every time step.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> from gradcore.monitor import recurrent_profiles
+    >>> layer = gradcore.GRU(3, 4, bidirectional=True)
+    >>> y, tape = layer.forward(np.ones((6, 2, 3), np.float32))
+    >>> dx = layer.backward(tape, np.ones_like(y))
+    >>> [(name, reverse, len(norms)) for name, reverse, norms in recurrent_profiles(tape)]
+    [('l0', False, 6), ('l0_reverse', True, 6)]
     """
     telemetry = getattr(tape, "telemetry", None)
     dh_norm = getattr(telemetry, "dh_norm", None)
     if dh_norm is not None:
-        directions = getattr(model, "num_directions", 1)
+        directions = getattr(telemetry, "num_directions", 1)
         for index, row in enumerate(np.asarray(dh_norm, np.float64)):
             reverse = index % directions == 1
             yield f"l{index // directions}{'_reverse' * reverse}", reverse, row
-    members = getattr(model, "layers", ())
     for index, member in enumerate(getattr(tape, "tapes", ())):
-        layer = members[index] if index < len(members) else None
-        for name, reverse, row in recurrent_profiles(member, layer):
+        for name, reverse, row in recurrent_profiles(member):
             yield f"{index}.{name}", reverse, row
 
 
@@ -314,7 +320,8 @@ class GradientMonitor:
         model : optional
             For its weights: anything with `flat_params` and `params`.
         tape : optional
-            Of `model.forward`, after `backward`: for the norms over time steps and layers.
+            Of the model's forward pass or of one of its layers', after `backward`: for the norms over time steps and
+            layers.
         y : ndarray, optional
             What the model put out; the last axis holds the features.
         max_norm : float, optional
@@ -339,8 +346,8 @@ class GradientMonitor:
             self._check_gradient(step, grad_norm, tape)
             self._check_clipping(step, norm, grad_norm, max_norm)
             if tape is not None:
-                self._check_time(step, tape, model)
-            self._check_layers(step, grad_norm, tape, model)
+                self._check_time(step, tape)
+            self._check_layers(step, grad_norm, tape)
             if self.n_steps % self.check_weights_every == 0:
                 self._check_weights(step, model)
             if y is not None and self.n_steps % self.check_outputs_every == 0:
@@ -707,8 +714,8 @@ class GradientMonitor:
 
     # ---- norms over time steps and layers ----------------------------------------------------------------------------
 
-    def _check_time(self, step: int, tape: Any, model: Any) -> None:
-        for name, reverse, row in recurrent_profiles(tape, model):
+    def _check_time(self, step: int, tape: Any) -> None:
+        for name, reverse, row in recurrent_profiles(tape):
             # In the order in which the forward pass walks: the backward pass begins at the end.
             walk = row[::-1] if reverse else row
             reached = np.flatnonzero((walk > 0) & (walk < np.inf))
@@ -716,8 +723,8 @@ class GradientMonitor:
             if last >= 5:
                 self._judge_growth("time", name, step, total=_log_ratio(float(walk[0]), float(walk[last])), n=last)
 
-    def _check_layers(self, step: int, grad_norm: Any, tape: Any, model: Any) -> None:
-        growth = list(_layer_growth(tape, model))
+    def _check_layers(self, step: int, grad_norm: Any, tape: Any) -> None:
+        growth = list(_layer_growth(tape))
         per_array = getattr(grad_norm, "per_array", None)
         if tape is None and isinstance(per_array, Mapping):
             norms = [float(norm) for name, norm in per_array.items() if "weight" in str(name)]
@@ -758,20 +765,19 @@ def _log_ratio(first: float, last: float) -> float:
     return math.log(first) - math.log(last) if first > 0 else -math.inf
 
 
-def _layer_growth(tape: Any, model: Any) -> Iterator[float]:
+def _layer_growth(tape: Any) -> Iterator[float]:
     """ln of what each layer multiplies the norm of the gradient by, from the first layer to the last.
 
     Recurrent layers are compared with each other at the last time step, where time has not yet done its part.
     """
-    members, d_norm = getattr(tape, "tapes", ()), getattr(tape, "d_norm", None)
-    layers = getattr(model, "layers", (None,) * len(members))
-    for i, member in enumerate(members):
+    d_norm = getattr(tape, "d_norm", None)
+    for i, member in enumerate(getattr(tape, "tapes", ())):
         if hasattr(member, "telemetry") or hasattr(member, "tapes"):
-            yield from _layer_growth(member, layers[i])
+            yield from _layer_growth(member)
         elif d_norm is not None:
             yield _log_ratio(float(d_norm[i]), float(d_norm[i + 1]))
     if hasattr(tape, "telemetry"):
-        rows = [row for _, reverse, row in recurrent_profiles(tape, model) if not reverse and len(row)]
+        rows = [row for _, reverse, row in recurrent_profiles(tape) if not reverse and len(row)]
         yield from (_log_ratio(float(a[-1]), float(b[-1])) for a, b in pairwise(rows))
 
 

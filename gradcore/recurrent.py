@@ -128,6 +128,8 @@ class Telemetry:
 
     Attributes
     ----------
+    num_directions : int
+        2 for a bidirectional layer, else 1.
     dh_norm : ndarray, (L*D, T)
         L2 norm over batch and hidden units of the total derivative dL/dh_t, before step clipping.
     dc_norm : ndarray, (L*D, T), or None
@@ -142,7 +144,8 @@ class Telemetry:
     """
 
     def __init__(self, batch: _Batch, num_directions: int, step_clip: float, dh: Array, dc: Array | None) -> None:
-        self._batch, self._num_directions, self._step_clip = batch, num_directions, step_clip
+        self.num_directions = num_directions
+        self._batch, self._step_clip = batch, step_clip
         self._dh, self._dc = dh, dc  # (L*D, S)
 
     def _padded(self, norms: Array) -> Array:
@@ -176,13 +179,19 @@ class Telemetry:
         bad = ~np.isfinite(self.dh_norm)
         if self.dc_norm is not None:
             bad |= ~np.isfinite(self.dc_norm)
-        D = self._num_directions
+        D = self.num_directions
         for layer in reversed(range(bad.shape[0] // D)):
             for direction in range(D):
                 times = np.flatnonzero(bad[layer * D + direction])
                 if times.size:
                     return layer, direction, int(times[-1] if direction == 0 else times[0])
         return None
+
+    def __repr__(self) -> str:
+        rows, T = self.dh_norm.shape
+        finite = "all finite" if self.first_nonfinite is None else f"not finite from {self.first_nonfinite} on"
+        D = self.num_directions
+        return f"Telemetry({rows // D} layers, {D} directions, {T} time steps, {finite})"
 
 
 def _norm_over_batch(norms: Array) -> Array:

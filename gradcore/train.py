@@ -187,7 +187,6 @@ class History:
         epoch: int = 0,
         lr: float = math.nan,
         max_norm: float | None = None,
-        model: Any = None,
         tape: Any = None,
     ) -> None:
         """Add one step.
@@ -203,8 +202,8 @@ class History:
             The learning rate.
         max_norm : float, optional
             The threshold, None without clipping; `GradNorm.max_norm` knows what an adaptive one was.
-        model, tape : optional
-            Of `model.forward`, after `backward`: for the norms over time steps and layers.
+        tape : optional
+            Of the forward pass, after `backward`: for the norms over time steps and layers.
         """
         # All of it checked before anything is added: columns of different lengths would be of no use.
         values: dict[str, Any] = {
@@ -225,7 +224,7 @@ class History:
             per_array = {str(i): norm for i, norm in enumerate(per_array)}
         d_norm = getattr(tape, "d_norm", None)
         d_norm = [] if d_norm is None else [float(norm) for norm in d_norm]
-        profiles = {name: row for name, _, row in recurrent_profiles(tape, model) if len(row)}
+        profiles = {name: row for name, _, row in recurrent_profiles(tape) if len(row)}
 
         tables: dict[str, Mapping[str, float]] = {
             "per_array": per_array,
@@ -589,7 +588,7 @@ def fit(
     ...         loss, dy = gradcore.losses.mse(y, target_batch)
     ...         dx = model.backward(tape, dy)
     ...         norm = optimizer.step(max_norm=1.0, nonfinite="skip")
-    ...         history.append(loss, norm, epoch=epoch, max_norm=1.0, model=model, tape=tape)
+    ...         history.append(loss, norm, epoch=epoch, max_norm=1.0, tape=tape)
     >>> len(history)
     3
     """
@@ -648,7 +647,7 @@ def fit(
                     lr = lr(optimizer.n_steps)  # which the step is about to raise
                 norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
                 limit = None if max_norm is None else norm.max_norm
-                history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, model=model, tape=tape)
+                history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, tape=tape)
                 step = len(history) - 1
                 if monitor is not None:
                     monitor.update(step, value, norm, model, tape, y, max_norm=limit)

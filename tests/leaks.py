@@ -91,9 +91,9 @@ def trained() -> tuple[Any, Any]:
 
 
 def a_history() -> Any:
-    history, (layer, tape) = gradcore.History(), taped(seeded(), "RNN")
+    history, (_, tape) = gradcore.History(), taped(seeded(), "RNN")
     for _ in range(3):
-        history.append(1.0, 2.0, model=layer, tape=tape)
+        history.append(1.0, 2.0, tape=tape)
     return history
 
 

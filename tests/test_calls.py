@@ -795,8 +795,8 @@ def _(rng: np.random.Generator) -> Any:
 
 @recipe("History.append")
 def _(rng: np.random.Generator) -> Any:
-    layer, tape = taped(rng, "RNN")
-    given = {"loss": 1.0, "grad_norm": 2.0, "epoch": 1, "lr": 0.1, "max_norm": 1.0, "model": layer, "tape": tape}
+    _, tape = taped(rng, "RNN")
+    given = {"loss": 1.0, "grad_norm": 2.0, "epoch": 1, "lr": 0.1, "max_norm": 1.0, "tape": tape}
     return gradcore.History().append, given
 
 
@@ -864,8 +864,8 @@ def _(rng: np.random.Generator) -> Any:
 
 @recipe("monitor.recurrent_profiles")
 def _(rng: np.random.Generator) -> Any:
-    layer, tape = taped(rng, "RNN")
-    return lambda tape, model: list(monitor.recurrent_profiles(tape, model)), {"tape": tape, "model": layer}
+    _, tape = taped(rng, "RNN")
+    return lambda tape: list(monitor.recurrent_profiles(tape)), {"tape": tape}
 
 
 TASKS: dict[str, dict[str, Any]] = {

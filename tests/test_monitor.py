@@ -423,12 +423,25 @@ def test_profiles_name_layers_and_directions(bidirectional):
     model = gradcore.Sequential(gradcore.Linear(3, 2, dtype=np.float64), gradcore.Sequential(recurrent))
     y, tape = model.forward(rng.standard_normal((6, 5, 3)))
     model.backward(tape, np.ones_like(y))
-    profiles = list(recurrent_profiles(tape, model))
+    profiles = list(recurrent_profiles(tape))
     expected = ["1.0.l0", "1.0.l0_reverse", "1.0.l1", "1.0.l1_reverse"] if bidirectional else ["1.0.l0", "1.0.l1"]
     assert [name for name, _, _ in profiles] == expected
     for (name, reverse, row), telemetry in zip(profiles, tape.tapes[1].tapes[0].telemetry.dh_norm, strict=True):
         assert reverse == name.endswith("_reverse")
         np.testing.assert_array_equal(row, telemetry)
+
+
+@pytest.mark.parametrize("whose", ["layer", "model"])
+def test_the_tape_of_a_layer_says_itself_which_rows_are_directions(whose):
+    rng = np.random.default_rng(0)
+    gru = gradcore.GRU(3, 8, bidirectional=True, rng=rng)
+    model = gradcore.Sequential(gru, gradcore.Linear(16, 2, rng=rng))
+    y, tape = gru.forward(rng.standard_normal((30, 16, 3), np.float32))
+    gru.backward(tape, np.zeros_like(y), rng.standard_normal((2, 16, 8), np.float32))
+    monitor = GradientMonitor()
+    for step in range(6):
+        monitor.update(step, 1.0, 1.0, model if whose == "model" else gru, tape)
+    assert found(monitor) == {("vanishing_in_time", "l0"), ("vanishing_in_time", "l0_reverse")}
 
 
 @pytest.mark.parametrize("y", [np.array([[False], [True]]), np.array([[-128], [127]], np.int8)], ids=["bool", "int8"])

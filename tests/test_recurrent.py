@@ -1282,3 +1282,15 @@ def test_gradients_through_dropout_agree_with_finite_differences(mode: str) -> N
     for name in ("weight_ih_l0", "weight_hh_l1_reverse", "weight_ih_l2"):
         part = params[name][:2]
         assert relative_error(layer.grads[name][:2], central_difference(loss, part)) < 1e-6, name
+
+
+def test_telemetry_says_what_it_is_of() -> None:
+    layer = gradcore.GRU(3, 4, 2, bidirectional=True, rng=np.random.default_rng(0))
+    y, tape = layer.forward(np.ones((7, 2, 3), np.float32))
+    dy = np.ones_like(y)
+    layer.backward(tape, dy)
+    assert tape.telemetry.num_directions == 2
+    assert repr(tape.telemetry) == "Telemetry(2 layers, 2 directions, 7 time steps, all finite)"
+    dy[5] = np.nan
+    layer.backward(tape, dy)
+    assert repr(tape.telemetry) == "Telemetry(2 layers, 2 directions, 7 time steps, not finite from (1, 0, 5) on)"

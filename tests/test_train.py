@@ -60,7 +60,7 @@ def rough_history() -> gradcore.History:
             model.flat_grads[:2] = np.nan, np.inf
         norm = optimizer.step(max_norm=0.1)
         loss = [math.pi, math.nan, math.inf, -math.inf][step]
-        history.append(loss, norm, epoch=step // 2, lr=0.05, max_norm=0.1 if step else None, model=model, tape=tape)
+        history.append(loss, norm, epoch=step // 2, lr=0.05, max_norm=0.1 if step else None, tape=tape)
     history.append(5e-324, 1.7976931348623157e308)
     history.interrupted = True
     return history
