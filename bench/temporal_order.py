@@ -1,6 +1,6 @@
 """The temporal-order problem with and without norm clipping: `python bench/temporal_order.py`, minutes on two cores.
 
-A tanh RNN of 50 units tells, at the end of 50 to 100 steps, in which order two symbols came: `tasks.temporal_order`.
+A tanh RNN of 50 units tells, at the end of 50 to 100 steps, in which order two symbols came: `data.temporal_order`.
 Everything but the threshold is the same in both arms: start, data, learning rate, number of updates. Batch size,
 threshold and the test on 10,000 fresh sequences are those of Pascanu, Mikolov and Bengio (2013). Their start and
 learning rate of 0.01 take up to millions of updates, so here the recurrent matrix starts as the identity, small input
@@ -25,8 +25,8 @@ import numpy as np
 import gradcore
 from gradcore import init
 from gradcore._files import jsonable
+from gradcore.data import temporal_order
 from gradcore.losses import softmax_cross_entropy
-from gradcore.tasks import temporal_order
 
 HIDDEN, BATCH, SHORTEST, LONGEST = 50, 20, 50, 100
 UPDATES, LR, MAX_NORM = 20_000, 0.03, 1.0

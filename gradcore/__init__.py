@@ -10,7 +10,7 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import claims, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.linear import (
@@ -62,6 +62,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_units_",
     "clip_grad_value_",
+    "data",
     "fit",
     "get_num_threads",
     "grad_norm",

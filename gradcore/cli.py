@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gradcore import diagnose as work
 from gradcore._files import json_text, write_atomically
 from gradcore._threads import info as machine_info
+from gradcore.data import SourceError
+from gradcore.data.sources import SOURCES
 from gradcore.monitor import SEVERITIES
-from gradcore.tasks import TASKS, SourceError
 
 if TYPE_CHECKING:
     import typer
@@ -95,11 +96,13 @@ def _app() -> "typer.Typer":
             str,
             typer.Argument(
                 metavar="SOURCE",
-                help=f"{', '.join(TASKS)}; or a .csv file, to forecast its next value; or a text, to predict its next "
-                "character.",
+                help=f"{', '.join(SOURCES)}; or a .csv file, to forecast a value; or a text, to predict a character.",
             ),
         ],
-        column: Annotated[str | None, typer.Option(help="Column of a CSV file: its name, or number from 0.")] = None,
+        target: Annotated[
+            str | None,
+            typer.Option(metavar="COL", help="Column of a table to forecast: its name, or number from 0."),
+        ] = None,
         cell: Annotated[str, typer.Option(metavar="CELL", help=f"One of {cells}.")] = plain.cell,
         hidden: Annotated[int, typer.Option(help="Hidden units.")] = plain.hidden,
         layers: Annotated[int, typer.Option(help="Recurrent layers.")] = plain.layers,
@@ -130,7 +133,7 @@ def _app() -> "typer.Typer":
     ) -> Callable[[], None]:
         """Forecast, measure, train, try remedies, and say what to do."""
         config = work.configure(
-            source, column=column, cell=cell, hidden=hidden, layers=layers, init=init, gain=gain, seq_len=seq_len,
+            source, target=target, cell=cell, hidden=hidden, layers=layers, init=init, gain=gain, seq_len=seq_len,
             batch=batch, steps=steps, lr=lr, optimizer=optimizer, seed=seed,
         )  # fmt: skip
         return lambda: _diagnose(config, out, json)

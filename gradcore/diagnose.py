@@ -18,10 +18,10 @@ from gradcore import init, losses, meanfield, optim, spectral
 from gradcore._check import Array, check_int, check_number
 from gradcore._files import jsonable
 from gradcore._threads import info
+from gradcore.data import Task, load
 from gradcore.linear import LastStep, Linear, Sequential
 from gradcore.monitor import Finding, GradientMonitor
 from gradcore.recurrent import GRU, LSTM, RNN
-from gradcore.tasks import Task, load
 from gradcore.train import History, StepRecord, fit
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
@@ -58,7 +58,7 @@ class Config:
     """
 
     source: str
-    column: str | None = None
+    target: str | None = None
     cell: str = "rnn"
     hidden: int = 64
     layers: int = 1
@@ -303,7 +303,7 @@ def diagnose(config: Config, report: Callable[[Any], None] = lambda part: None) 
 
     Raises
     ------
-    gradcore.tasks.SourceError
+    gradcore.data.SourceError
         If the source cannot be read or learned from.
     KeyboardInterrupt
         At Ctrl-C.
@@ -313,7 +313,7 @@ def diagnose(config: Config, report: Callable[[Any], None] = lambda part: None) 
         report(part)
         return part
 
-    task = load(config.source, config.seq_len, column=config.column)
+    task = load(config.source, config.seq_len, target=config.target)
     model = build(config, task)
     start = tell(
         Start(
@@ -369,7 +369,7 @@ def python_lines(config: Config, task: Task, *, max_norm: float | None = None, s
     H = config.hidden
     where = "".join(
         f", {name}={value!r}"
-        for name, value in (("seq_len", config.seq_len), ("column", config.column))
+        for name, value in (("seq_len", config.seq_len), ("target", config.target))
         if value is not None
     )
     layers = f", {config.layers}" if config.layers != 1 else ""
@@ -399,9 +399,8 @@ def python_lines(config: Config, task: Task, *, max_norm: float | None = None, s
         [
             "import gradcore",
             "import numpy as np",
-            "from gradcore.tasks import load",
             "",
-            f"task = load({config.source!r}{where})",
+            f"task = gradcore.data.load({config.source!r}{where})",
             f"rng = np.random.default_rng({config.seed})",
             f"recurrent = gradcore.{CELLS[config.cell].__name__}({task.input_size}, {H}{layers}, rng=rng)",
             *(start if fill or scale else []),

@@ -25,7 +25,8 @@ import test_calls
 from tools import Array, unaligned
 
 import gradcore
-from gradcore import optim, spectral, tasks
+from gradcore import data as sources
+from gradcore import optim, spectral
 from gradcore.cli import main as command_line
 
 FOLDER = tempfile.TemporaryDirectory(prefix="gradcore-fuzz-")
@@ -289,10 +290,10 @@ def text(data: bytes) -> None:
     chosen = column or None
     with strict():
         try:
-            task = tasks.load(str(path), steps, column=chosen)
+            task = sources.load(str(path), steps, target=chosen)
         except ValueError as error:
             refused = str(error)
-            wrong_call = refused.startswith(("seq_len", "--column"))
+            wrong_call = refused.startswith(("seq_len", "target"))
             expect(wrong_call or refused.startswith(str(path)), f"the message does not name the file: {refused}")
         else:
             refused = ""
@@ -314,7 +315,7 @@ def _drawn(task: Any) -> None:
 
 def _diagnosed(path: Path, steps: int, column: str | None, refused: str) -> None:
     options = ["--steps", "2", "--hidden", "2", "--batch", "2", "--seq-len", str(steps)]
-    options += [] if column is None else [f"--column={column}"]
+    options += [] if column is None else [f"--target={column}"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = command_line(["diagnose", str(path), *options])

@@ -52,7 +52,7 @@ from test_calls import (
 from tools import Array
 
 import gradcore
-from gradcore import _kernels, diagnose, losses, monitor, optim, tasks, threshold
+from gradcore import _kernels, data, diagnose, losses, monitor, optim, threshold
 
 # ---- calls that test_calls.py has no recipe for ----------------------------------------------------------------------
 
@@ -220,14 +220,14 @@ def _(rng: np.random.Generator) -> Any:
     return run, {"source": "adding", "hidden": 3, "seq_len": 6, "batch": 2, "steps": 2, "cell": "rnn", "seed": 1}
 
 
-@extra("tasks.adding")
+@extra("data.adding")
 def _(rng: np.random.Generator) -> Any:
-    return tasks.adding, {"rng": rng, "batch": 3, "length": 8}
+    return data.adding, {"rng": rng, "batch": 3, "length": 8}
 
 
-@extra("tasks.load")
+@extra("data.load")
 def _(rng: np.random.Generator) -> Any:
-    return tasks.load, {"source": "sunspots", "seq_len": 10}
+    return data.load, {"source": "sunspots", "seq_len": 10}
 
 
 @extra("in a thread of its own")

@@ -26,7 +26,7 @@ from conftest import LONG
 from tools import Array, read_only, unaligned
 
 import gradcore
-from gradcore import claims, init, losses, meanfield, monitor, optim, report, schedule, spectral, tasks, threshold
+from gradcore import claims, data, init, losses, meanfield, monitor, optim, report, schedule, spectral, threshold
 
 pytestmark = pytest.mark.kernels
 
@@ -876,24 +876,24 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def _task(name: str, options: dict[str, Any]) -> None:
-    @recipe(f"tasks.{name}")
+    @recipe(f"data.{name}")
     def _(rng: np.random.Generator) -> Any:
-        return getattr(tasks, name), {"rng": seeded(), **options, "dtype": np.float32}
+        return getattr(data, name), {"rng": seeded(), **options, "dtype": np.float32}
 
 
 for _name, _options in TASKS.items():
     _task(_name, _options)
 
 
-@recipe("tasks.load")
+@recipe("data.load")
 def _(rng: np.random.Generator) -> Any:
     Path("data.csv").write_text("year,value\n" + "".join(f"{i},{i % 7}\n" for i in range(30)), encoding="utf-8")
-    return tasks.load, {"source": "data.csv", "seq_len": 9, "column": "value"}
+    return data.load, {"source": "data.csv", "seq_len": 9, "target": "value"}
 
 
-@recipe("tasks.Task.batches")
+@recipe("data.Task.batches")
 def _(rng: np.random.Generator) -> Any:
-    return tasks.load("adding", 9).batches, {"batch": 3, "steps": 2, "seed": 1}
+    return data.load("adding", 9).batches, {"batch": 3, "steps": 2, "seed": 1}
 
 
 FIGURES: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
@@ -1429,14 +1429,14 @@ def test_a_table_of_things_that_are_no_claims() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_tasks_draw_from_generators_and_seeds_only(name: str) -> None:
     with pytest.raises(TypeError, match=r"^rng: expected an integer, a numpy\.random\.Generator or None, got str"):
-        getattr(tasks, name)("7", **TASKS[name])
+        getattr(data, name)("7", **TASKS[name])
 
 
-def test_a_column_is_a_name_or_a_number() -> None:
+def test_a_target_is_a_name_or_a_number() -> None:
     Path("data.csv").write_text("1,2\n2,1\n" * 30, encoding="utf-8")
     for bad in (1.5, True, [0], np.ones(1)):
-        with pytest.raises(TypeError, match="column: expected an integer"):
-            tasks.load("data.csv", 9, column=bad)
+        with pytest.raises(TypeError, match="target: expected an integer"):
+            data.load("data.csv", 9, target=bad)
 
 
 def test_figures_of_what_does_not_fit() -> None:

@@ -21,7 +21,7 @@ from conftest import LONG
 import gradcore
 from gradcore import cli
 from gradcore import diagnose as work
-from gradcore.tasks import load
+from gradcore.data import load
 
 # One thread: the results have the same bits for any number, and the machines that test are shared.
 ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent), "GRADCORE_NUM_THREADS": "1"}
@@ -134,7 +134,7 @@ def test_the_printed_python_runs_and_repeats_the_trial(sunspots: dict[str, Any])
         ("temporal-order", {"init": "eye", "optimizer": "adam", "lr": 0.001}),
         ("copy", {"cell": "gru", "seq_len": 12, "gain": 1.5}),
         ("sunspots", {"seq_len": 20, "optimizer": "rmsprop", "seed": 3}),
-        ("table.csv", {"column": "b", "seq_len": 9}),
+        ("table.csv", {"target": "b", "seq_len": 9}),
         ("text", {"seq_len": 9, "init": "normal", "optimizer": "adagrad"}),
         ("copy", {"cell": "lstm", "layers": 2, "seq_len": 5, "gate_bias": 2.5}),
         ("adding", {"cell": "gru", "init": "eye", "seq_len": 9, "gate_bias": -1.0}),
@@ -148,7 +148,7 @@ def test_python_lines_repeat_every_kind_of_trial(
     Path("table.csv").write_text("a,b\n" + "".join(f"{i},{i * i % 17}\n" for i in range(40)), encoding="utf-8")
     Path("text").write_text("to be or not to be that is the question", encoding="utf-8")
     config = work.configure(source, steps=6, hidden=5, batch=3, **options)
-    task = load(config.source, config.seq_len, column=config.column)
+    task = load(config.source, config.seq_len, target=config.target)
     trial = work._train(config, task, "trial", **clip)
     names: dict[str, Any] = {}
     exec(work.python_lines(config, task, **clip), names)
@@ -368,9 +368,9 @@ WRONG_INPUT = {
     "text": (SERIES + "oops\n", [], r"data\.csv, line 62, column \"value\": expected a number, got 'oops'"),
     "missing value": (SERIES.replace("\n3\n", "\n\n", 1), [], r"data\.csv, line 5: the line is empty"),
     "not finite": (SERIES + "inf\n", [], r"line 62, column \"value\": inf is not a finite number"),
-    "short": ("1\n2\n3\n", [], r"3 values, but windows of 50"),
+    "short": ("1\n2\n3\n", [], r"expected at least 51 values for windows of 50 and the one after them, got 3"),
     "constant": ("1\n" * 60, [], r"every value is 1; a constant series"),
-    "column": (SERIES, ["--column", "price"], r'has no column "price"; its columns are value'),
+    "column": (SERIES, ["--target", "price"], r'has no column "price"; its columns are value'),
 }
 WRONG_USE = {
     "no command": ([], "Missing command"),
@@ -382,7 +382,7 @@ WRONG_USE = {
     "too small": (["diagnose", "sunspots", "--hidden", "0"], "hidden: expected an integer of at least 1, got 0"),
     "no steps": (["diagnose", "sunspots", "--steps", "0"], "steps: expected"),
     "short window": (["diagnose", "sunspots", "--seq-len", "1"], "seq_len: expected an integer of at least 2"),
-    "long window": (["diagnose", "sunspots", "--seq-len", "309"], "--seq-len 308 would fit"),
+    "long window": (["diagnose", "sunspots", "--seq-len", "309"], "a seq_len of 308 would fit"),
     "seed": (["diagnose", "sunspots", "--seed", "-1"], "seed: expected"),
     "cell": (["diagnose", "sunspots", "--cell", "mlp"], "cell: expected one of rnn, lstm, gru, got 'mlp'"),
     "init": (["diagnose", "sunspots", "--init", "best"], "init: expected one of default,"),
@@ -391,7 +391,10 @@ WRONG_USE = {
     "infinite": (["diagnose", "sunspots", "--gain", "inf"], "gain: expected a number above 0"),
     "out of range": (["diagnose", "sunspots", "--gain", "1e31"], "gain: expected a number above 0 and at most 1e+30"),
     "infinite rate": (["diagnose", "sunspots", "--lr", "inf"], "lr: expected a finite number"),
-    "column of a task": (["diagnose", "sunspots", "--column", "year"], "--column is for CSV files"),
+    "column of a task": (
+        ["diagnose", "sunspots", "--target", "year"],
+        "target: expected a .csv or .tsv file with columns, got",
+    ),
     "memory": (["diagnose", "adding", "--batch", "100000000000"], "not enough memory"),
     "info": (["info", "please"], "unexpected extra argument"),
 }
@@ -520,7 +523,7 @@ ODD_PLACES = [
     ".",
 ]
 ODD_OPTIONS = [
-    "--column",
+    "--target",
     "--cell",
     "--hidden",
     "--layers",
@@ -677,7 +680,7 @@ def test_help_fits_eighty_columns(argv: list[str], capsys: pytest.CaptureFixture
     assert "Usage: gradcore" in out
     assert max(map(len, out.splitlines())) <= 80
     if argv[0] == "diagnose":
-        options = ["column", "cell", "hidden", "layers", "init", "gain", "seq-len", "batch", "steps", "lr", "optimizer"]
+        options = ["target", "cell", "hidden", "layers", "init", "gain", "seq-len", "batch", "steps", "lr", "optimizer"]
         for name in (*options, "seed", "out", "json"):
             assert f"--{name}" in out
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import gradcore
-from gradcore import spectral, tasks
+from gradcore import data, spectral
 
 pytest.importorskip("safetensors")
 pytest.importorskip("typer")
@@ -26,8 +26,8 @@ def test_the_corpus_finds_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("target", fuzz_targets.TARGETS)
 def test_the_seeds_find_nothing(target: str) -> None:
-    for data in fuzz_targets.seeds(target).values():
-        fuzz_targets.TARGETS[target](data)
+    for seed in fuzz_targets.seeds(target).values():
+        fuzz_targets.TARGETS[target](seed)
 
 
 def test_a_half_restored_object_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_an_undocumented_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: Any, **__: Any) -> None:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr(tasks, "load", fail)
+    monkeypatch.setattr(data, "load", fail)
     with pytest.raises(IndexError):
         fuzz_targets.text(b"csv 3\n1\n2\n")
 

@@ -1,6 +1,7 @@
 """What holds for the package as a whole: imports, names, documentation, types, the commands of the README."""
 
 import ast
+import graphlib
 import inspect
 import os
 import re
@@ -17,41 +18,59 @@ from gradcore import _kernels
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gradcore"
 
-# A module imports from lower floors only.
+# A room, which is a module or a folder of modules, imports from lower floors only.
 FLOORS = [
-    {"_check", "_kernels", "_files", "reference", "data"},
+    {"_check", "_kernels", "_files", "reference"},
     {"_layer", "_threads", "progress", "schedule", "threshold"},
     {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "spectral", "report"},
-    {"recurrent", "linear", "optim", "units", "tasks"},
+    {"recurrent", "linear", "optim", "units", "data"},
     {"claims", "train", "scaler", "meanfield"},
     {"diagnose"},
     {"cli"},
 ]
-FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def files(room: str) -> list[Path]:
+    """The source of a room."""
+    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
 
 
 def imported(module: Path) -> set[str]:
-    """The gradcore modules that a file imports anywhere."""
+    """The gradcore modules that a file imports anywhere, as dotted names below the package."""
     names = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             first, _, rest = node.module.partition(".")
             if first == "gradcore":
-                names |= {rest.partition(".")[0]} if rest else {alias.name for alias in node.names}
+                names |= {f"{rest}.{alias.name}".strip(".") for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gradcore.")}
+            names |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("gradcore.")}
     return names - {"__version__"}
 
 
-def test_every_module_has_a_floor() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {"_kernels", "data"}
-    assert modules == FLOOR.keys()
+def test_every_room_has_a_floor() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {"_kernels"}
+    assert modules | {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == FLOOR.keys()
 
 
-@pytest.mark.parametrize("module", sorted(FLOOR.keys() - {"_kernels", "data"}))
-def test_imports_go_downwards(module: str) -> None:
-    for name in imported(PACKAGE / f"{module}.py"):
-        assert FLOOR[name] < FLOOR[module], f"{module} imports {name}"
+@pytest.mark.parametrize("room", sorted(FLOOR.keys() - {"_kernels"}))
+def test_imports_go_downwards(room: str) -> None:
+    for file in files(room):
+        for name in imported(file):
+            other = name.partition(".")[0]
+            assert other == room or FLOOR[other] < FLOOR[room], f"{file.relative_to(PACKAGE)} imports {other}"
+
+
+@pytest.mark.parametrize("room", sorted(room for room in FLOOR if (PACKAGE / room).is_dir()))
+def test_no_circles_within_a_folder(room: str) -> None:
+    below = {
+        file.stem: {parts[1] for parts in (name.split(".") for name in imported(file)) if parts[0] == room}
+        for file in files(room)
+        if file.stem != "__init__"
+    }
+    assert {name for names in below.values() for name in names} <= below.keys(), "import from the file that defines it"
+    tuple(graphlib.TopologicalSorter(below).static_order())  # raises CycleError
 
 
 def test_the_twin_imports_numpy_only() -> None:

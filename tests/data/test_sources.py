@@ -1,93 +1,16 @@
-"""Batches have the definitions of the papers; every bad source ends in one line that says what and where."""
+"""A source becomes a task; a bad one ends in one line that says what is wrong and where."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from gradcore import tasks
-from gradcore.tasks import SourceError, load
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-# ---- the tasks of the literature -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [2, 3, 50, 101])
-def test_adding_has_one_marker_in_each_half_and_their_sum(length: int) -> None:
-    x, target = tasks.adding(rng(), 200, length)
-    assert x.shape == (length, 200, 2)
-    assert target.shape == (200, 1)
-    assert x.dtype == target.dtype == np.float32
-    values, markers = x[..., 0], x[..., 1]
-    assert ((values >= 0) & (values < 1)).all()
-    assert (markers[: length // 2].sum(0) == 1).all()
-    assert (markers[length // 2 :].sum(0) == 1).all()
-    np.testing.assert_allclose((values * markers).sum(0), target[:, 0], rtol=1e-6)
-
-
-def test_adding_baseline_is_the_loss_of_the_constant_answer() -> None:
-    _, target = tasks.adding(rng(), 200_000, 2, dtype=np.float64)
-    assert load("adding").baseline == pytest.approx(np.mean((target - 1) ** 2), rel=0.02)
-
-
-@pytest.mark.parametrize("length", [2, 3, 10, 50, 100])
-def test_temporal_order_hides_two_symbols_in_their_windows(length: int) -> None:
-    x, labels = tasks.temporal_order(rng(), 500, length)
-    assert x.shape == (length, 500, 6)
-    assert (x.sum(-1) == 1).all()
-    relevant = x[..., :2].sum(-1)
-    assert (relevant.sum(0) == 2).all()
-    first, second = relevant.argmax(0), length - 1 - relevant[::-1].argmax(0)
-    assert first.min() >= int(0.1 * length)
-    assert first.max() <= max(int(0.2 * length) - 1, int(0.1 * length))
-    assert second.min() >= int(0.5 * length)
-    assert second.max() <= max(int(0.6 * length) - 1, int(0.5 * length))
-    rows = np.arange(500)
-    assert (labels == 2 * x[first, rows].argmax(-1) + x[second, rows].argmax(-1)).all()
-    assert set(labels) == {0, 1, 2, 3}
-    distractors = x[relevant == 0].argmax(-1)
-    assert length <= 3 or set(distractors) == {2, 3, 4, 5}
-
-
-@pytest.mark.parametrize("delay", [1, 2, 100])
-def test_copy_asks_for_the_ten_symbols_after_the_signal(delay: int) -> None:
-    x, labels = tasks.copy(rng(), 50, delay)
-    assert x.shape == (delay + 20, 50, 10)
-    symbols = x.argmax(-1)
-    assert (symbols[:10] < 8).all()
-    assert (symbols[10 : 10 + delay - 1] == 8).all()
-    assert (symbols[10 + delay - 1] == 9).all()
-    assert (symbols[10 + delay :] == 8).all()
-    assert (labels[: delay + 10] == 8).all()
-    assert (labels[delay + 10 :] == symbols[:10]).all()
-
-
-@pytest.mark.parametrize(("delay", "loss"), [(100, 0.17329), (200, 0.09452), (1000, 0.02039)])
-def test_copy_baseline_is_the_published_one(delay: int, loss: float) -> None:
-    assert load("copy", delay).baseline == pytest.approx(loss, abs=5e-6)
-
-
-@pytest.mark.parametrize("make", [tasks.adding, tasks.temporal_order, tasks.copy])
-def test_generators_refuse_nonsense_and_take_empty_batches(make: Any) -> None:
-    x, target = make(rng(), 0, 30)
-    assert x.shape[1] == 0 == target.shape[-1 if target.dtype == np.int64 else 0]
-    assert make(rng(), 2, 30, dtype=np.float64)[0].dtype == np.float64
-    with pytest.raises(ValueError, match="batch"):
-        make(rng(), -1, 30)
-    with pytest.raises(ValueError, match=r"length|delay"):
-        make(rng(), 3, 0)
-    with pytest.raises(TypeError, match="dtype"):
-        make(rng(), 3, 30, dtype=np.int32)
-
+from gradcore.data import SourceError, load, sources
+from gradcore.data.sources import SOURCES
 
 # ---- one shape for all -----------------------------------------------------------------------------------------------
 
@@ -99,7 +22,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("source", [*tasks.TASKS, "text"])
+@pytest.mark.parametrize("source", [*SOURCES, "text"])
 def test_a_task_draws_what_it_says_and_the_same_again(source: str, text: Path) -> None:
     task = load(text if source == "text" else source, 30)
     batches = task.batches(4, 3, seed=7)
@@ -120,7 +43,7 @@ def test_a_task_draws_what_it_says_and_the_same_again(source: str, text: Path) -
 
 
 def test_sunspots_are_the_classical_yearly_series() -> None:
-    lines = (Path(tasks.__file__).parent / "data" / "sunspots.csv").read_text("utf-8").splitlines()
+    lines = (Path(sources.__file__).parent / "sunspots.csv").read_text("utf-8").splitlines()
     assert lines[0] == "year,sunspots"
     table = [line.split(",") for line in lines[1:]]
     assert [int(year) for year, _ in table] == list(range(1700, 2009))
@@ -130,7 +53,7 @@ def test_sunspots_are_the_classical_yearly_series() -> None:
     assert np.mean(list(values.values())) == pytest.approx(49.75, abs=0.01)
 
 
-def test_windows_are_standardised_and_the_target_is_the_value_after(tmp_path: Path) -> None:
+def test_windows_are_standardized_and_the_target_is_the_value_after(tmp_path: Path) -> None:
     path = tmp_path / "ramp.csv"
     path.write_text("\n".join(str(3 * i + 5) for i in range(40)), encoding="utf-8")
     task = load(path, 6)
@@ -177,17 +100,31 @@ def test_values_far_apart_neither_overflow_nor_vanish(tmp_path: Path) -> None:
         assert 0.5 < x.std() < 2
 
 
+@pytest.mark.parametrize(("swing", "constant"), [(1e-13, True), (1e-11, False)])
+@pytest.mark.parametrize("level", [3.0, -7e-200, 5e300])
+def test_a_series_that_hardly_varies_is_constant(tmp_path: Path, level: float, swing: float, constant: bool) -> None:
+    """Differences near rounding are no signal; ones a hundred times as large are, at any scale."""
+    path = tmp_path / "flat.csv"
+    path.write_text("\n".join(repr(level * (1 + swing * (-1) ** i)) for i in range(40)), encoding="utf-8")
+    if constant:
+        with pytest.raises(SourceError, match="a constant series has nothing to learn"):
+            load(path, 6)
+    else:
+        x, _ = next(iter(load(path, 6).batches(200, 1)))
+        np.testing.assert_allclose(np.abs(x), 1, rtol=0.01)
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 TABLE = "date,open,close\n" + "".join(f"2020-01-{i:02},{i},{i * i}\n" for i in range(1, 29))
 
 
 def column(tmp_path: Path, content: str, name: str | None = None, suffix: str = ".csv") -> list[float]:
-    """The values that `load` found, through the standardised windows of the whole series."""
+    """The values that `load` found, through the standardized windows of the whole series."""
     path = tmp_path / f"table{suffix}"
     path.write_text(content, encoding="utf-8")
-    values, _ = tasks._column(str(path), tasks.read_text(str(path)), name)
-    load(path, 2, column=name)
+    values, _ = sources.read_column(str(path), sources.read_text(str(path)), name)
+    load(path, 2, target=name)
     return list(values)
 
 
@@ -228,7 +165,7 @@ BAD_TABLES = {
     "too large": ("v\n1e999\n", None, r"line 2.*1e999 is not a finite number"),
     "blank line": ("v\n1\n\n2\n", None, r"line 3: the line is empty"),
     "blank first line": ("\n1\n2\n", None, r"line 1: the line is empty"),
-    "ragged": ("a,b\n1,2\n3\n", None, r"line 3: 1 columns, expected 2"),
+    "ragged": ("a,b\n1,2\n3\n", None, r"line 3: expected 2 columns as in the first line, got 1"),
     "header only": ("a,b\n", None, "has a header but no values"),
     "constant": ("v\n" + "3.5\n" * 30, None, "every value is 3.5; a constant series"),
     "zero": ("v\n" + "0\n" * 30, None, "every value is 0; a constant series"),
@@ -236,7 +173,11 @@ BAD_TABLES = {
     "column too far": (TABLE, "3", r'has no column "3"; its columns are date, open, close'),
     "negative column": (TABLE, "-1", r'has no column "-1"'),
     "name without header": ("1,2\n3,4\n", "open", r"its columns are 0 to 1 \(there is no header\)"),
-    "too short": ("v\n1\n2\n3\n4\n", None, r"4 values, but windows of 6 .* at least 7; --seq-len 3 would fit"),
+    "too short": (
+        "v\n1\n2\n3\n4\n",
+        None,
+        r"at least 7 values for windows of 6 .*, got 4; a seq_len of 3 would fit",
+    ),
     "open quote": ('v\n1\n"' + "2\n" * 100_000, None, r"not a readable table"),
 }
 
@@ -246,7 +187,7 @@ def test_bad_tables_say_what_and_where(tmp_path: Path, content: str, name: str |
     path = tmp_path / "table.csv"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(SourceError, match=message) as error:
-        load(path, 6, column=name)
+        load(path, 6, target=name)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -257,9 +198,9 @@ BAD_FILES = {
     "a byte-order mark alone": (b"\xef\xbb\xbf", "is empty"),
     "a byte-order mark and a blank line": (b"\xef\xbb\xbf \n", "is empty"),
     "not utf-8": (b"abc\ndef\xff\xfe\n", "line 2: byte 0xff is not UTF-8"),
-    "nul": (b"abc\n\ndef\0ghi", "line 3: holds a NUL byte"),
-    "one character": (b"aaaaaaaaaaaaaaaaaaaaaaaa", "holds one character only, 'a'"),
-    "too short": (b"abcd", "4 characters, but windows of 6 .* --seq-len 3 would fit"),
+    "nul": (b"abc\n\ndef\0ghi", "line 3: contains a NUL byte"),
+    "one character": (b"aaaaaaaaaaaaaaaaaaaaaaaa", "every character is 'a'"),
+    "too short": (b"abcd", "expected at least 7 characters for windows of 6 .*, got 4; a seq_len of 3 would fit"),
 }
 
 
@@ -276,18 +217,20 @@ def test_bad_files_say_what_and_where(tmp_path: Path, name: str, content: bytes,
 
 
 def test_missing_files_directories_and_columns_of_texts(tmp_path: Path, text: Path) -> None:
-    with pytest.raises(SourceError, match=r"nowhere\.csv: no such file, and none of the tasks sunspots, adding"):
+    with pytest.raises(SourceError, match=r"nowhere\.csv: no such file, and not one of the tasks sunspots, adding"):
         load(tmp_path / "nowhere.csv")
     for name in ("folder", "folder.csv"):
         (tmp_path / name).mkdir()
         with pytest.raises(SourceError, match="is a directory"):
             load(tmp_path / name)
     for source in (text, "sunspots", "adding"):
-        with pytest.raises(SourceError, match="--column is for CSV files"):
-            load(source, column="x")
+        with pytest.raises(SourceError, match=r"^target: expected a \.csv or \.tsv file with columns, got the source "):
+            load(source, target="x")
     with pytest.raises(SourceError, match="cannot be read"):
         load("a\0b")
-    with pytest.raises(SourceError, match="309 values, but windows of 309"):
+    with pytest.raises(
+        SourceError, match=r"at least 310 values for windows of 309 .*, got 309; a seq_len of 308 would"
+    ):
         load("sunspots", 309)
     with pytest.raises(ValueError, match="seq_len"):
         load("sunspots", 1)
