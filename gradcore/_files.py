@@ -108,7 +108,9 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 
 
 def floats(value: Any) -> Any:
-    """Nested lists of numbers as `jsonable` leaves them, with the three strings turned back into numbers."""
+    """Turn the three strings of `jsonable` back into numbers, in nested lists and dicts of numbers."""
+    if isinstance(value, dict):
+        return {key: floats(item) for key, item in value.items()}
     if isinstance(value, list):
         return [floats(item) for item in value]
     return NONFINITE[value] if isinstance(value, str) else value

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import re
 import signal
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
-from gradcore._check import Array, as_list, check_bool, check_int, check_path, check_real
+from gradcore._check import Array, as_list, check_bool, check_int, check_names, check_path, check_real
 from gradcore._files import DAMAGE, floats, json_text, write_atomically
 from gradcore.monitor import GradientMonitor, recurrent_profiles
 from gradcore.norm import check_limit, check_policy
@@ -30,16 +27,9 @@ from gradcore.threshold import Threshold
 FORMAT = "gradcore.History"
 VERSION = 1
 
-# How `np.savez` begins a column. Its own reader sets aside whatever a damaged one asks for.
-HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..{'descr': '([<>|](?:f8|i[48]|b1|U\d{1,2}))', 'fortran_order': False, "
-    rb"'shape': \((?:(\d+),)?\), } *\n",
-    re.DOTALL,
-)
-
 
 class _Rows:
-    """An array that grows at its end, doubling its buffer when that is full."""
+    """An array that grows at its end: its buffer doubles when it is full."""
 
     def __init__(self, rows: Array) -> None:
         self._buffer, self.n = rows, len(rows)
@@ -59,7 +49,7 @@ class _Rows:
 
 
 class _Column:
-    """An attribute of a History: one value a step."""
+    """Hold one value for each step; `History` says which."""
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
@@ -67,67 +57,83 @@ class _Column:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, history: History | None, owner: type | None = None) -> Array:
-        if history is None:
-            raise AttributeError(self.name)
-        return history._columns[self.name].array
+    @overload
+    def __get__(self, history: None, owner: type) -> _Column: ...
+    @overload
+    def __get__(self, history: History, owner: type) -> Array: ...
+    def __get__(self, history: History | None, owner: type) -> _Column | Array:
+        return self if history is None else history._columns[self.name].array
+
+    def __set__(self, history: History, value: Any) -> NoReturn:
+        raise AttributeError(f"{self.name}: is read-only; add steps with append")
 
 
 class _Table:
-    """An attribute of a History: a dict of one value a step. The first step that has any decides on the names."""
+    """Hold one value for each step and name; `History` says which."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, history: History | None, owner: type | None = None) -> dict[str, Array]:
+    @overload
+    def __get__(self, history: None, owner: type) -> _Table: ...
+    @overload
+    def __get__(self, history: History, owner: type) -> dict[str, Array]: ...
+    def __get__(self, history: History | None, owner: type) -> _Table | dict[str, Array]:
         if history is None:
-            raise AttributeError(self.name)
-        if self.name not in history._tables:
-            return {}
-        names, rows = history._tables[self.name]
-        return {name: rows.array[:, i] for i, name in enumerate(names)}
+            return self
+        places, rows = history._tables[self.name]
+        return {name: rows.array[:, i] for name, i in places.items()}
+
+    def __set__(self, history: History, value: Any) -> NoReturn:
+        raise AttributeError(f"{self.name}: is read-only; add steps with append")
 
     def append(self, history: History, values: Mapping[str, float]) -> None:
-        if self.name not in history._tables:
-            if not values:
-                return
-            history._tables[self.name] = list(values), _Rows(np.full((len(history), len(values)), np.nan))
-        names, rows = history._tables[self.name]
-        rows.append([values.get(name, np.nan) for name in names])
+        places, rows = history._tables[self.name]
+        new = [name for name in values if name not in places]
+        if new:  # they have no value in the steps before
+            places |= {name: len(places) + i for i, name in enumerate(new)}
+            rows = _Rows(np.hstack([rows.array, np.full((rows.n, len(new)), np.nan)]))
+            history._tables[self.name] = places, rows
+        rows.append([values.get(name, np.nan) for name in places])
 
 
 class History:
-    """What happened at every step of a run.
+    """Record what happens at every step of a training run.
+
+    `fit` returns one. In a loop of your own, call `append` after every step. `to_json` and `from_json` keep it as text;
+    `save_checkpoint` stores it beside the model, as it does everything that has a state.
 
     Attributes
     ----------
     loss : ndarray, (steps,), float64
+        The loss.
     grad_norm : ndarray, (steps,), float64
-        Before clipping.
+        The gradient norm before clipping.
     coef : ndarray, (steps,), float64
-        What the gradient was multiplied by: 1 where nothing was clipped.
+        The factor by which clipping multiplied the gradient: 1 where nothing was clipped.
     max_norm : ndarray, (steps,), float64
-        The threshold; inf without one, and where an adaptive one set no limit.
+        The clip threshold: inf without one, and where an adaptive one set no limit.
     clipped, skipped : ndarray, (steps,), bool
+        Whether the gradient was clipped, and whether the step was skipped because the gradient was not finite.
     n_nan, n_inf : ndarray, (steps,), int64
-        Entries of the gradient that were not finite.
+        The number of NaN and of infinite entries in the gradient.
     lr : ndarray, (steps,), float64
-        The optimizer's learning rate; NaN where it has none.
+        The optimizer's learning rate: NaN where it has none.
     epoch : ndarray, (steps,), int64
+        The epoch, from 0.
     seconds : ndarray, (steps,), float64
-        From the start of the run to the end of the step.
+        The time from the start of the run to the end of the step.
     per_array : dict of str to ndarray, (steps,), float64
-        The gradient norm of every parameter, by name.
+        The gradient norm of every parameter, by name: NaN in the steps that did not report it.
     d_norm : dict of str to ndarray, (steps,), float64
-        For a Sequential: norm of dL/d(input of the layer) for the layers "0", "1", ..., and of dL/d("output").
+        For a `Sequential`: the norm of dL/d(input of the layer) for the layers "0", "1", ..., and of dL/d("output").
     dh_first, dh_last : dict of str to ndarray, (steps,), float64
-        For recurrent layers: norm of dL/dh_t at the first and at the last time step, by layer and direction ("l0",
-        "l0_reverse", "2.l0" for the member of a model).
+        For recurrent layers: the norm of dL/dh_t at the first and at the last time step, by layer and direction ("l0",
+        "l0_reverse", or "2.l0" for the member of a model).
     dh_profile : dict of str to ndarray, (T,), float64
-        Norm of dL/dh_t at every time step, in the newest step.
+        The norm of dL/dh_t at every time step, in the newest step.
     dh_log_mean : dict of str to ndarray, (T,), float64
-        Mean over all steps of ln |dL/dh_t|, of the finite and positive ones; NaN where there was none. Where batches
-        differ in length, time steps are counted from the end.
+        The mean over all steps of ln |dL/dh_t|.
     interrupted : bool
         Whether Ctrl-C ended the run.
 
@@ -139,8 +145,8 @@ class History:
     ...     history.append(loss, grad_norm=2.0)
     >>> history.loss.tolist()
     [0.9, nan, 0.5]
-    >>> gradcore.History.from_json(history.to_json()).loss.tolist()
-    [0.9, nan, 0.5]
+    >>> history
+    History(3 steps, loss 0.9 to 0.5, 0 clipped, 0 skipped)
     """
 
     loss = _Column(np.float64)
@@ -165,7 +171,9 @@ class History:
         self._dh_mean: dict[str, Array] = {}
         self._dh_count: dict[str, Array] = {}
         self._columns = {column.name: _Rows(np.empty(0, column.dtype)) for column in COLUMNS}
-        self._tables: dict[str, tuple[list[str], _Rows]] = {}
+        self._tables: dict[str, tuple[dict[str, int], _Rows]] = {
+            table.name: ({}, _Rows(np.empty((0, 0)))) for table in TABLES
+        }
         self._start = time.perf_counter()
 
     def __len__(self) -> int:
@@ -194,18 +202,28 @@ class History:
         Parameters
         ----------
         loss : float
+            The loss of the step.
         grad_norm : float or GradNorm
-            What `optimizer.step` returns; a GradNorm also tells what was clipped, skipped and not finite, and the norm
-            of every parameter.
+            The norm that `optimizer.step` returned. A `GradNorm` also tells what was clipped, skipped and not finite,
+            and the norm of every parameter.
         epoch : int
+            The epoch, from 0.
         lr : float
             The learning rate.
         max_norm : float, optional
-            The threshold, None without clipping; `GradNorm.max_norm` knows what an adaptive one was.
+            The clip threshold, None without clipping. Of an adaptive threshold pass `GradNorm.max_norm`.
         tape : optional
-            Of the forward pass, after `backward`: for the norms over time steps and layers.
+            The tape of the forward pass, after `backward`: it holds the norms over time steps and layers.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> history = gradcore.History()
+        >>> history.append(0.5, gradcore.grad_norm({"weight": np.array([3.0, 4.0])}), epoch=1)
+        >>> history.per_array["weight"].tolist()
+        [5.0]
         """
-        # All of it checked before anything is added: columns of different lengths would be of no use.
+        # Check all of it before adding anything: columns of different lengths would be useless.
         values: dict[str, Any] = {
             "loss": check_real("loss", loss),
             "grad_norm": check_real("grad_norm", grad_norm),
@@ -253,39 +271,86 @@ class History:
 
     @property
     def dh_log_mean(self) -> dict[str, Array]:
+        """Average ln |dL/dh_t| over all steps, by layer and direction.
+
+        Only finite, positive norms count; a time step without any is NaN. Where batches differ in length, time steps
+        are aligned at the end.
+        """
         return {name: np.where(self._dh_count[name] > 0, mean, np.nan) for name, mean in self._dh_mean.items()}
 
-    # ---- files -------------------------------------------------------------------------------------------------------
+    # ---- its state, and JSON -----------------------------------------------------------------------------------------
 
-    def _to_arrays(self) -> dict[str, Array]:
-        """Everything but `interrupted`, under flat names such as "loss" and "per_array/0.weight"."""
-        arrays = {column.name: self._columns[column.name].array for column in COLUMNS}
-        groups = {table.name: table.__get__(self) for table in TABLES}
-        groups |= {"dh_profile": self.dh_profile, "dh_log_mean": self.dh_log_mean, "dh_count": self._dh_count}
-        return arrays | {f"{group}/{name}": array for group, named in groups.items() for name, array in named.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything recorded.
 
-    @classmethod
-    def _from_arrays(cls, arrays: Mapping[str, Any], interrupted: bool) -> History:
-        history = cls()
-        history.interrupted = interrupted
-        groups: dict[str, dict[str, Any]] = {}
-        for key, array in arrays.items():
-            group, _, name = key.partition("/")
-            groups.setdefault(group, {})[name] = array
-        n = len(arrays["loss"])
+        Returns
+        -------
+        dict
+            Arrays, dicts of arrays, and the flag `interrupted`, by attribute.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> history = gradcore.History()
+        >>> history.append(0.9, grad_norm=2.0)
+        >>> history.state_dict()["loss"].tolist()
+        [0.9]
+        """
+        state: dict[str, Any] = {"interrupted": self.interrupted}
+        state |= {column.name: self._columns[column.name].array.copy() for column in COLUMNS}
+        named = {table.name: table.__get__(self, History) for table in TABLES}
+        named |= {"dh_profile": self.dh_profile, "dh_log_mean": self.dh_log_mean, "dh_count": self._dh_count}
+        return state | {key: {name: array.copy() for name, array in arrays.items()} for key, arrays in named.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Replace what is recorded by what `state_dict` returned; new steps follow it.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            The state to restore. Lists stand for arrays too.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If the state is not that of a `History`. Nothing is changed then.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> history, restored = gradcore.History(), gradcore.History()
+        >>> history.append(0.9, grad_norm=2.0)
+        >>> restored.load_state_dict(history.state_dict())
+        >>> restored.loss.tolist()
+        [0.9]
+        """
+        new = History()
+        profiles, columns, tables = ("dh_profile", "dh_log_mean", "dh_count"), new._columns, new._tables
+        check_names("state_dict", state_dict, ["interrupted", *columns, *tables, *profiles])
+        new.interrupted = check_bool("interrupted", state_dict["interrupted"])
+        n = len(state_dict["loss"])
         for column in COLUMNS:
-            rows = np.asarray(arrays[column.name])
+            rows = np.asarray(state_dict[column.name])
             if rows.shape != (n,):
                 raise ValueError(f"{column.name}: expected shape ({n},), got {rows.shape}")
-            history._columns[column.name] = _Rows(rows.astype(column.dtype, casting="same_kind" if n else "unsafe"))
+            columns[column.name] = _Rows(rows.astype(column.dtype, casting="same_kind" if n else "unsafe"))
+        for name in [*tables, *profiles]:
+            if not isinstance(state_dict[name], Mapping):
+                raise TypeError(f"{name}: expected a mapping, got {type(state_dict[name]).__name__}")
         for table in TABLES:
-            named = groups.get(table.name, {})
-            if named:
-                matrix = np.array(list(named.values()), np.float64)
-                if matrix.shape != (len(named), n):
-                    raise ValueError(f"{table.name}: expected {n} steps for each name")
-                history._tables[table.name] = list(named), _Rows(np.ascontiguousarray(matrix.T))
-        profiles, means, counts = (groups.get(name, {}) for name in ("dh_profile", "dh_log_mean", "dh_count"))
+            named = state_dict[table.name]
+            matrix = np.array(list(named.values()), np.float64) if named else np.empty((0, n))
+            if matrix.shape != (len(named), n):
+                raise ValueError(f"{table.name}: expected {n} steps for each name")
+            tables[table.name] = {name: i for i, name in enumerate(named)}, _Rows(np.ascontiguousarray(matrix.T))
+        new._load_profiles(state_dict["dh_profile"], state_dict["dh_log_mean"], state_dict["dh_count"], n)
+        if n:
+            new._start -= float(new.seconds[-1])
+        vars(self).update(vars(new))
+
+    def _load_profiles(
+        self, profiles: Mapping[str, Any], means: Mapping[str, Any], counts: Mapping[str, Any], n: int
+    ) -> None:
         if not profiles.keys() == means.keys() == counts.keys():
             raise ValueError("dh_profile, dh_log_mean, dh_count: expected the same names in all three")
         for name in profiles:
@@ -296,36 +361,35 @@ class History:
                 raise ValueError(f"{name}: expected profile, mean and count of each time step, got shapes {shapes}")
             if not ((count >= 0) & (count <= n) & (np.isfinite(mean) | (count == 0))).all():
                 raise ValueError(f"{name}: expected finite means of at most {n} steps")
-            history.dh_profile[name], history._dh_count[name] = profile, count
-            history._dh_mean[name] = np.where(count > 0, mean, 0.0)
-        if n:
-            history._start -= float(history.seconds[-1])
-        return history
+            self.dh_profile[name], self._dh_count[name] = profile, count
+            self._dh_mean[name] = np.where(count > 0, mean, 0.0)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Everything as strictly valid JSON, which `from_json` restores exactly.
+        """Return everything as strictly valid JSON, which `from_json` restores exactly.
 
-        JSON has no NaN and no infinities: they are written as the strings "NaN", "Infinity" and "-Infinity".
+        JSON has no NaN and no infinities: they become the strings "NaN", "Infinity" and "-Infinity".
 
         Parameters
         ----------
         path : path, optional
-            Write to this file too: whole or, if anything goes wrong, not at all.
+            A file to write as well. It is written whole or, if anything goes wrong, not at all.
 
         Returns
         -------
         str
+            The JSON text.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> history = gradcore.History()
+        >>> history.append(float("nan"), grad_norm=2.0)
+        >>> '"loss": ["NaN"]' in history.to_json()
+        True
         """
         if path is not None:
             path = check_path("path", path)
-        document: dict[str, Any] = {"format": FORMAT, "version": VERSION, "interrupted": self.interrupted}
-        for key, array in self._to_arrays().items():
-            group, slash, name = key.partition("/")
-            if slash:
-                document.setdefault(group, {})[name] = array
-            else:
-                document[key] = array
-        text = json_text(document)
+        text = json_text({"format": FORMAT, "version": VERSION, **self.state_dict()})
         if path is not None:
             write_atomically(path, text.encode())
         return text
@@ -339,71 +403,36 @@ class History:
         source : str or path
             A file, or the text itself, which begins with a brace.
 
+        Returns
+        -------
+        History
+            The record, ready for more steps.
+
         Raises
         ------
         ValueError
-            If it is not the JSON of a History.
+            If it is not the JSON of a `History`.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> history = gradcore.History()
+        >>> history.append(float("nan"), grad_norm=2.0)
+        >>> gradcore.History.from_json(history.to_json()).loss.tolist()
+        [nan]
         """
         inline = isinstance(source, str) and source.lstrip().startswith("{")
         text = str(source) if inline else Path(check_path("source", source)).read_bytes()
         try:
             document = json.loads(text)
-            cls._check_format(document["format"], document["version"])
-            arrays: dict[str, Any] = {}
-            for key, value in document.items():
-                if isinstance(value, dict):
-                    arrays |= {f"{key}/{name}": floats(column) for name, column in value.items()}
-                elif isinstance(value, list):
-                    arrays[key] = floats(value)
-            return cls._from_arrays(arrays, document["interrupted"] is True)
+            found = document.pop("format"), document.pop("version")
+            if found != (FORMAT, VERSION):
+                raise ValueError(f"expected format {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
+            history = cls()
+            history.load_state_dict(floats(document))
         except DAMAGE as error:
             raise ValueError(f"{'text' if inline else source}: not a gradcore history: {error}") from error
-
-    def to_npz(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a file of NumPy arrays, whole or not at all; `from_npz` restores it exactly.
-
-        Parameters
-        ----------
-        path : path
-            Taken as it is; ".npz" is not added.
-
-        Raises
-        ------
-        ValueError
-            If a name is none that a zip file can have.
-        """
-        path = check_path("path", path)
-        head = {"format": np.array(FORMAT), "version": np.array(VERSION), "interrupted": np.array(self.interrupted)}
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = head | self._to_arrays()
-        for name in arrays:
-            if "\0" in name:
-                raise ValueError(f"{name!r}: a zip file forgets what follows a NUL in a name; to_json keeps it")
-        np.savez(buffer, **arrays)
-        write_atomically(path, buffer.getvalue())
-
-    @classmethod
-    def from_npz(cls, path: str | os.PathLike[str]) -> History:
-        """Restore what `to_npz` wrote. Nothing is unpickled.
-
-        Raises
-        ------
-        ValueError
-            If the file does not hold a History.
-        """
-        data = Path(check_path("path", path)).read_bytes()
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as file:
-                arrays = {info.filename.removesuffix(".npy"): _stored(file, info) for info in file.infolist()}
-            cls._check_format(str(arrays.pop("format")), int(arrays.pop("version")))
-            return cls._from_arrays(arrays, bool(arrays.pop("interrupted")))
-        except (*DAMAGE, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: not a gradcore history: {error}") from error
-
-    @staticmethod
-    def _check_format(format_: Any, version: Any) -> None:
-        if (format_, version) != (FORMAT, VERSION):
-            raise ValueError(f"expected format {FORMAT} version {VERSION}, got {format_} version {version}")
+        return history
 
     # ---- a picture ---------------------------------------------------------------------------------------------------
 
@@ -459,20 +488,6 @@ class History:
         ax.set_xlabel("step")
         ax.legend(frameon=False)
         return ax
-
-
-def _stored(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    """A column of what `np.savez` wrote."""
-    if info.compress_type != zipfile.ZIP_STORED:  # else a small file might hold a large column
-        raise ValueError(f"{info.filename}: is compressed, expected the bytes as they are")
-    data = file.read(info)
-    head = HEADER.match(data)
-    if not head:
-        raise ValueError(f"{info.filename}: expected a column as NumPy stores it")
-    column: Array = np.ndarray((int(head[2]),) if head[2] else (), head[1].decode(), data, head.end())
-    if column.nbytes != len(data) - head.end():
-        raise ValueError(f"{info.filename}: expected {column.nbytes} bytes, got {len(data) - head.end()}")
-    return column
 
 
 COLUMNS = [column for column in vars(History).values() if isinstance(column, _Column)]

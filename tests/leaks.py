@@ -129,16 +129,9 @@ def _(rng: np.random.Generator) -> Any:
     return gradcore.History.from_json, {"source": a_history().to_json()}
 
 
-@extra("History.to_npz")
+@extra("History.load_state_dict")
 def _(rng: np.random.Generator) -> Any:
-    return a_history().to_npz, {"path": "history.npz"}
-
-
-@extra("History.from_npz")
-def _(rng: np.random.Generator) -> Any:
-    if not os.path.exists("stored.npz"):
-        a_history().to_npz("stored.npz")
-    return gradcore.History.from_npz, {"path": "stored.npz"}
+    return gradcore.History().load_state_dict, {"state_dict": a_history().state_dict()}
 
 
 def pickled(x: Any) -> Any:
