@@ -1097,7 +1097,7 @@ def test_a_tape_of_something_else_raises() -> None:
         ({"dtype": np.int64}, TypeError),
         ({"dtype": ">f8"}, TypeError),
         ({"dtype": "nonsense"}, TypeError),
-        ({"rng": 3}, TypeError),
+        ({"rng": 3.0}, TypeError),
         ({"nonlinearity": "gelu"}, (TypeError, ValueError)),
         ({"proj_size": 3}, TypeError),
     ],
