@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # The long form of tests that a suite of a minute has no time for; the quick form runs otherwise.
 LONG = os.environ.get("GRADCORE_LONG") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make `pytest -m peers` fail where a comparison is skipped: whoever asks for them has to have PyTorch."""
+    report = yield
+    if report.skipped and item.config.option.markexpr == "peers":
+        report.outcome, report.longrepr = "failed", f"skipped, although asked for: {report.longrepr}"
+    return report
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ BUILDS = {  # compiler, its options, what runs the program
 }
 
 
+@pytest.mark.c
 @pytest.mark.skipif(sys.platform == "win32", reason="the options are those of gcc and clang")
 @pytest.mark.parametrize("build", BUILDS)
 def test_kernels_in_c(build: str, tmp_path: Path) -> None:

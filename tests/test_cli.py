@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LONG
+from tools import HANG
 
 import gradcore
 from gradcore import cli
@@ -618,7 +619,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing(moment: str, tmp_path: Path) -> None:
         assert process.stdout is not None
         assert any(moment in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANG)
     assert process.returncode == 130
     assert err == "gradcore: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -658,7 +659,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         assert "adding" in process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(timeout=120) == 1
+        assert process.wait(timeout=HANG) == 1
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tools import HANG
 
 import gradcore
 
@@ -35,7 +36,7 @@ def test_no_addition_to_the_gradients_is_lost(name: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG)
         assert not thread.is_alive()
     np.testing.assert_allclose(layer.flat_grads, rounds * n_threads * once, rtol=1e-10)
 
@@ -50,7 +51,7 @@ def test_a_child_forked_during_a_turn_gets_its_own() -> None:
         if not child:
             thread = threading.Thread(target=layer.backward, args=(tape, y), daemon=True)
             thread.start()
-            thread.join(20)
+            thread.join(HANG)
             os._exit(int(thread.is_alive()))
         _, status = os.waitpid(child, 0)
     assert status == 0

@@ -17,6 +17,8 @@ import pytest
 from leaks import NAMES, attempt, held
 from test_calls import RECIPES, Case, Recipe, little_memory, malformed
 
+pytestmark = pytest.mark.leaks
+
 # Generations of garbage to be collected, and calls. Python keeps lists of free objects, thousands at most, which only
 # the collection of all empties, and which take some calls to fill again: who fails the quick look gets long ones. Each
 # look itself moves a kilobyte or two of what malloc has given out, which the longest do not take for a leak.

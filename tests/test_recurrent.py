@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tools import (
+    HANG,
     LAYOUTS,
     Array,
     as_state,
@@ -786,7 +787,7 @@ def test_python_threads_share_a_layer_each_with_its_own_tape(mode: str) -> None:
 
     def work(batch: Batch, want: dict[str, Array]) -> None:
         for _ in range(rounds):
-            barrier.wait(60)
+            barrier.wait(HANG)
             y, tape = layer.forward(batch.x, batch.state)
             dx = layer.backward(tape, batch.dy, batch.dstate)
             if not (same_bits(y, want["y"]) and same_bits(dx, want["dx"])):
@@ -797,7 +798,7 @@ def test_python_threads_share_a_layer_each_with_its_own_tape(mode: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG)
         assert not thread.is_alive()
     assert not wrong
     for name, gradient in layer.grads.items():  # and no addition was lost
@@ -862,7 +863,7 @@ sys.exit(os.waitstatus_to_exitcode(status) or (0 if result() == before else 8))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_computes_the_same_bits_and_does_not_hang() -> None:
-    done = subprocess.run([sys.executable, "-c", FORK], timeout=60, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", FORK], timeout=HANG, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -888,7 +889,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="finds libgomp in /proc")
 @pytest.mark.skipif(not gradcore.info()["openmp"], reason="built without OpenMP")
 def test_a_forked_child_does_not_hang_where_another_library_has_used_openmp() -> None:
-    done = subprocess.run([sys.executable, "-c", FOREIGN_FORK], timeout=60, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN_FORK], timeout=HANG, capture_output=True, text=True, check=False
+    )
     if "StopIteration" in done.stderr:
         pytest.skip("built with another OpenMP than libgomp")
     assert done.returncode == 0, done.stderr
@@ -927,7 +930,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_while_a_thread_takes_a_buffer_does_not_hang() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BUSY_POOL_FORK], timeout=60, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BUSY_POOL_FORK], timeout=HANG, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

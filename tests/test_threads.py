@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_calls import RECIPES, Recipe, flattened, invoke, new_folder
-from tools import same_bits
+from tools import HANG, same_bits
 
 import gradcore
 from gradcore import _threads
@@ -56,7 +56,9 @@ def test_the_quota_is_that_of_the_tightest_group_around_the_process(
 
 
 # What the scripts below share: they run in processes of their own, because what they do to it lasts.
-SCRIPT = """
+SCRIPT = (
+    f"\nHANG = {HANG}\n"
+    + """
 import hashlib, os, sys, threading, time
 import numpy as np
 import gradcore
@@ -74,16 +76,17 @@ def n_tasks():
     return len(os.listdir("/proc/self/task"))
 
 def settled(n):  # threads that were told to end take a moment
-    end = time.monotonic() + 10
+    end = time.monotonic() + HANG
     while n_tasks() != n and time.monotonic() < end:
         time.sleep(0.01)
     return n_tasks() == n
 """
+)
 NEEDS_OPENMP = pytest.mark.skipif(not gradcore.info()["openmp"], reason="built without OpenMP")
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 
 
-def run(script: str, *arguments: object, timeout: float = 60, **environment: str) -> list[str]:
+def run(script: str, *arguments: object, timeout: float = HANG, **environment: str) -> list[str]:
     """The script, in a process of its own, must end well; its own assertions are the test's. The lines it prints."""
     surroundings = {name: text for name, text in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
@@ -106,7 +109,7 @@ import signal
 for _ in range(n):
     child = os.fork()
     if child == 0:
-        signal.alarm(10)
+        signal.alarm(HANG)
         os._exit(0 if result() == before else 7)
     assert os.waitpid(child, 0)[1] == 0
 """,
@@ -118,7 +121,7 @@ def child():
 for _ in range(n):
     process = context.Process(target=child)
     process.start()
-    process.join(10)
+    process.join(HANG)
     assert process.exitcode == 0, process.exitcode or process.kill()
 """,
     "ProcessPoolExecutor": """
@@ -127,17 +130,17 @@ from concurrent.futures import ProcessPoolExecutor
 for _ in range((n + 3) // 4):
     with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
         for future in [pool.submit(result) for _ in range(4)]:
-            assert future.result(10) == before
+            assert future.result(HANG) == before
 """,
     "joblib, multiprocessing": """
 import joblib
 for _ in range((n + 3) // 4):
-    jobs = joblib.Parallel(4, backend="multiprocessing", timeout=10)
+    jobs = joblib.Parallel(4, backend="multiprocessing", timeout=HANG)
     assert set(jobs(joblib.delayed(result)() for _ in range(4))) == {before}
 """,
     "joblib, loky": """
 import joblib
-jobs = joblib.Parallel(2, timeout=60)
+jobs = joblib.Parallel(2, timeout=HANG)
 assert set(jobs(joblib.delayed(result)() for _ in range(n))) == {before}
 """,
 }
@@ -155,13 +158,17 @@ def fork(way: str, imports: str, n: int) -> None:
     }[other]
     lines = (lines + "\n" + SCRIPT) if when == "before" else (SCRIPT + "\n" + lines)
     ready = f"\ngradcore.set_num_threads(2)\nn = {n}\nbefore = result()\n"
-    run(lines + ready + WAYS[way] + "\nassert result() == before\n", timeout=60 + n)
+    run(lines + ready + WAYS[way] + "\nassert result() == before\n", timeout=HANG + 60 * n)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize(
     ("way", "imports"),
-    [*((way, "") for way in WAYS if way != "joblib, loky"), ("os.fork", "torch before"), ("os.fork", "scipy after")],
+    [
+        *((way, "") for way in WAYS if way != "joblib, loky"),
+        pytest.param("os.fork", "torch before", marks=pytest.mark.peers),
+        ("os.fork", "scipy after"),
+    ],
 )
 def test_forked_children_compute_the_same_bits_and_do_not_hang(way: str, imports: str) -> None:
     fork(way, imports, 8)
@@ -192,7 +199,7 @@ def test_eight_python_threads_share_the_inputs_each_with_its_own_tapes(make: Any
 
     def work() -> None:
         for _ in range(10):
-            barrier.wait(60)
+            barrier.wait(HANG)
             if not all(map(same_bits, passes(), want)):
                 wrong.append(1)
 
@@ -200,12 +207,11 @@ def test_eight_python_threads_share_the_inputs_each_with_its_own_tapes(make: Any
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG)
         assert not thread.is_alive()
     assert not wrong
 
 
-@pytest.mark.kernels
 def uses_a_file(chosen: Recipe) -> bool:
     with new_folder():
         try:
@@ -216,6 +222,7 @@ def uses_a_file(chosen: Recipe) -> bool:
         return bool(os.listdir())
 
 
+@pytest.mark.kernels
 def test_python_threads_call_everything_at_once() -> None:
     """Each with objects of its own: nothing behind them is shared without care, with Python's lock or without it."""
     slow = ("meanfield.critical", "meanfield.suggest_gain")  # and in Python alone

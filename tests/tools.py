@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+HANG = 600  # seconds: what has not ended by then hangs, on a machine however busy
+
 
 def load_bench(name: str) -> ModuleType:
     """bench/<name>.py, which is a script and no part of a package."""
