@@ -186,7 +186,7 @@ class Activation(Layer):
 
     _kind: int
     _keeps_output: ClassVar[bool] = False
-    _constants: tuple[float, float] = (0.0, 0.0)  # p and q of gradcore.h
+    _constants: tuple[float, float] = (0.0, 0.0)  # p and q of gradcore.h, and the only place where they are kept
 
     def __init__(self, *, dtype: DTypeLike = np.float32) -> None:
         self.dtype = check_dtype(dtype)
@@ -197,7 +197,7 @@ class Activation(Layer):
         """The output for x, keeping nothing. See `forward`."""
         return self.forward(x)[0]
 
-    def forward(self, x: Array) -> tuple[Array, Tape]:
+    def forward(self, x: Array) -> tuple[Array, ActivationTape]:
         """The output, and what `backward` needs.
 
         Parameters
@@ -209,7 +209,7 @@ class Activation(Layer):
         -------
         y : ndarray
             Of the shape of x.
-        tape : Tape
+        tape : ActivationTape
 
         Raises
         ------
@@ -218,15 +218,16 @@ class Activation(Layer):
         """
         x = check_array("x", x, self.dtype, as_array("x", x).shape)
         y = self._pool.empty(x.shape, self.dtype)
-        _kernels.activation_forward(self._kind, *self._constants, x, y)
-        return y, Tape(self, y if self._keeps_output else x, y.shape)
+        function = (self._kind, *self._constants)
+        _kernels.activation_forward(*function, x, y)
+        return y, ActivationTape(self, y if self._keeps_output else x, y.shape, function)
 
-    def backward(self, tape: Tape, dy: Array) -> Array:
+    def backward(self, tape: ActivationTape, dy: Array) -> Array:
         """The gradient by x.
 
         Parameters
         ----------
-        tape : Tape
+        tape : ActivationTape
             What `forward` returned.
         dy : ndarray
             The gradient by y.
@@ -244,8 +245,22 @@ class Activation(Layer):
         _check_tape(self, tape)
         dy = check_array("dy", dy, self.dtype, tape.shape)
         dx = self._pool.empty(tape.shape, self.dtype)
-        _kernels.activation_backward(self._kind, *self._constants, tape.kept, dy, dx)
+        _kernels.activation_backward(*tape.function, tape.kept, dy, dx)
         return dx
+
+
+class ActivationTape(Tape):
+    """What an activation keeps for `backward`.
+
+    Attributes
+    ----------
+    function : tuple
+        The function and its constants as they were in `forward`, for the kernels.
+    """
+
+    def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...], function: tuple[int, float, float]) -> None:
+        super().__init__(layer, kept, shape)
+        self.function = function
 
 
 class Identity(Activation):
@@ -323,8 +338,16 @@ class LeakyReLU(Activation):
 
     def __init__(self, negative_slope: float = 0.01, *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.negative_slope = check_number("negative_slope", negative_slope)
-        self._constants = (self.negative_slope, 0.0)
+        self.negative_slope = negative_slope
+
+    @property
+    def negative_slope(self) -> float:
+        """The slope for x below 0."""
+        return self._constants[0]
+
+    @negative_slope.setter
+    def negative_slope(self, value: float) -> None:
+        self._constants = (check_number("negative_slope", value), 0.0)
 
     def _describe(self) -> Iterator[str]:
         yield f"{self.negative_slope}"
@@ -355,8 +378,16 @@ class ELU(Activation):
 
     def __init__(self, alpha: float = 1.0, *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.alpha = check_number("alpha", alpha)
-        self._constants = (self.alpha, 1.0)
+        self.alpha = alpha
+
+    @property
+    def alpha(self) -> float:
+        """Minus the limit for x to minus infinity."""
+        return self._constants[0]
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._constants = (check_number("alpha", value), 1.0)
 
     def _describe(self) -> Iterator[str]:
         yield f"{self.alpha}"
@@ -406,9 +437,17 @@ class GELU(Activation):
 
     def __init__(self, approximate: str = "none", *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.approximate = check_choice("approximate", approximate, ("none", "tanh"))
-        if approximate == "tanh":
-            self._kind = _kernels.GELU_TANH
+        self.approximate = approximate
+
+    @property
+    def approximate(self) -> str:
+        """How the probability is computed: "none" or "tanh"."""
+        return "tanh" if self._kind == _kernels.GELU_TANH else "none"
+
+    @approximate.setter
+    def approximate(self, value: str) -> None:
+        exact = check_choice("approximate", value, ("none", "tanh")) == "none"
+        self._kind = _kernels.GELU if exact else _kernels.GELU_TANH
 
     def _describe(self) -> Iterator[str]:
         yield f"{self.approximate!r}"
@@ -437,8 +476,25 @@ class Softplus(Activation):
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0, *, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.beta, self.threshold = check_number("beta", beta, above=0), check_number("threshold", threshold)
-        self._constants = (self.beta, self.threshold)
+        self.beta, self.threshold = beta, threshold
+
+    @property
+    def beta(self) -> float:
+        """The factor on x, above 0."""
+        return self._constants[0]
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._constants = (check_number("beta", value, above=0), self._constants[1])
+
+    @property
+    def threshold(self) -> float:
+        """The value of beta x above which y = x."""
+        return self._constants[1]
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._constants = (self._constants[0], check_number("threshold", value))
 
     def _describe(self) -> Iterator[str]:
         yield f"{self.beta}, {self.threshold}"

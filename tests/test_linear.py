@@ -437,6 +437,60 @@ def test_activations_refuse() -> None:
         gradcore.Tanh()(np.ma.masked_array(np.zeros(3, np.float32), [0, 1, 0]))
 
 
+SETTABLE = [name for name, (_, _, _, _, settings) in ACTIVATIONS.items() if settings]
+
+
+@pytest.mark.parametrize("again", [lambda layer: layer, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+@pytest.mark.parametrize("name", SETTABLE)
+def test_constants_set_later_take_effect(name: str, again: Callable[[Any], Any]) -> None:
+    make, _, _, _, settings = ACTIVATIONS[name]
+    want, changed = activation(name), make()
+    x = np.linspace(-4, 4, 33, dtype=np.float32)
+    y_before, tape_before = changed.forward(x)
+    dx_before = changed.backward(tape_before, np.ones_like(x))
+    for constant, value in settings.items():
+        setattr(changed, constant, value)
+        assert getattr(changed, constant) == value
+    changed = again(changed)
+    assert repr(changed) == repr(want)
+    y, tape = changed.forward(x)
+    want_y, want_tape = want.forward(x)
+    assert same_bits(y, want_y)
+    assert not same_bits(y, y_before)
+    dx = changed.backward(tape, np.ones_like(x))
+    assert same_bits(dx, want.backward(want_tape, np.ones_like(x)))
+    assert not same_bits(dx, dx_before)
+
+
+@pytest.mark.parametrize("name", SETTABLE)
+def test_a_tape_has_the_constants_of_its_forward_pass(name: str) -> None:
+    make, _, _, _, settings = ACTIVATIONS[name]
+    layer, x = make(), np.linspace(-4, 4, 33, dtype=np.float32)
+    tape = layer.forward(x)[1]
+    want = layer.backward(tape, np.ones_like(x))
+    for constant, value in settings.items():
+        setattr(layer, constant, value)
+    assert same_bits(layer.backward(tape, np.ones_like(x)), want)
+
+
+@pytest.mark.parametrize(
+    ("layer", "constant", "bad"),
+    [
+        (gradcore.LeakyReLU(0.2), "negative_slope", math.nan),
+        (gradcore.LeakyReLU(0.2), "negative_slope", "0.1"),
+        (gradcore.ELU(0.7), "alpha", True),
+        (gradcore.Softplus(2, 3), "beta", 0),
+        (gradcore.Softplus(2, 3), "threshold", None),
+        (gradcore.GELU("tanh"), "approximate", True),
+    ],
+)
+def test_bad_constants_are_refused_and_change_nothing(layer: Any, constant: str, bad: Any) -> None:
+    before = repr(layer)
+    with pytest.raises((TypeError, ValueError), match=f"{constant}: expected"):
+        setattr(layer, constant, bad)
+    assert repr(layer) == before
+
+
 def test_reprs_say_how_the_layer_was_built() -> None:
     assert repr(gradcore.Linear(3, 2, bias=False)) == "Linear(3, 2, bias=False, dtype=float32)"
     assert repr(gradcore.Sequential(gradcore.LeakyReLU(0.3))) == "Sequential(LeakyReLU(0.3, dtype=float32))"

@@ -205,5 +205,106 @@ def test_nonfinite_predictions_show_without_a_warning(name: str) -> None:
     assert np.isnan(value)
     assert np.isnan(dy[1, 2, 3])
     assert np.isfinite(dy[0]).all()
+    assert np.isfinite(dy[2]).all()
     y[1, 2, 3] = np.inf
     assert not np.isfinite(loss(y, target)[0])
+
+
+INF, NAN = np.inf, np.nan
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("z", "label", "want", "want_dy"),
+    [  # what PyTorch 2.13 returns
+        ([INF, 0, 0], 0, NAN, [NAN, NAN, NAN]),
+        ([INF, 0, 0], 1, NAN, [NAN, NAN, NAN]),
+        ([INF, INF, 0], 0, NAN, [NAN, NAN, NAN]),
+        ([INF, -INF, 0], 0, NAN, [NAN, NAN, NAN]),
+        ([INF, -INF, 0], 1, NAN, [NAN, NAN, NAN]),
+        ([NAN, 0, 0], 0, NAN, [NAN, NAN, NAN]),
+        ([NAN, 0, 0], 1, NAN, [NAN, NAN, NAN]),
+        ([0, INF, NAN], 0, NAN, [NAN, NAN, NAN]),
+        ([-INF, NAN, 0], 0, NAN, [NAN, NAN, NAN]),
+        ([-INF, -INF, -INF], 0, NAN, [NAN, NAN, NAN]),
+        ([0, 0, -INF], 0, np.log(2), [-0.5, 0.5, 0]),
+        ([0, -INF, -INF], 0, 0, [0, 0, 0]),
+        ([0, 0, -INF], 2, INF, [0.5, 0.5, -1]),
+        ([0, -INF, -INF], 2, INF, [1, 0, -1]),
+        ([INF], 0, NAN, [NAN]),
+        ([-INF], 0, NAN, [NAN]),
+        ([NAN], 0, NAN, [NAN]),
+        ([0], 0, 0, [0]),
+    ],
+)
+def test_cross_entropy_of_logits_that_are_not_finite(
+    z: list[float], label: int, want: float, want_dy: list[float], dtype: Any
+) -> None:
+    value, dy = losses.softmax_cross_entropy(np.array(z, dtype), np.array(label))
+    np.testing.assert_allclose(value, want, rtol=1e-14)
+    np.testing.assert_allclose(dy, want_dy, rtol=1e-6)
+    other = [1.0] + [0.0] * (len(z) - 1)  # a row beside it keeps its own
+    value, dy = losses.softmax_cross_entropy(np.array([other, z], dtype), np.array([0, label]))
+    p = np.exp(other) / np.exp(other).sum()
+    np.testing.assert_allclose(value, (want - np.log(p[0])) / 2, rtol=1e-6)
+    np.testing.assert_allclose(dy, [(p - np.eye(len(z))[0]) / 2, np.divide(want_dy, 2)], rtol=1e-6, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("z", "t", "want", "want_dy"),
+    [  # the limits: PyTorch 2.13 has these gradients, and the same losses or NaN
+        (INF, 1, 0, 0),
+        (-INF, 1, INF, -1),
+        (INF, 0, INF, 1),
+        (-INF, 0, 0, 0),
+        (INF, 0.25, INF, 0.75),
+        (-INF, 0.25, INF, -0.25),
+        (NAN, 0, NAN, NAN),
+        (NAN, 0.5, NAN, NAN),
+        (NAN, 1, NAN, NAN),
+        (0, NAN, NAN, NAN),
+        (INF, NAN, NAN, NAN),
+        (-INF, NAN, NAN, NAN),
+    ],
+)
+def test_binary_cross_entropy_of_logits_that_are_not_finite(
+    z: float, t: float, want: float, want_dy: float, dtype: Any
+) -> None:
+    value, dy = losses.binary_cross_entropy(np.array([z, 0], dtype), np.array([t, 0.5], dtype))
+    np.testing.assert_allclose(value, (want + np.log(2)) / 2, rtol=1e-14)
+    np.testing.assert_allclose(dy, [want_dy / 2, 0], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("y", "t", "want", "want_dy"),
+    [  # what PyTorch 2.13 returns
+        (INF, 0, INF, INF),
+        (-INF, 0, INF, -INF),
+        (0, INF, INF, -INF),
+        (INF, -INF, INF, INF),
+        (INF, INF, NAN, NAN),
+        (-INF, -INF, NAN, NAN),
+        (NAN, 0, NAN, NAN),
+        (0, NAN, NAN, NAN),
+        (INF, NAN, NAN, NAN),
+    ],
+)
+def test_mse_of_what_is_not_finite(y: float, t: float, want: float, want_dy: float, dtype: Any) -> None:
+    value, dy = losses.mse(np.array([y, 3], dtype), np.array([t, 1], dtype))
+    np.testing.assert_equal(value, want)
+    np.testing.assert_equal(dy, [want_dy, 2])
+
+
+SPECIAL = st.sampled_from([0.0, 1.0, -2.5, INF, -INF, NAN])
+
+
+@every_loss
+@given(values=st.lists(SPECIAL, min_size=6, max_size=6), seed=st.integers(0, 9))
+def test_a_loss_of_nan_has_a_gradient_of_nan(name: str, values: list[float], seed: int) -> None:
+    """So that a step which is skipped where gradients are not finite is skipped; and a finite loss has none."""
+    _, target = problem(name, (2, 3), seed)
+    value, dy = LOSSES[name][0](np.array(values).reshape(2, 3), target)
+    assert np.isnan(value) == np.isnan(dy).any()
+    assert np.isfinite(dy).all() or not np.isfinite(value)
