@@ -1,7 +1,8 @@
-"""The training loop, and the record that it leaves."""
+"""A training loop and the record it leaves."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from gradcore.norm import check_limit, check_policy
 from gradcore.progress import ProgressBar
 from gradcore.schedule import Schedule
 from gradcore.threshold import Threshold
+
+__all__ = ["History", "StepRecord", "fit"]
 
 FORMAT = "gradcore.History"
 VERSION = 1
@@ -496,19 +499,34 @@ TABLES = [table for table in vars(History).values() if isinstance(table, _Table)
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What `fit` hands to every callback after a step.
+    """Describe a step to the callbacks of `fit`.
 
     Attributes
     ----------
     step, epoch : int
-        Both from 0.
+        The numbers of the step and of the epoch, both from 0.
     loss : float
+        The loss.
     grad_norm : GradNorm
-        What `optimizer.step` returned.
-    model, tape
-        The tape has been through `backward`; keep none, its buffers are used again.
+        The norm that `optimizer.step` returned.
+    model : layer or model
+        The model, after the step.
+    tape : tape
+        The tape, after `backward`. Do not keep it: the next step uses its buffers again.
     history : History
-        Up to and including this step.
+        The record up to and including this step.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> model = gradcore.Linear(3, 1)
+    >>> batch = np.ones((4, 3), np.float32), np.ones((4, 1), np.float32)
+    >>> def callback(record):
+    ...     print(record.step, record.epoch, len(record.history))
+    >>> optimizer = gradcore.optim.SGD(model)
+    >>> history = gradcore.fit(model, [batch], gradcore.losses.mse, optimizer, epochs=2, callbacks=[callback])
+    0 0 1
+    1 1 2
     """
 
     step: int
@@ -535,51 +553,55 @@ def fit(
     callbacks: Iterable[Callable[[StepRecord], Any]] = (),
     progress: bool | None = None,
 ) -> History:
-    """Train a model: forward, loss, backward, clipped step, for every batch of every epoch.
+    """Train a model: forward, loss, backward and a clipped step, for every batch of every epoch.
 
-    Ctrl-C ends it and returns what there is: forward and backward pass, the loss and waiting for a batch are broken off
-    at once, and the model and the optimizer are as after the last whole step; the optimizer's update and callbacks come
-    to their end before. A second Ctrl-C interrupts these too.
+    Ctrl-C ends the run and returns the history so far. It breaks off the forward pass, the backward pass, the loss and
+    the wait for a batch at once, and leaves the model and the optimizer as they were after the last whole step. The
+    optimizer's update and the callbacks finish first. A second Ctrl-C interrupts these too.
 
     Parameters
     ----------
     model : layer or model
-        With `forward`, `backward` and `zero_grad`.
+        The model to train, with `forward`, `backward` and `zero_grad`.
     batches : iterable or callable
-        Of (x, target) or (x, target, lengths); gone through once an epoch. A callable is asked for a new iterator each
-        epoch.
+        The batches of an epoch: each is (x, target) or (x, target, lengths). An iterable is consumed once an epoch; a
+        callable returns a new iterator for each epoch. Arrays need the model's dtype: `fit` does not cast them. Convert
+        float64 data once, with ``x.astype(numpy.float32)``, or build the model with ``dtype=numpy.float64``.
     loss : callable
         ``loss(y, target)`` returns the loss and dL/dy.
     optimizer : optimizer
-        Over the parameters of `model`.
+        The optimizer of the model's parameters.
     epochs : int
-        How often to go through `batches`.
+        The number of passes through `batches`.
     max_norm : float, Threshold or schedule, optional
-        Clip the gradient to this norm, as `optimizer.step` does; None leaves it as it is.
+        The norm to clip the gradient to, as in `optimizer.step`. By default the gradient is not clipped.
     step_clip : float, optional
-        Clip each sample's dL/dh_t to this norm inside the backward pass of recurrent layers.
+        The norm to clip each sample's dL/dh_t to, inside the backward pass of recurrent layers.
     regulariser : Regulariser, optional
-        Adds the gradient of its term of the loss in the backward pass of recurrent layers; `History.loss` is without
-        it. What it measured is in each recurrent layer's `tape.omega`, which callbacks see.
+        A term of the loss whose gradient the backward pass of recurrent layers adds. `History.loss` does not include
+        it. Each recurrent layer's `tape.omega`, which callbacks see, holds its value.
     nonfinite : {"skip", "zero", "raise"}
         What `optimizer.step` does with a gradient that is not finite.
     monitor : GradientMonitor, optional
-        Sees every step, and its `finish` is called at the end.
+        A monitor to update after every step and to finish at the end.
     callbacks : iterable of callables
-        Called with a `StepRecord` after every step; one that returns True ends the training.
+        Functions to call with a `StepRecord` after every step. One that returns True ends the training.
     progress : bool, optional
-        None (default) shows a progress bar for work of more than a second where rich is installed and standard error is
-        a terminal; True always, False never.
+        Whether to show a `ProgressBar`. By default it appears after a second of work, in a notebook or where standard
+        error is a terminal and rich is installed.
 
     Returns
     -------
     History
+        The record of every step.
 
     Raises
     ------
     ValueError
-        If `batches` is an iterator, which can be gone through only once, and `epochs` is above 1; if an epoch has no
-        batch, or a batch another form.
+        If `batches` is an iterator, which can be consumed only once, and `epochs` is above 1; if an epoch has no
+        batches or a batch has another form; if no layer of the model takes `step_clip` or `regulariser`.
+    TypeError
+        If a batch has another dtype than the model.
 
     Examples
     --------
@@ -593,25 +615,25 @@ def fit(
     >>> bool(history.loss[-1] < 1e-4 * history.loss[0])
     True
 
-    The same by hand, to be changed at will:
+    The same loop by hand, with a progress bar:
 
+    >>> from gradcore.progress import ProgressBar
     >>> history = gradcore.History()
-    >>> for epoch in range(3):
-    ...     for x_batch, target_batch in [(x, target)]:
+    >>> with ProgressBar(total=3, label="training") as bar:
+    ...     for epoch in range(3):
     ...         model.zero_grad()
-    ...         y, tape = model.forward(x_batch)
-    ...         loss, dy = gradcore.losses.mse(y, target_batch)
+    ...         y, tape = model.forward(x)
+    ...         loss, dy = gradcore.losses.mse(y, target)
     ...         dx = model.backward(tape, dy)
     ...         norm = optimizer.step(max_norm=1.0, nonfinite="skip")
     ...         history.append(loss, norm, epoch=epoch, max_norm=1.0, tape=tape)
+    ...         bar.update(f"loss {loss:.4g}")
     >>> len(history)
     3
     """
     epochs = check_int("epochs", epochs)
     if max_norm is not None:
         check_limit(max_norm, getattr(optimizer, "n_steps", 0))
-    given = {"step_clip": step_clip, "regulariser": regulariser}
-    backward_options = {name: value for name, value in given.items() if value is not None}
     check_policy(nonfinite)
     for name, value, methods in (
         ("model", model, ("zero_grad", "forward", "backward")),
@@ -621,6 +643,11 @@ def fit(
         missing = [method for method in methods if not callable(getattr(value, method, None))]
         if missing and not (value is None and name == "monitor"):
             raise TypeError(f"{name}: expected an object with {' and '.join(methods)}, got {type(value).__name__}")
+    given = {"step_clip": step_clip, "regulariser": regulariser}
+    backward_options = {name: value for name, value in given.items() if value is not None}
+    for name, value in backward_options.items():
+        if not _takes(model.backward, name, value):
+            raise ValueError(f"{name}: no layer of this model takes it")
     if not callable(loss):
         raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
     if not isinstance(batches, Iterable) and not callable(batches):
@@ -633,8 +660,8 @@ def fit(
         check_bool("progress", progress)
     if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(
-            f"batches: an iterator can be gone through only once, and epochs is {epochs}; "
-            "hand in a list, or a function that returns a new iterator for each epoch"
+            f"batches: an iterator can be consumed only once, and epochs is {epochs}; "
+            "pass a list, or a function that returns a new iterator for each epoch"
         )
     try:
         total = epochs * len(batches) if isinstance(batches, Sized) else None
@@ -659,7 +686,7 @@ def fit(
 
                 lr = getattr(optimizer, "lr", math.nan)
                 if callable(lr):
-                    lr = lr(optimizer.n_steps)  # which the step is about to raise
+                    lr = lr(optimizer.n_steps)  # before the step, which counts itself
                 norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
                 limit = None if max_norm is None else norm.max_norm
                 history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, tape=tape)
@@ -675,7 +702,7 @@ def fit(
                 bar.update(f"loss {value:.4g}  norm {float(norm):.3g}  clipped {n_clipped / (step + 1):.0%}")
                 if interrupt.requested or any(answer is True or answer is np.True_ for answer in answers):
                     break
-                del y, tape, dy, record  # their buffers serve the next step
+                del y, tape, dy, record  # the next step uses their buffers again
                 drawn = _states(model)
                 interrupt.at_once = True
             interrupt.at_once = False
@@ -690,13 +717,22 @@ def fit(
     return history
 
 
+def _takes(method: Callable[..., Any], name: str, value: Any) -> bool:
+    """Tell whether a method has this argument."""
+    try:
+        inspect.signature(method).bind_partial(**{name: value})
+    except TypeError:
+        return False
+    return True
+
+
 def _states(model: Any) -> list[tuple[np.random.Generator, Any]]:
-    """The generators that `forward` draws from, each with its state."""
+    """Return the generators that `forward` draws from, each with its state."""
     return [(generator, generator.bit_generator.state) for generator in getattr(model, "generators", list)()]
 
 
 def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dict[str, Any]]]:
-    """Epoch, x, target and further arguments of `forward`, batch after batch."""
+    """Yield epoch, x, target and further arguments of `forward` for every batch."""
     for epoch in range(epochs):
         n = 0
         for batch in batches if isinstance(batches, Iterable) else batches():
@@ -706,17 +742,17 @@ def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dic
                 raise ValueError(f"batches: expected (x, target) or (x, target, lengths), got {what}")
             yield epoch, batch[0], batch[1], {"lengths": batch[2]} if len(batch) == 3 else {}
         if n == 0:
-            raise ValueError(f"batches: nothing came in epoch {epoch}")
+            raise ValueError(f"batches: epoch {epoch} produced no batches")
 
 
 class _BrokenOff(KeyboardInterrupt):
-    """The first Ctrl-C, where nothing is lost but the step that was under way."""
+    """The first Ctrl-C, at a place where only the step under way is lost."""
 
 
 class _Interrupt:
-    """While entered, the first Ctrl-C sets `requested`, and raises only if `at_once`; the second raises in any case.
+    """Inside this context the first Ctrl-C sets `requested` and raises only if `at_once`; the second always raises.
 
-    Python hands signals to the main thread alone; elsewhere, and where Ctrl-C is ignored, nothing is changed.
+    Python delivers signals to the main thread only. In other threads, and where Ctrl-C is ignored, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -733,7 +769,7 @@ class _Interrupt:
     def __enter__(self) -> _Interrupt:
         if threading.current_thread() is threading.main_thread():
             before = signal.getsignal(signal.SIGINT)
-            if before not in (signal.SIG_IGN, None):  # None: set by other than Python, and could not be restored
+            if before not in (signal.SIG_IGN, None):  # None: not set from Python, so it cannot be restored
                 signal.signal(signal.SIGINT, self._handle)
                 self._before = before
         return self

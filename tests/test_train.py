@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -235,7 +236,9 @@ def test_a_batch_may_be_a_list():
 def test_an_iterator_is_good_for_one_epoch_only():
     model, batches = problem()
     before = model.flat_params.copy()
-    with pytest.raises(ValueError, match="batches: an iterator can be gone through only once, and epochs is 2"):
+    with pytest.raises(
+        ValueError, match="batches: an iterator can be consumed only once, and epochs is 2; pass a list"
+    ):
         gradcore.fit(model, (batch for batch in batches), MSE, sgd(model), epochs=2)
     np.testing.assert_array_equal(model.flat_params, before)
     assert len(gradcore.fit(model, (batch for batch in batches), MSE, sgd(model), epochs=1)) == 4
@@ -251,7 +254,7 @@ def test_a_callable_is_asked_every_epoch():
 def test_a_callable_that_has_nothing_left():
     model, batches = problem()
     once = iter(batches)
-    with pytest.raises(ValueError, match="batches: nothing came in epoch 1"):
+    with pytest.raises(ValueError, match="batches: epoch 1 produced no batches"):
         gradcore.fit(model, lambda: once, MSE, sgd(model), epochs=2)
 
 
@@ -285,6 +288,32 @@ def test_bad_options(options, error):
     with pytest.raises(error, match=next(iter(options))):
         gradcore.fit(model, batches, MSE, sgd(model), **{"epochs": 1, **options})
     np.testing.assert_array_equal(model.flat_params, before)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: gradcore.Linear(3, 2), lambda: gradcore.MLP([3, 4, 2])], ids=["layer", "model"]
+)
+@pytest.mark.parametrize(
+    "options", [{"step_clip": 1.0}, {"regulariser": lambda *_, **__: 0.0}], ids=lambda o: next(iter(o))
+)
+def test_options_that_no_layer_takes(make, options):
+    model = make()
+    before = model.flat_params.copy()
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: no layer of this model takes it"):
+        gradcore.fit(
+            model, [(np.ones((4, 3), np.float32), np.ones((4, 2), np.float32))], MSE, sgd(model), epochs=1, **options
+        )
+    np.testing.assert_array_equal(model.flat_params, before)
+
+
+def test_float64_data_for_a_float32_model_are_not_cast_and_the_message_says_how():
+    model = gradcore.Linear(3, 2)
+    x, target = np.ones((4, 3)), np.ones((4, 2))
+    for batch, name in (((x, target), "x"), ((np.float32(x), target), "target")):
+        with pytest.raises(
+            TypeError, match=rf"{name}: expected float32, got float64.*{name}\.astype\(numpy\.float32\)"
+        ):
+            gradcore.fit(model, [batch], MSE, sgd(model), epochs=1)
 
 
 def test_no_epochs():
@@ -713,6 +742,64 @@ def test_long_work_on_a_terminal_shows_loss_norm_and_clipped_share(monkeypatch):
     assert f"loss {history.loss[-1]:.4g}" in shown
     assert f"norm {history.grad_norm[-1]:.3g}" in shown
     assert "clipped 100%" in shown
+
+
+@pytest.mark.parametrize("columns", [30, 60, 79, 80, 120])
+def test_a_narrow_terminal_keeps_the_count_whole(columns, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with ProgressBar(400, "training", show=True) as bar:
+        for _ in range(165):
+            bar.update("loss 0.01512  norm 0.517  clipped 28%")
+        drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue()).split("\r")[-1]
+    assert len(drawn) <= columns
+    assert "165/400 " in drawn
+    assert ("training" in drawn) == (columns >= 80)
+    assert drawn.rstrip().endswith("clipped 28%" if columns >= 60 else "…")
+
+
+class FakeNotebook:
+    """Stands in for the IPython of a notebook's kernel."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kernel: Any = True) -> None:
+        self.shown: list[dict[str, str]] = []
+        shell = SimpleNamespace(kernel=kernel)
+        handle = SimpleNamespace(update=lambda data, raw: self.shown.append(data))
+        display = SimpleNamespace(display=lambda data, raw, display_id: self.shown.append(data) or handle)
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=display))
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+
+@pytest.mark.parametrize("show", [None, True])
+def test_a_notebook_shows_a_line_that_is_replaced_and_nothing_on_standard_error(show, monkeypatch, capsys):
+    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    notebook = FakeNotebook(monkeypatch)
+    history = run(progress=show)
+    *_, last, gone = notebook.shown
+    assert '<progress value="12" max="12"></progress> 12/12' in last["text/html"]
+    assert f"loss {history.loss[-1]:.4g}" in last["text/html"]
+    assert gone["text/html"] == ""
+    assert not any("\x1b" in text for data in notebook.shown for text in data.values())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_escapes_and_may_not_know_the_total(monkeypatch):
+    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    notebook = FakeNotebook(monkeypatch)
+    with ProgressBar(None, "a & b", show=True) as bar:
+        bar.update("<b>")
+    assert notebook.shown[1]["text/html"] == "a &amp; b <progress></progress> 1/? &ensp; &lt;b&gt;"
+
+
+def test_no_line_in_a_notebook_when_told_so_or_in_a_shell_without_kernel(monkeypatch):
+    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
+    for notebook, show in ((FakeNotebook(monkeypatch), False), (FakeNotebook(monkeypatch, kernel=None), None)):
+        run(progress=show)
+        assert notebook.shown == []
 
 
 def test_never_when_told_so(monkeypatch):
