@@ -2,7 +2,10 @@
 
 __version__ = "0.1.0"
 
+import typing as _typing
+from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
+from types import ModuleType as _ModuleType
 
 if _find_spec("gradcore._kernels") is None:
     raise ImportError(
@@ -10,7 +13,7 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore import data, init, losses, optim, schedule, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.linear import (
@@ -34,6 +37,9 @@ from gradcore.regulariser import Regulariser
 from gradcore.scaler import GradScaler
 from gradcore.train import History, fit
 from gradcore.units import UnitClip, clip_grad_units_
+
+if _typing.TYPE_CHECKING:
+    from gradcore import claims, meanfield, monitor, spectral
 
 __all__ = [
     "ELU",
@@ -79,3 +85,15 @@ __all__ = [
     "spectral",
     "threshold",
 ]
+
+_ON_FIRST_USE = ("claims", "meanfield", "monitor", "spectral")  # modules that training alone does not need
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _ON_FIRST_USE:
+        return _import_module(f"gradcore.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, svds
 
 from gradcore import _kernels
 from gradcore._check import Array, check_index, check_int, check_number, check_reals, check_room
@@ -445,6 +444,8 @@ def singular_values(
     if n <= SMALL_STATE or k > n // 4:
         basis = np.eye(n)
     else:
+        from scipy.sparse.linalg import LinearOperator, svds
+
         start = np.random.default_rng(0).standard_normal(n)
         operator = LinearOperator((n, n), matvec=product.times, rmatvec=product.transposed_times, dtype=np.float64)
         basis = svds(operator, k, v0=start, return_singular_vectors="vh")[2]

@@ -80,6 +80,31 @@ def test_the_twin_imports_numpy_only() -> None:
     assert roots - sys.stdlib_module_names == {"numpy"}
 
 
+ON_FIRST_USE = ["claims", "meanfield", "spectral"]
+
+
+def test_import_loads_neither_scipy_nor_what_training_does_not_need() -> None:
+    code = "import sys, gradcore; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "gradcore" in loaded
+    assert "scipy" not in loaded
+    assert not {f"gradcore.{name}" for name in ON_FIRST_USE} & {*loaded}
+
+
+@pytest.mark.parametrize("name", [*ON_FIRST_USE, "monitor"])
+@pytest.mark.parametrize("use", ["gradcore.{0}", "from gradcore import {0}"])
+def test_modules_are_loaded_on_first_use(name: str, use: str) -> None:
+    code = f"import gradcore; assert {name!r} in dir(gradcore); {use.format(name)}; print(gradcore.{name}.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"gradcore.{name}"
+
+
+def test_other_attributes_are_missing() -> None:
+    name = "nothing"
+    with pytest.raises(AttributeError, match=r"^module 'gradcore' has no attribute 'nothing'$"):
+        getattr(gradcore, name)
+
+
 def test_import_loads_no_optional_package() -> None:
     optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "hypothesis", "pytest")
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
