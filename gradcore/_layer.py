@@ -7,12 +7,12 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakSet
 
 import numpy as np
 
-from gradcore._check import Array, check_array, check_room
+from gradcore._check import Array, check_array, check_names, check_room
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -81,29 +81,133 @@ class _Lent:
 
 
 class Turn:
-    """One Python thread at a time, ``with turn.lock``; a forked child finds it free, and so does a copy.
+    """Let one Python thread at a time add to a layer's gradients: ``with turn.lock``.
 
-    The lock itself is entered, because Ctrl-C may come between taking it in an `__enter__` of ours and the `with`.
+    A forked child and a copy find it free. The lock itself is entered, because Ctrl-C may come between acquiring it in
+    an `__enter__` of ours and the `with`.
     """
 
     _all: ClassVar[WeakSet[Turn]] = WeakSet()
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Reentrant only because it then knows its owner without a moment at which the two could disagree.
+        self.lock: Any = threading.RLock()
         Turn._all.add(self)
+
+    def refuse_reentry(self) -> None:
+        """Raise if this thread has the turn already: a signal handler runs in the middle of a kernel."""
+        if self.lock._is_owned():  # what threading.Condition asks
+            raise RuntimeError(
+                "backward: this thread is in the middle of a backward pass of the same layer; a signal handler that "
+                "interrupts one cannot start another"
+            )
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         return Turn, ()
 
     @classmethod
     def free_all(cls) -> None:
-        """The threads that had a turn are not there any more."""
+        """Forget the parent's threads, in a child."""
         for turn in list(cls._all):
-            turn.lock = threading.Lock()
+            turn.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=Turn.free_all)
+
+
+class Views(dict[str, Array]):
+    """Hold the named views of one flat buffer: `params` or `grads` of a layer.
+
+    It reads like any dict. Assigning to a name copies the values into the view, after a check of dtype and shape;
+    names cannot be added or removed. So no array here can come apart from the buffer. A copy is a plain dict.
+
+    Parameters
+    ----------
+    label : str
+        What errors call it.
+    arrays : dict of str to ndarray
+        The views.
+    flat : ndarray, (n,)
+        The buffer.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.Linear(2, 1)
+    >>> layer.params["weight"] = np.ones((1, 2), np.float32)
+    >>> layer.params["bias"] *= 0
+    >>> layer.flat_params
+    array([1., 1., 0.], dtype=float32)
+    """
+
+    def __init__(self, label: str, arrays: Mapping[str, Array], flat: Array) -> None:
+        super().__init__(arrays)
+        self._label, self.flat = label, flat
+
+    def move(self, flat: Array) -> None:
+        """Move the values into another buffer."""
+        self.follow(split(flat, {name: view.shape for name, view in self.items()}), flat, keep=True)
+
+    def follow(self, arrays: Mapping[str, Array], flat: Array, *, keep: bool = False) -> None:
+        """Hold these views of another buffer from now on.
+
+        Views of the old one become read-only: who still has some, an optimizer perhaps, would change what no layer
+        reads any more, and learns so from an error.
+        """
+        for name, view in arrays.items():
+            old = self.get(name)
+            if old is not None and old is not view:
+                if keep:
+                    view[...] = old
+                old.flags.writeable = False
+            super().__setitem__(name, view)
+        self.flat.flags.writeable = False
+        self.flat = flat
+
+    def load(self, label: str, values: Any) -> None:
+        """Copy in a value for each name; `label` is what errors call the mapping."""
+        check_names(label, values, self)
+        self.update(values)
+
+    def update(self, *values: Any, **named: Any) -> None:
+        """Copy in the values of these names; nothing is changed unless all of them fit."""
+        given = dict(*values, **named)
+        for name in given:
+            if name not in self:
+                raise KeyError(f"{self._label}: expected one of {', '.join(self)}, got {name!r}")
+        checked = {}
+        for name, value in given.items():
+            if value is not self[name]:  # as after params[name] *= 2
+                fits = check_array(name, value, self.flat.dtype, self[name].shape)
+                checked[name] = fits.copy() if np.may_share_memory(fits, self.flat) else fits
+        for name, value in checked.items():
+            self[name][...] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update({name: value})
+
+    def __ior__(self, values: Any) -> Views:  # type: ignore[override,misc]
+        self.update(values)
+        return self
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(f"{self._label}: names cannot be added or removed")
+
+    __delitem__ = clear = pop = popitem = setdefault = _refuse
+
+    def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[dict[str, Array]]]:
+        return dict, (dict(self),)
+
+
+def split(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Views of these shapes, one behind the other."""
+    views, start = {}, 0
+    for name, shape in shapes.items():
+        end = start + math.prod(shape)
+        views[name] = flat[start:end].reshape(shape)
+        start = end
+    return views
 
 
 class Layer:
@@ -113,17 +217,11 @@ class Layer:
     ----------
     dtype : numpy.dtype
         float32 or float64: of parameters, inputs and outputs alike.
-    params, grads : dict of str to ndarray
-        Views of `flat_params` and `flat_grads`, by PyTorch's names.
-    flat_params, flat_grads : ndarray, (n,)
-        One contiguous, 64-byte-aligned buffer each.
     """
 
     dtype: np.dtype[Any]
-    params: dict[str, Array]
-    grads: dict[str, Array]
-    flat_params: Array
-    flat_grads: Array
+    _params: Views
+    _grads: Views
     _adding: Turn  # to the gradients
 
     def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -131,32 +229,65 @@ class Layer:
         self._adding = Turn()
         n = sum(math.prod(shape) for shape in shapes.values())
         check_room(n, self.dtype.itemsize)
-        self.params = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
-        self.grads = dict(self.params)
-        zeros = aligned_zeros(n, self.dtype)
-        self._bind(zeros, aligned_zeros(n, self.dtype), keep=False)
+        params, grads = aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype)
+        self._params = Views("params", split(params, shapes), params)
+        self._grads = Views("grads", split(grads, shapes), grads)
 
-    def _bind(self, flat_params: Array, flat_grads: Array, *, keep: bool = True) -> None:
+    def _bind(self, flat_params: Array, flat_grads: Array) -> None:
         """Move parameters and gradients into these buffers, which a model does with its members."""
-        params, grads, start = {}, {}, 0
-        for name, old in self.params.items():
-            part = slice(start, start + old.size)
-            params[name] = flat_params[part].reshape(old.shape)
-            grads[name] = flat_grads[part].reshape(old.shape)
-            if keep:
-                params[name][...] = old
-                grads[name][...] = self.grads[name]
-            start = part.stop
-        self.params, self.grads = params, grads
-        self.flat_params, self.flat_grads = flat_params, flat_grads
+        self._params.move(flat_params)
+        self._grads.move(flat_grads)
+
+    @property
+    def params(self) -> Views:
+        """The parameters by PyTorch's names, as views of `flat_params`.
+
+        ``params[name] = array`` copies into the view, after the checks of `load_state_dict`.
+        """
+        return self._params
+
+    @params.setter
+    def params(self, values: Any) -> None:
+        if values is not self._params:
+            self._params.load("params", values)
+
+    @property
+    def grads(self) -> Views:
+        """The gradients by PyTorch's names, as views of `flat_grads`; assigning copies, as for `params`."""
+        return self._grads
+
+    @grads.setter
+    def grads(self, values: Any) -> None:
+        if values is not self._grads:
+            self._grads.load("grads", values)
+
+    @property
+    def flat_params(self) -> Array:
+        """All parameters, (n,): one contiguous, 64-byte-aligned buffer; assigning copies into it."""
+        return self._params.flat
+
+    @flat_params.setter
+    def flat_params(self, values: Any) -> None:
+        _assign("flat_params", self._params.flat, values)
+
+    @property
+    def flat_grads(self) -> Array:
+        """All gradients, (n,): one contiguous, 64-byte-aligned buffer; assigning copies into it."""
+        return self._grads.flat
+
+    @flat_grads.setter
+    def flat_grads(self, values: Any) -> None:
+        _assign("flat_grads", self._grads.flat, values)
 
     # Copies and pickles carry the named arrays; the flat buffers are made anew, or views would come apart from them.
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("flat_params", "flat_grads")}
+        return vars(self) | {"_params": dict(self._params), "_grads": dict(self._grads)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        n = sum(p.size for p in self.params.values())
+        n = sum(p.size for p in state["_params"].values())
+        empty = np.empty(0, self.dtype)
+        self._params, self._grads = Views("params", state["_params"], empty), Views("grads", state["_grads"], empty)
         self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
 
     def __copy__(self) -> Layer:
@@ -190,14 +321,11 @@ class Layer:
         TypeError, ValueError
             If a value has another dtype or shape.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
-        missing, unknown = self.params.keys() - state_dict.keys(), state_dict.keys() - self.params.keys()
-        if missing or unknown:
-            raise KeyError(f"state_dict: missing {sorted(missing, key=str)}, unknown {sorted(unknown, key=str)}")
-        checked = {name: check_array(name, state_dict[name], self.dtype, p.shape) for name, p in self.params.items()}
-        for name, value in checked.items():
-            self.params[name][...] = value
+        self._params.load("state_dict", state_dict)
+
+    def _refuse_reentry(self) -> None:
+        """Raise if this thread is adding to the gradients already, before a backward pass has done anything."""
+        self._adding.refuse_reentry()
 
     def generators(self) -> list[np.random.Generator]:
         """Return the generators that `forward` draws from.
@@ -223,3 +351,8 @@ class Layer:
     def _describe(self) -> Iterator[str]:
         """The constructor's arguments, as written."""
         yield f"dtype={self.dtype}"
+
+
+def _assign(name: str, flat: Array, values: Any) -> None:
+    if values is not flat:
+        flat[...] = check_array(name, values, flat.dtype, flat.shape)

@@ -27,7 +27,7 @@ from gradcore._check import (
     check_rng,
     check_room,
 )
-from gradcore._layer import Layer, Pool, aligned_zeros
+from gradcore._layer import Layer, Pool, Views, aligned_zeros
 from gradcore.norm import grad_norm
 
 Generator = np.random.Generator
@@ -159,6 +159,7 @@ class Linear(Layer):
         dx = self._pool.empty(tape.kept.shape, self.dtype)
         weight, dw, db = self.params["weight"], self.grads["weight"], self.grads.get("bias")
         n = math.prod(tape.shape[:-1])
+        self._refuse_reentry()
         try:
             with self._adding.lock:
                 work = _kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take)
@@ -682,18 +683,27 @@ class Sequential(Layer):
             _OWNERS[layer] = ref(self)
             _set_dtype(layer, self.dtype)
         n = sum(layer.flat_params.size for layer in layers)
+        empty = np.empty(0, self.dtype)
+        self._params, self._grads = Views("params", {}, empty), Views("grads", {}, empty)
         self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
 
-    def _bind(self, flat_params: Array, flat_grads: Array, *, keep: bool = True) -> None:
+    def _bind(self, flat_params: Array, flat_grads: Array) -> None:
         """Move the members' parameters and gradients into parts of these buffers."""
-        self.params, self.grads, start = {}, {}, 0
+        params: dict[str, Array] = {}
+        grads: dict[str, Array] = {}
+        start = 0
         for i, layer in enumerate(self.layers):
             part = slice(start, start + layer.flat_params.size)
-            layer._bind(flat_params[part], flat_grads[part], keep=keep)
-            self.params |= {f"{i}.{name}": p for name, p in layer.params.items()}
-            self.grads |= {f"{i}.{name}": g for name, g in layer.grads.items()}
+            layer._bind(flat_params[part], flat_grads[part])
+            params |= {f"{i}.{name}": p for name, p in layer.params.items()}
+            grads |= {f"{i}.{name}": g for name, g in layer.grads.items()}
             start = part.stop
-        self.flat_params, self.flat_grads = flat_params, flat_grads
+        self._params.follow(params, flat_params)
+        self._grads.follow(grads, flat_grads)
+
+    def _refuse_reentry(self) -> None:
+        for layer in self.layers:
+            layer._refuse_reentry()
 
     def _drop_gradients(self) -> None:
         for layer in self.layers:
@@ -784,6 +794,7 @@ class Sequential(Layer):
             _check_taken(name, value, self._taken[name])
         if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
             check_number("step_clip", step_clip, least=0.0)
+        self._refuse_reentry()
         before = None if regulariser is None else self.flat_grads.copy()
         try:
             return self._backward(tape, dy, options)

@@ -194,7 +194,9 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
-        for grad in self._members()[2]:
+        names, _, grads = self._members()
+        _refuse_moved("gradient of params", names, grads)
+        for grad in grads:
             grad.fill(0)
 
     def step(
@@ -238,7 +240,10 @@ class Optimizer:
         check_policy(nonfinite)
         names, params, grads = self._members()
         found = Gradients(_by_name(names, grads), write=False)
-        plain = params if _kernels.plain(params, True) else [contiguous(p) for p in params]
+        plain = params
+        if not _kernels.plain(params, True):
+            _refuse_moved("params", names, params)
+            plain = [contiguous(p) for p in params]
         grads = [found.arrays[place] for place in found.where]
         updates, first = [], 0
         for part, lr in zip(self._parts, lrs, strict=True):
@@ -381,6 +386,16 @@ class Optimizer:
         shown = {name: getattr(self, name) for name in (*self._hyperparameters, "max_consecutive_skips")}
         groups = [part.own for part in self._parts]
         return f"{type(self).__name__}({_arguments(shown | ({'groups': groups} if any(groups) else {}))})"
+
+
+def _refuse_moved(label: str, names: Sequence[str | int], arrays: Sequence[Array]) -> None:
+    """A layer that moves into a model's buffers leaves its arrays behind, read-only."""
+    for name, a in zip(names, arrays, strict=True):
+        if not a.flags.writeable:
+            raise ValueError(
+                f"{label}[{name!r}]: is read-only; if its layer has joined a model or was copied, build the optimizer "
+                "from the model or the copy"
+            )
 
 
 def _by_name(names: Sequence[str | int], grads: list[Array]) -> dict[str, Array] | list[Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -217,6 +217,12 @@ class _Kept(NamedTuple):
     c: Array | None = None  # likewise
 
 
+@cache
+def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> tuple[str, int, int, int]:
+    """The instruction set in use, and how its kernels lay out a tape."""
+    return _kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H)
+
+
 class Tape:
     """What `forward` keeps for `backward`.
 
@@ -246,7 +252,8 @@ class Tape:
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
         S, dtype = batch.n_rows, layer.dtype
-        gates_row, state_row, self._lanes = layer._tape_layout
+        self._layout = _layout(dtype, len(layer._kept), layer.hidden_size)
+        _, gates_row, state_row, self._lanes = self._layout
         parts = [gates_row, state_row, state_row] if layer._has_cell else [gates_row, state_row]
         line = ALIGNMENT // dtype.itemsize
         sizes = [-(-S * width // line) * line for width in parts]
@@ -255,23 +262,38 @@ class Tape:
         buffer = layer._pool.empty((K * sum(sizes),), dtype)  # comes back when its last view is gone
         self.inputs: list[Array] = []  # (S, I_l) of each layer
         self.masks: list[Array] = []  # (S, D*H) of each dropout
-        self.kept: list[_Kept] = []  # of each layer and direction
+        self._kept: list[_Kept] = []  # of each layer and direction
         start = 0
         for _ in range(K):
             views: list[Array] = []
             for width, n in zip(parts, sizes, strict=True):
                 views.append(buffer[start : start + S * width].reshape(S, width))
                 start += n
-            self.kept.append(_Kept(*views))
+            self._kept.append(_Kept(*views))
+
+    @property
+    def kept(self) -> list[_Kept]:
+        """The arrays of each layer and direction, as the kernels of this process lay them out."""
+        self._refuse_other_layout()
+        return self._kept
+
+    def _refuse_other_layout(self) -> None:
+        """Raise if the tape was pickled in a process whose kernels use another instruction set."""
+        here = _layout(self._layer.dtype, len(self._layer._kept), self._layer.hidden_size)
+        if here != self._layout:
+            raise ValueError(
+                f"tape: was made with the instruction set {self._layout[0]}, and this process uses {here[0]}; "
+                f"run forward again here, or set GRADCORE_ISA={self._layout[0]}"
+            )
 
     @property
     def nbytes(self) -> int:
-        kept = [part for views in self.kept for part in views if part is not None]
+        kept = [part for views in self._kept for part in views if part is not None]
         return sum(part.nbytes for part in [*kept, *self.inputs[1:], *self.masks])
 
     def record(self, index: int, t: int, b: int) -> Step:
         """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""
-        index = check_index("index", index, len(self.kept))
+        index = check_index("index", index, len(self._kept))
         row = self._batch.row(t, b)
         gates, h, c = self.kept[index]
         layer, H = self._layer, self._layer.hidden_size
@@ -310,7 +332,6 @@ class _Recurrent(Layer):
         self.dropout = check_number("dropout", dropout, least=0.0, most=1.0)
         self.num_directions = 2 if self.bidirectional else 1
         self.dtype = check_dtype(dtype)
-        self._tape_layout = _kernels.tape_layout(self.dtype, len(self._kept), self.hidden_size)
         self._rng = check_rng(rng)
         self._pool = Pool()
 
@@ -438,7 +459,7 @@ class _Recurrent(Layer):
             y_at = batch.rows if last else None
             for direction in range(D):
                 k = layer * D + direction
-                gates, h_in, c_in = tape.kept[k] if tape is not None else (None, None, None)
+                gates, h_in, c_in = tape._kept[k] if tape is not None else (None, None, None)
                 h, c = states[0][k], states[1][k] if self._has_cell else None
                 weights = self._weights(self.params, k)
                 work = _kernels.recurrent_forward(
@@ -491,12 +512,14 @@ class _Recurrent(Layer):
         if not isinstance(tape, Tape) or tape._layer is not self:
             raise ValueError("tape: expected a tape from this layer's forward")
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
+        tape._refuse_other_layout()
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         if regulariser is not None and not callable(regulariser):
             raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
         d_rows = self._check_sequence("dy", dy, (batch.T, batch.B, D * H)).reshape(batch.T * batch.B, D * H)
         dstates = self._fresh_states("dstate", dstate, batch)
 
+        self._refuse_reentry()
         K = self.num_layers * D
         dh_norm = np.zeros((K, batch.n_rows))
         dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
@@ -524,7 +547,7 @@ class _Recurrent(Layer):
             dx = self._pool.empty(rows.shape, self.dtype)
             for direction in range(D):
                 k = layer * D + direction
-                gates, h_in, c_in = tape.kept[k]
+                gates, h_in, c_in = tape._kept[k]
                 weights = self._weights(self.params, k)
                 with self._adding.lock:
                     work = _kernels.recurrent_backward(

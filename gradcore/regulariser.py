@@ -111,6 +111,7 @@ class Regulariser:
         dy = layer._check_sequence("dy", dy, (batch.T, batch.B, D * H))
         (dstates,) = layer._fresh_states("dstate", dstate, batch)
 
+        layer._refuse_reentry()
         omegas, gradients = np.zeros(layer.num_layers * D), {}
         rows = batch.pack(dy).astype(np.float64)
         with np.errstate(all="ignore"):  # what is not finite says so by itself

@@ -91,11 +91,12 @@ def test_value_and_gradient_against_finite_differences(
             return omega_of(W, deltas[k], slopes[k], want_tape.alive, bool(reverse))
 
         omegas.append(omega())
-        assert relative_error(layer.grads.pop(name), 2 * central_difference(omega, W)) < 1e-6
+        assert relative_error(layer.grads[name], 2 * central_difference(omega, W)) < 1e-6
     assert tape.omega == pytest.approx(omegas, rel=1e-9)
     assert got == pytest.approx(sum(omegas), rel=1e-9)
     assert min(omegas) > 1e-3
-    assert not any(grad.any() for grad in layer.grads.values()), "something else than weight_hh has a gradient"
+    others = [grad for name, grad in layer.grads.items() if not name.startswith("weight_hh")]
+    assert not any(grad.any() for grad in others), "something else than weight_hh has a gradient"
 
 
 def test_dropout_between_layers() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +18,26 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 HANG = 600  # seconds: what has not ended by then hangs, on a machine however busy
+
+
+def python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python process that uses this instruction set."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "GRADCORE_ISA": isa},
+        cwd=Path(__file__).parent.parent,
+        timeout=HANG,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@cache
+def supported_isas() -> list[str]:
+    """The instruction sets that would work here, as the error for an unknown one lists them."""
+    refusal = python("none", "-c", "import gradcore").stderr.splitlines()[-1]
+    return refusal.rpartition("support ")[2].split(", ")
 
 
 def load_bench(name: str) -> ModuleType:
