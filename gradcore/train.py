@@ -19,6 +19,7 @@ import numpy as np
 
 from gradcore._check import Array, as_list, check_bool, check_int, check_names, check_path, check_real
 from gradcore._files import DAMAGE, floats, json_text, write_atomically
+from gradcore._html import html_table
 from gradcore.monitor import GradientMonitor, recurrent_profiles
 from gradcore.norm import check_limit, check_policy
 from gradcore.progress import ProgressBar
@@ -181,14 +182,6 @@ class History:
 
     def __len__(self) -> int:
         return self._columns["loss"].n
-
-    def __repr__(self) -> str:
-        if len(self) == 0:
-            return "History(0 steps)"
-        return (
-            f"History({len(self)} steps, loss {self.loss[0]:.4g} to {self.loss[-1]:.4g}, "
-            f"{self.clipped.sum()} clipped, {self.skipped.sum()} skipped)"
-        )
 
     def append(
         self,
@@ -437,60 +430,157 @@ class History:
             raise ValueError(f"{'text' if inline else source}: not a gradcore history: {error}") from error
         return history
 
-    # ---- a picture ---------------------------------------------------------------------------------------------------
+    # ---- what people look at -----------------------------------------------------------------------------------------
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draw loss and gradient norm on a log axis, with the threshold and the clipped and skipped steps.
+    def __repr__(self) -> str:
+        if len(self) == 0:
+            return "History(0 steps)"
+        return (
+            f"History({len(self)} steps, loss {self.loss[0]:.4g} to {self.loss[-1]:.4g}, "
+            f"{self.clipped.sum()} clipped, {self.skipped.sum()} skipped)"
+        )
 
-        Values that a log axis cannot show leave gaps: negative, not finite, outside 1e-250 to 1e250.
+    def _repr_html_(self) -> str:
+        n = len(self)
+        rows: list[tuple[str, str]] = [("steps", f"{n}{', ended by Ctrl-C' if self.interrupted else ''}")]
+        if n:
+            finite = self.grad_norm[np.isfinite(self.grad_norm)]
+            norms = f"median {np.median(finite):.3g}, largest {finite.max():.3g}" if finite.size else "none is finite"
+            rows += [
+                ("epochs", f"{len(np.unique(self.epoch))}"),
+                ("seconds", f"{self.seconds[-1]:.3g}"),
+                ("loss", f"{self.loss[0]:.4g} to {self.loss[-1]:.4g}, lowest {np.fmin.reduce(self.loss):.4g}"),
+                ("gradient norm", norms),
+                ("clipped steps", f"{self.clipped.sum()} ({self.clipped.mean():.0%})"),
+                ("skipped steps", f"{self.skipped.sum()}"),
+            ]
+        return html_table(rows, caption="History")
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw loss and gradient norm over the steps, with the threshold and the clipped and skipped steps.
+
+        Each panel's title states what it shows. The norm's axis is logarithmic, and so is the loss's unless the loss
+        takes values of zero or below. Values that cannot be drawn leave gaps: those that are not finite, and outside
+        1e-250 to 1e250. Light vertical lines mark the epochs.
 
         Parameters
         ----------
-        ax : matplotlib Axes, optional
-            Where to draw; None makes a new figure with pyplot.
+        axes : pair of matplotlib Axes, optional
+            Where to draw the loss and the norm. By default pyplot makes a new figure.
 
         Returns
         -------
-        matplotlib Axes
+        tuple of matplotlib Axes
+            The panel of the loss and that of the norm.
 
         Raises
         ------
         ImportError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> from matplotlib.figure import Figure
+        >>> history = gradcore.History()
+        >>> for loss in (0.9, 0.5, 0.3):
+        ...     history.append(loss, grad_norm=2.0)
+        >>> upper, lower = history.plot(Figure().subplots(2, 1, sharex=True))
+        >>> upper.get_title(loc="left")
+        'The loss falls from 0.9 to 0.3'
         """
-        if ax is None:
+        if axes is None:
             try:
                 from matplotlib import pyplot
             except ImportError:
                 raise ImportError('plots need matplotlib: pip install "gradcore[cli]"') from None
-            ax = pyplot.figure(layout="constrained").add_subplot()
-        steps = np.arange(len(self))
+            axes = pyplot.subplots(2, 1, sharex=True, figsize=(7.2, 5.0), layout="constrained")[1]
+        loss_axes, norm_axes = as_list("axes", axes, "a pair of matplotlib Axes")
+        steps, loss, norm = np.arange(len(self)), _drawable(self.loss), _drawable(self.grad_norm, above=0.0)
 
-        def drawable(values: Array) -> Array:
-            return np.where((values > 1e-250) & (values < 1e250), values, np.nan)
-
-        ax.set_yscale("log")
-        ax.plot(steps, drawable(self.loss), color="C0", linewidth=1, label="loss")
-        ax.plot(steps, drawable(self.grad_norm), color="C1", linewidth=1, label="gradient norm")
+        loss_axes.plot(steps, loss, color=LOSS_COLOR, linewidth=1.2, label="loss")
+        norm_axes.plot(steps, norm, color=NORM_COLOR, linewidth=1.2, label="gradient norm")
         if np.isfinite(self.max_norm).any():
-            ax.plot(steps, drawable(self.max_norm), color="0.4", linewidth=1, linestyle="--", label="threshold")
-        if self.clipped.any():
-            at = steps[self.clipped]
-            ax.plot(at, drawable(self.grad_norm[at]), "o", color="C1", markersize=3, label=f"clipped ({len(at)})")
-        if self.skipped.any():
-            at = steps[self.skipped]
-            ax.plot(
-                at,
-                np.full(len(at), 0.98),
-                "x",
-                color="C3",
-                markersize=5,
-                label=f"skipped ({len(at)})",
-                transform=ax.get_xaxis_transform(),
-            )
-        ax.set_xlabel("step")
-        ax.legend(frameon=False)
-        return ax
+            limit = _drawable(self.max_norm, above=0.0)
+            norm_axes.plot(steps, limit, color="0.3", linewidth=1, linestyle="--", label="threshold")
+        at = np.flatnonzero(self.clipped)
+        if at.size:
+            norm_axes.plot(at, norm[at], "o", color=NORM_COLOR, markersize=3, label=f"clipped ({len(at)})")
+        at = np.flatnonzero(self.skipped)
+        if at.size:
+            place = {"transform": norm_axes.get_xaxis_transform(), "clip_on": False}
+            norm_axes.plot(at, np.full(len(at), 0.97), "kx", markersize=5, label=f"skipped ({len(at)})", **place)
+        _decorate(loss_axes, "loss", self._loss_finding(), loss)
+        _decorate(norm_axes, "gradient norm", self._norm_finding(), norm)
+        marks = norm_axes.get_lines()[1:]
+        if marks:
+            place = {"loc": "upper right", "bbox_to_anchor": (1.0, -0.12), "borderaxespad": 0.0}
+            norm_axes.legend(handles=marks, frameon=False, ncols=len(marks), **place)
+        label, starts = "step", np.flatnonzero(np.diff(self.epoch)) + 1
+        if starts.size:
+            every = -(-len(starts) // MOST_MARKS)
+            for start in starts[every - 1 :: every]:
+                for panel in (loss_axes, norm_axes):
+                    panel.axvline(start - 0.5, color="0.85", linewidth=0.8, zorder=0)
+            label += f" (a vertical line every {f'{every} epochs' if every > 1 else 'epoch'})"
+        norm_axes.set_xlabel(label, loc="left")
+        return loss_axes, norm_axes
+
+    def _loss_finding(self) -> str:
+        if len(self) == 0:
+            return "No steps yet"
+        bad = np.flatnonzero(~np.isfinite(self.loss))
+        if bad.size:
+            return f"The loss is not finite at {len(bad)} of {len(self)} steps, first at step {bad[0]}"
+        # Over as many steps as an epoch has, because a single one may be noise.
+        n = int((self.epoch == self.epoch[0]).sum())
+        n = n if 10 <= n < len(self) else min(10, (len(self) + 2) // 3)
+        first, last = float(np.median(self.loss[:n])), float(np.median(self.loss[-n:]))
+        if abs(last - first) <= 0.05 * abs(first):
+            return f"The loss stays near {last:.3g}"
+        return f"The loss {'falls' if last < first else 'rises'} from {first:.3g} to {last:.3g}"
+
+    def _norm_finding(self) -> str:
+        finite = self.grad_norm[np.isfinite(self.grad_norm)]
+        if finite.size == 0:
+            return "No finite gradient norm"
+        finding = f"The gradient norm is at most {finite.max():.3g}"
+        if np.isfinite(self.max_norm).any():
+            finding += f", {self.clipped.mean():.0%} of steps are clipped"
+        n_skipped = int(self.skipped.sum())
+        return finding + (f", {n_skipped} {'step is' if n_skipped == 1 else 'steps are'} skipped" if n_skipped else "")
+
+
+LOSS_COLOR, NORM_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, which color-blind readers tell apart
+MOST_MARKS = 40  # more epochs than these are marked in part
+
+
+def _drawable(values: Array, *, above: float = -np.inf) -> Array:
+    """Replace by NaN what matplotlib cannot place on an axis."""
+    size = np.abs(values)
+    return np.where((values > above) & ((size > 1e-250) | (values == 0)) & (size < 1e250), values, np.nan)
+
+
+def _decorate(axes: Any, label: str, finding: str, values: Array) -> None:
+    """Give a panel its title, label, grid and, for positive values, a logarithmic axis with plain numbers."""
+    from matplotlib.ticker import LogFormatter
+
+    class PlainLogFormatter(LogFormatter):
+        """Write 0.2, where LogFormatter writes 2e-01."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.set_title(finding, loc="left", fontsize=11, fontweight="bold")
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    seen = values[np.isfinite(values)]
+    if seen.size and (seen > 0).all():
+        axes.set_yscale("log")
+        for kind in ("major", "minor"):
+            getattr(axes.yaxis, f"set_{kind}_formatter")(PlainLogFormatter(minor_thresholds=(2, 0.5)))
 
 
 COLUMNS = [column for column in vars(History).values() if isinstance(column, _Column)]

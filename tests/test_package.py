@@ -20,7 +20,7 @@ PACKAGE = ROOT / "gradcore"
 
 # A room, which is a module or a folder of modules, imports from lower floors only.
 FLOORS = [
-    {"_check", "_kernels", "_files", "reference"},
+    {"_check", "_kernels", "_files", "_html", "reference"},
     {"_layer", "_threads", "progress", "schedule", "threshold"},
     {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "spectral", "report"},
     {"recurrent", "linear", "optim", "units", "data"},

@@ -673,29 +673,93 @@ def test_repr():
     assert repr(run()).startswith("History(12 steps, loss ")
 
 
-def test_plot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.figure import Figure
+def drawn(history: gradcore.History) -> tuple[Any, Any]:
+    """The two panels of a plot that has been rendered."""
+    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+    axes = history.plot(figure.subplots(2, 1, sharex=True))
+    figure.savefig(io.BytesIO(), format="png")
+    return axes
 
+
+def test_plot_shows_loss_norm_threshold_and_steps_out_of_the_ordinary():
     history = rough_history()
-    ax = Figure().add_subplot()
-    assert history.plot(ax) is ax
-    assert ax.get_yscale() == "log"
-    labels = {line.get_label(): line for line in ax.get_lines()}
+    loss_axes, norm_axes = drawn(history)
+    np.testing.assert_array_equal(loss_axes.get_lines()[0].get_ydata(), [math.pi, *[np.nan] * 4])
+    labels = {line.get_label(): line for line in norm_axes.get_lines()}
     clipped, skipped = int(history.clipped.sum()), int(history.skipped.sum())
     assert clipped > 0
-    assert set(labels) == {"loss", "gradient norm", "threshold", f"clipped ({clipped})", f"skipped ({skipped})"}
-    loss = labels["loss"].get_ydata()
-    np.testing.assert_array_equal(loss, [math.pi, np.nan, np.nan, np.nan, np.nan])
+    assert list(labels)[:4] == ["gradient norm", "threshold", f"clipped ({clipped})", f"skipped ({skipped})"]
     assert labels[f"skipped ({skipped})"].get_xdata().tolist() == [2]
-    ax.figure.savefig(io.BytesIO(), format="png")
+    entries = [text.get_text() for text in norm_axes.get_legend().get_texts()]
+    assert entries == ["threshold", f"clipped ({clipped})", f"skipped ({skipped})"]
+    assert loss_axes.get_title(loc="left") == "The loss is not finite at 3 of 5 steps, first at step 1"
+    assert norm_axes.get_title(loc="left").endswith("60% of steps are clipped, 1 step is skipped")
 
-    ax = run().plot()
-    assert len(ax.get_lines()) == 2
-    pyplot.close(ax.figure)
-    gradcore.History().plot(Figure().add_subplot())
+
+def made_up(losses: Any, epochs: Any = None) -> gradcore.History:
+    history = gradcore.History()
+    for step, loss in enumerate(losses):
+        history.append(loss, 0.2 + loss**2, epoch=0 if epochs is None else epochs[step])
+    return history
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs", "finding"),
+    [
+        ([], None, "No steps yet"),
+        ([2.0], None, "The loss stays near 2"),
+        (np.linspace(3, 1, 21), None, "The loss falls from 2.7 to 1.3"),
+        (np.linspace(1, -3, 21), None, "The loss falls from 0.4 to -2.4"),
+        (np.linspace(1, 3, 21), None, "The loss rises from 1.3 to 2.7"),
+        # The same batches in each epoch, whose first and last ones differ.
+        ([*range(1, 13)] * 4, np.repeat(range(4), 12), "The loss stays near 6.5"),
+    ],
+)
+def test_plot_states_what_the_loss_does(losses, epochs, finding):
+    loss_axes, _ = drawn(made_up(losses, epochs))
+    assert loss_axes.get_title(loc="left") == finding
+
+
+def test_plot_has_labels_and_plain_numbers():
+    loss_axes, norm_axes = drawn(made_up([0.9, 0.5, 0.2]))
+    assert (loss_axes.get_ylabel(), norm_axes.get_ylabel(), norm_axes.get_xlabel()) == ("loss", "gradient norm", "step")
+    assert norm_axes.get_legend() is None
+    for axes in (loss_axes, norm_axes):
+        assert axes.get_yscale() == "log"
+        ticks = [label.get_text() for kind in (True, False) for label in axes.get_yticklabels(minor=kind)]
+        assert "0.6" in ticks
+        assert not any("e" in text or "$" in text for text in ticks)
+    assert drawn(made_up([0.9, 0.0, -0.2]))[0].get_yscale() == "linear"
+
+
+def test_plot_marks_epochs():
+    loss_axes, norm_axes = drawn(made_up(np.ones(12), np.repeat(range(3), 4)))
+    for axes in (loss_axes, norm_axes):
+        assert [line.get_xdata()[0] for line in axes.get_lines()[1:]] == [3.5, 7.5]
+    assert norm_axes.get_xlabel() == "step (a vertical line every epoch)"
+    _, norm_axes = drawn(made_up(np.ones(100), range(100)))
+    assert [line.get_xdata()[0] for line in norm_axes.get_lines()[1:3]] == [2.5, 5.5]
+    assert norm_axes.get_xlabel() == "step (a vertical line every 3 epochs)"
+
+
+def test_plot_makes_a_figure_of_its_own():
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot
+
+    loss_axes, norm_axes = run().plot()
+    assert loss_axes.figure is norm_axes.figure
+    pyplot.close(loss_axes.figure)
+
+
+def test_html_is_a_small_table():
+    html = run(max_norm=0.4)._repr_html_()
+    for text in ("<caption>History</caption>", "12", "loss", "gradient norm", "clipped steps", "skipped steps"):
+        assert text in html
+    assert "ended by Ctrl-C" in rough_history()._repr_html_()
+    assert "0</td>" in gradcore.History()._repr_html_()
+    lost = gradcore.History()
+    lost.append(math.nan, math.nan)
+    assert "none is finite" in lost._repr_html_()
 
 
 def test_nothing_optional_is_imported():
