@@ -205,7 +205,10 @@ def check_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int
     """
     given = as_array(name, value)
     if given.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {given.dtype}; convert it with {name}.astype(numpy.{dtype})")
+        if given.dtype == object and given is not value:
+            raise TypeError(f"{name}: expected an array of {dtype}, got {type(value).__name__}")
+        how = f"{name}.astype(numpy.{dtype})" if hasattr(value, "astype") else f"numpy.asarray({name}, numpy.{dtype})"
+        raise TypeError(f"{name}: expected {dtype}, got {given.dtype}; convert it with {how}")
     if given.shape != shape:
         sizes: dict[str, int] = {}
         fits = given.ndim == len(shape)

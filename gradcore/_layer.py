@@ -350,7 +350,8 @@ class Layer:
 
     def _describe(self) -> Iterator[str]:
         """The constructor's arguments, as written."""
-        yield f"dtype={self.dtype}"
+        if self.dtype != np.float32:
+            yield f"dtype={self.dtype.name!r}"
 
 
 def _assign(name: str, flat: Array, values: Any) -> None:

@@ -1,8 +1,9 @@
-"""RNN, LSTM and GRU layers: whole sequences forward and back through time, with the gradient's norm at every step."""
+"""RNN, LSTM and GRU over whole sequences, with the norms of the gradient at every step back through time."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -31,10 +32,11 @@ State = Any  # h, or (h, c) for LSTM
 
 
 class _Batch:
-    """How T steps of B sequences are laid out as rows for the kernels: packed, the longest sequence first.
+    """Lay out T steps of B sequences as rows for the kernels: packed, the longest sequence first.
 
-    With all sequences of one length the S rows are the first ones of the flattened (T, B) axes. Otherwise `rows` holds
-    their positions there in packed order, `dead` the other positions, and `order` the sequences from long to short.
+    If all sequences have the same length, the S rows are the first ones of the flattened (T, B) axes. Otherwise `rows`
+    holds their positions there in packed order, `dead` the other positions, and `order` the sequences from long to
+    short.
     """
 
     def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
@@ -66,7 +68,7 @@ class _Batch:
         return packed
 
     def padded(self, F: int, dtype: np.dtype[Any]) -> Array:
-        """(T*B, F), zero past each sequence's end; its rows `rows`, or the first n_rows, are for the caller to fill."""
+        """Return (T*B, F), zero past each sequence's end; the caller fills the rows `rows`, or the first n_rows."""
         padded = self._pool.empty((self.T * self.B, F), dtype)
         if self.rows is None:
             padded[self.n_rows :] = 0
@@ -83,20 +85,20 @@ class _Batch:
         return padded.reshape(self.T, self.B, F)
 
     def sort(self, state: Array) -> Array:
-        """A fresh (L*D, B, H) with the sequences in packed order."""
+        """Return a copy, (L*D, B, H), with the sequences in packed order."""
         return state.copy() if self.order is None else state.take(self.order, axis=1)
 
     def unsort(self, state: Array) -> Array:
         return state if self.rank is None else state.take(self.rank, axis=1)
 
     def rows_of(self, b: int) -> Array:
-        """Where the steps of sequence b are."""
+        """Return the rows of sequence b, step by step."""
         rank = b if self.rank is None else int(self.rank[b])
         rows: Array = self.offsets[:-1][np.diff(self.offsets) > rank] + rank
         return rows
 
     def row(self, t: int, b: int) -> int:
-        """Where step t of sequence b is."""
+        """Return the row of step t of sequence b."""
         t, b = check_index("t", t, self.T), check_index("b", b, self.B)
         rank = b if self.rank is None else int(self.rank[b])
         if rank >= self.offsets[t + 1] - self.offsets[t]:
@@ -106,14 +108,26 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """What one layer and direction did at one step of one sequence.
+    """Hold what one layer and direction computed at one step of one sequence.
 
-    Attributes
+    Parameters
     ----------
     gates : ndarray, (K, H)
-        RNN: h. LSTM: i, f, g, o. GRU: r, z, n and q = W_hn h + b_hn. After their activation, but q.
-    h, c : ndarray, (H,)
-        The state that entered the step; `c` is None but for LSTM.
+        RNN: h. LSTM: i, f, g, o. GRU: r, z, n and q = W_hn h + b_hn. All but q are after their activation.
+    h : ndarray, (H,)
+        The hidden state before the step.
+    c : ndarray, (H,), or None
+        The cell state before the step; LSTM only.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gru = gradcore.GRU(3, 5, rng=0)
+    >>> y, tape = gru.forward(np.ones((7, 2, 3), np.float32))
+    >>> step = tape.record(0, t=4, b=1)
+    >>> r, z, n, q = step.gates
+    >>> bool(np.allclose((1 - z) * n + z * step.h, y[4, 1]))
+    True
     """
 
     gates: Array
@@ -122,25 +136,37 @@ class Step:
 
 
 class Telemetry:
-    """The norms of the gradient at every layer and step, as `backward` met them.
+    """Hold the norms of the gradient at every layer and time step, as `backward` met them.
 
-    All arrays are float64. The first axis is layer * num_directions + direction, the next the time step.
+    All norms are float64 and taken before step clipping. The first axis is layer * num_directions + direction, the
+    second one the time step.
+
+    Parameters
+    ----------
+    batch : object
+        The layout of the sequences.
+    num_directions : int
+        2 for a bidirectional layer, else 1.
+    step_clip : float
+        The limit of the norm of a sequence's dL/dh_t, or infinity.
+    dh : ndarray, (L*D, S)
+        The norm of dL/dh_t for each packed row.
+    dc : ndarray, (L*D, S), or None
+        The norm of dL/dc_t; LSTM only.
 
     Attributes
     ----------
     num_directions : int
         2 for a bidirectional layer, else 1.
-    dh_norm : ndarray, (L*D, T)
-        L2 norm over batch and hidden units of the total derivative dL/dh_t, before step clipping.
-    dc_norm : ndarray, (L*D, T), or None
-        The same for dL/dc_t; LSTM only.
-    dh_norm_per_sample, dc_norm_per_sample : ndarray, (L*D, T, B)
-        The same for each sequence; zero past its end.
-    n_clipped : ndarray of int, (L*D, T)
-        How many sequences `step_clip` rescaled.
-    first_nonfinite : tuple of int, or None
-        (layer, direction, t) of the first norm that is NaN or infinite, in the order of the backward pass: from the
-        last layer to the first, and within each against the direction of its steps.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> rnn = gradcore.RNN(3, 5, rng=0)
+    >>> y, tape = rnn.forward(np.ones((7, 2, 3), np.float32))
+    >>> dx = rnn.backward(tape, None, np.ones((1, 2, 5), np.float32))
+    >>> tape.telemetry.dh_norm.shape, round(float(tape.telemetry.dh_norm[0, 6]), 4)
+    ((1, 7), 3.1623)
     """
 
     def __init__(self, batch: _Batch, num_directions: int, step_clip: float, dh: Array, dc: Array | None) -> None:
@@ -154,28 +180,38 @@ class Telemetry:
 
     @cached_property
     def dh_norm_per_sample(self) -> Array:
+        """The L2 norm of each sequence's dL/dh_t, (L*D, T, B); zero past its end."""
         return self._padded(self._dh)
 
     @cached_property
     def dc_norm_per_sample(self) -> Array | None:
+        """The L2 norm of each sequence's dL/dc_t, (L*D, T, B); None but for LSTM."""
         return None if self._dc is None else self._padded(self._dc)
 
     @cached_property
     def dh_norm(self) -> Array:
+        """The L2 norm over batch and hidden units of the total derivative dL/dh_t, (L*D, T)."""
         return _norm_over_batch(self.dh_norm_per_sample)
 
     @cached_property
     def dc_norm(self) -> Array | None:
+        """The L2 norm over batch and hidden units of dL/dc_t, (L*D, T); None but for LSTM."""
         return None if self.dc_norm_per_sample is None else _norm_over_batch(self.dc_norm_per_sample)
 
     @cached_property
     def n_clipped(self) -> Array:
+        """How many sequences `step_clip` rescaled, (L*D, T)."""
         norms = self.dh_norm_per_sample
         clipped: Array = ((norms > self._step_clip) & np.isfinite(norms)).sum(axis=2)
         return clipped
 
     @cached_property
     def first_nonfinite(self) -> tuple[int, int, int] | None:
+        """The first norm that is NaN or infinite, as (layer, direction, t), or None.
+
+        First in the order of the backward pass: from the last layer to the first, and within a layer against the
+        direction of its steps.
+        """
         bad = ~np.isfinite(self.dh_norm)
         if self.dc_norm is not None:
             bad |= ~np.isfinite(self.dc_norm)
@@ -191,11 +227,11 @@ class Telemetry:
         rows, T = self.dh_norm.shape
         finite = "all finite" if self.first_nonfinite is None else f"not finite from {self.first_nonfinite} on"
         D = self.num_directions
-        return f"Telemetry({rows // D} layers, {D} directions, {T} time steps, {finite})"
+        return f"<Telemetry: L={rows // D}, D={D}, T={T}, {finite}>"
 
 
 def _norm_over_batch(norms: Array) -> Array:
-    """The root of the sum of squares over the last axis, without overflow or underflow on the way."""
+    """Return the L2 norm over the last axis, without overflow or underflow on the way."""
     largest = norms.max(axis=2, initial=0.0)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -204,7 +240,7 @@ def _norm_over_batch(norms: Array) -> Array:
 
 
 def _dropped(rows: Array, mask: Array) -> Array:
-    """The product; what is too large, or not finite, is no more worth a warning here than in the kernels."""
+    """Return the product without NumPy's warnings, which the kernels do not give either."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(rows * mask)
 
@@ -212,45 +248,64 @@ def _dropped(rows: Array, mask: Array) -> Array:
 class _Kept(NamedTuple):
     """The arrays of one layer and direction that the backward kernel reads."""
 
-    gates: Array  # (S, K*H and more): how is for the kernels to know, and for Tape.record
-    h: Array  # (S, H and more) entering each step
-    c: Array | None = None  # likewise
+    gates: Array  # (S, K*H or more), laid out as the kernels like it; Tape.record knows how
+    h: Array  # (S, H or more), before each step
+    c: Array | None = None  # (S, H or more), before each step
 
 
 @cache
 def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> tuple[str, int, int, int]:
-    """The instruction set in use, and how its kernels lay out a tape."""
+    """Return the instruction set in use, and how its kernels lay out a tape."""
     return _kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H)
 
 
 class Tape:
-    """What `forward` keeps for `backward`.
+    """Keep what `backward` needs of a forward pass.
 
-    With S = the sum of the lengths (T B without `lengths`), H' = H rounded up to whole vectors of the processor and
-    K = 1 (RNN) or 4 (LSTM, GRU) it keeps, for each layer and direction, S rows of (K + 1) H' elements, of (K + 2) H'
-    for LSTM: the gates and the state before the step. A part of a row whose size is a multiple of 2 KiB takes 64 bytes
+    With S the sum of the lengths (T B without `lengths`), H' = H rounded up to whole vectors of the processor and K = 1
+    (RNN) or 4 (LSTM, GRU), it keeps S rows for each layer and direction, of (K + 1) H' elements, or (K + 2) H' for
+    LSTM: the gates and the state before the step. A part of a row whose size is a multiple of 2 KiB takes 64 bytes
     more. Layers above the first also keep their S rows of inputs.
+
+    A tape can be pickled, but `backward` and `record` refuse it in a process that uses another instruction set, which
+    lays out the gates in another way.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        The layer, whose `forward` makes the tape.
+    batch : object
+        The layout of the sequences.
 
     Attributes
     ----------
-    nbytes : int
-        The bytes of all this.
     state : ndarray or tuple of ndarray
         The final state, like the initial one.
     dstate : ndarray, tuple of ndarray, or None
-        dL/d(initial state), after `backward`.
+        dL/d(initial state); set by `backward`.
     telemetry : Telemetry or None
-        After `backward`.
+        The norms of the gradient at every layer and time step; set by `backward`.
     omega : ndarray, (L*D,), float64, or None
-        What a `Regulariser` has measured in each layer and direction.
+        The regularizer's value for each layer and direction; set by `backward` if it was given one.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> lstm = gradcore.LSTM(3, 5, rng=0)
+    >>> y, tape = lstm.forward(np.ones((7, 2, 3), np.float32))
+    >>> tape
+    <Tape of LSTM(3, 5): T=7, B=2>
+    >>> dx = lstm.backward(tape, np.ones_like(y))
+    >>> tape.dstate[0].shape, tape.telemetry.dh_norm.shape
+    ((1, 2, 5), (1, 7))
     """
 
     state: State
-    dstate: State = None
-    telemetry: Telemetry | None = None
-    omega: Array | None = None
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
+        self.dstate: State = None
+        self.telemetry: Telemetry | None = None
+        self.omega: Array | None = None
         S, dtype = batch.n_rows, layer.dtype
         self._layout = _layout(dtype, len(layer._kept), layer.hidden_size)
         _, gates_row, state_row, self._lanes = self._layout
@@ -288,11 +343,43 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
+        """The size of what the tape keeps, in bytes."""
         kept = [part for views in self._kept for part in views if part is not None]
         return sum(part.nbytes for part in [*kept, *self.inputs[1:], *self.masks])
 
     def record(self, index: int, t: int, b: int) -> Step:
-        """What layer and direction `index` (layer * num_directions + direction) did at step t of sequence b."""
+        """Return what one layer and direction computed at one step of one sequence.
+
+        Parameters
+        ----------
+        index : int
+            The layer and direction: layer * num_directions + direction.
+        t : int
+            The time step.
+        b : int
+            The sequence.
+
+        Returns
+        -------
+        Step
+            The gates, and the state before the step.
+
+        Raises
+        ------
+        IndexError
+            If an index is out of range, or the sequence has ended before step t.
+        ValueError
+            If the tape comes from a process that uses another instruction set.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> lstm = gradcore.LSTM(3, 5, rng=0)
+        >>> y, tape = lstm.forward(np.ones((7, 2, 3), np.float32))
+        >>> i, f, g, o = tape.record(0, t=6, b=1).gates
+        >>> i.shape
+        (5,)
+        """
         index = check_index("index", index, len(self._kept))
         row = self._batch.row(t, b)
         gates, h, c = self.kept[index]
@@ -302,9 +389,12 @@ class Tape:
         by_gate = blocks.swapaxes(0, 1).reshape(K, padded)[list(layer._kept), :H]
         return Step(by_gate, h[row, :H].copy(), None if c is None else c[row, :H].copy())
 
+    def __repr__(self) -> str:
+        return f"<Tape of {self._layer!r}: T={self._batch.T}, B={self._batch.B}>"
+
 
 class _Recurrent(Layer):
-    """Everything but the cell: RNN, LSTM and GRU say which one it is."""
+    """Base of RNN, LSTM and GRU, which name the cell."""
 
     _n_gates: ClassVar[int]
     _kept: ClassVar[tuple[int, ...]]  # where the tape has the blocks of Step.gates
@@ -331,6 +421,9 @@ class _Recurrent(Layer):
         self.bidirectional = check_bool("bidirectional", bidirectional)
         self.dropout = check_number("dropout", dropout, least=0.0, most=1.0)
         self.num_directions = 2 if self.bidirectional else 1
+        if self.dropout and self.num_layers == 1:
+            message = f"dropout: {self.dropout:g} has no effect with num_layers=1; it acts between layers"
+            warnings.warn(message, UserWarning, stacklevel=3)
         self.dtype = check_dtype(dtype)
         self._rng = check_rng(rng)
         self._pool = Pool()
@@ -341,7 +434,7 @@ class _Recurrent(Layer):
         above = (self.num_layers - 1) * (H * self.num_directions + H + 2 * self.bias)
         n = GH * self.num_directions * (self.input_size + H + 2 * self.bias + above)
         check_room(n, self.dtype.itemsize)
-        np.empty(n, self.dtype)  # or a MemoryError now, not after names for 2**40 layers
+        np.empty(n, self.dtype)  # raise MemoryError now, not after making names for 2**40 layers
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else H * self.num_directions
             for suffix in [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]:
@@ -352,16 +445,38 @@ class _Recurrent(Layer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does."""
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> rnn = gradcore.RNN(3, 4, rng=0)
+        >>> rnn.params["weight_hh_l0"] *= 100
+        >>> rnn.reset_parameters()
+        >>> bool(np.abs(rnn.flat_params).max() <= 0.5)
+        True
+        """
         bound = 1 / math.sqrt(self.hidden_size)
         self.flat_params[...] = self._rng.uniform(-bound, bound, self.flat_params.size)
 
     def generators(self) -> list[np.random.Generator]:
-        """Return the generator that dropout draws from, if there is dropout."""
+        """Return the generator that dropout draws from.
+
+        Returns
+        -------
+        list of numpy.random.Generator
+            One generator, or none if there is no dropout.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> gradcore.GRU(3, 5).generators()
+        []
+        """
         return [self._rng] if self.dropout and self.num_layers > 1 else []
 
     def _weights(self, arrays: dict[str, Array], k: int) -> list[Array | None]:
-        """w_ih, w_hh, b_ih, b_hh of layer and direction k, from params or from grads."""
+        """Return w_ih, w_hh, b_ih, b_hh of layer and direction k, from params or from grads."""
         return [arrays.get(name) for name in self._names[k]]
 
     def _describe(self) -> Iterator[str]:
@@ -373,17 +488,17 @@ class _Recurrent(Layer):
                 yield f"{name}={getattr(self, name)}"
         yield from super()._describe()
 
-    # ---- checks of what comes in ---------------------------------------------------------------------------------
+    # ---- argument checks ------------------------------------------------------------------------------------------
 
     def _check_sequence(self, name: str, value: Any, shape: tuple[int | str, ...]) -> Array:
-        """(T, B, F) from an array that is (B, T, F) with batch_first."""
+        """Return (T, B, F) from an array that is (B, T, F) with batch_first."""
         if not self.batch_first:
             return check_array(name, value, self.dtype, shape)
         given = check_array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
         return np.ascontiguousarray(given.swapaxes(0, 1))
 
     def _fresh_states(self, name: str, state: State, batch: _Batch) -> list[Array]:
-        """h, or h and c, each a new (L*D, B, H) in the order of the packed rows; zeros for None."""
+        """Return h, or h and c, each a new (L*D, B, H) in the order of the packed rows; zeros for None."""
         names = ["h", "c"] if self._has_cell else ["h"]
         shape = (self.num_layers * self.num_directions, batch.B, self.hidden_size)
         if state is None:
@@ -395,42 +510,86 @@ class _Recurrent(Layer):
         given = [check_array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
         return [batch.sort(part) for part in given]
 
+    def _check_dy(self, dy: Any, dstate: State, batch: _Batch) -> Array:
+        """Return dL/dy, (T, B, D*H); zeros for None, where there is a dstate."""
+        shape = (batch.T, batch.B, self.num_directions * self.hidden_size)
+        if dy is not None:
+            return self._check_sequence("dy", dy, shape)
+        if dstate is None:
+            raise TypeError("dy: expected an array, got None; it can be None only with a dstate")
+        return np.zeros(shape, self.dtype)
+
     def _as_state(self, parts: list[Array]) -> State:
         return tuple(parts) if self._has_cell else parts[0]
 
     # ---- the passes ----------------------------------------------------------------------------------------------
 
     def __call__(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, State]:
-        """The outputs for a batch of sequences, keeping nothing for a backward pass; no dropout.
+        """Return the outputs and the final state for a batch of sequences, without dropout and without a tape.
 
-        Parameters and returns as `forward`, with the final state in place of the tape.
+        Parameters
+        ----------
+        x : ndarray, (T, B, input_size), or (B, T, input_size) with `batch_first`
+            The sequences, of the layer's dtype.
+        state : ndarray, (num_layers * num_directions, B, hidden_size), or a pair (h, c) of them for LSTM
+            The initial state; zeros by default.
+        lengths : array_like of int, (B,)
+            The length of each sequence; T by default.
+
+        Returns
+        -------
+        y : ndarray, (T, B, num_directions * hidden_size), or (B, T, ...) with `batch_first`
+            The outputs h_t of the last layer, zero past each sequence's end.
+        state : ndarray or tuple of ndarray
+            The final state, like the initial one: that of each sequence at its own last step.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gru = gradcore.GRU(3, 5, rng=0)
+        >>> x = np.ones((7, 2, 3), np.float32)
+        >>> y, h = gru(x)
+        >>> first, state = gru(x[:4])
+        >>> rest, state = gru(x[4:], state)
+        >>> bool(np.array_equal(state, h))
+        True
         """
         y, final, _ = self._run(x, state, lengths, keep=False)
         return y, final
 
     def forward(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, Tape]:
-        """The outputs for a batch of sequences, and the tape that `backward` needs.
+        """Return the outputs for a batch of sequences, and the tape that `backward` needs.
 
         Parameters
         ----------
         x : ndarray, (T, B, input_size), or (B, T, input_size) with `batch_first`
+            The sequences, of the layer's dtype.
         state : ndarray, (num_layers * num_directions, B, hidden_size), or a pair (h, c) of them for LSTM
             The initial state; zeros by default.
         lengths : array_like of int, (B,)
-            The length of each sequence; T by default. What `x` holds past a sequence's end has no effect.
+            The length of each sequence; T by default. The values of `x` past a sequence's end have no effect.
 
         Returns
         -------
         y : ndarray, (T, B, num_directions * hidden_size), or (B, T, ...) with `batch_first`
-            h_t of the last layer, zero past each sequence's end.
+            The outputs h_t of the last layer, zero past each sequence's end.
         tape : Tape
-            `tape.state` is the final state: each sequence's own, at its last step. Where x is contiguous the tape reads
-            it in place, so leave x unchanged until `backward`.
+            What `backward` needs; `tape.state` is the final state, that of each sequence at its own last step. If x is
+            contiguous, the tape reads it in place, so leave x unchanged until `backward`.
 
         Raises
         ------
         TypeError, ValueError
-            For another dtype or shape than the layer's; nothing has been computed then.
+            If an argument has the wrong dtype or shape. Nothing has been computed then.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> lstm = gradcore.LSTM(3, 5, num_layers=2, rng=0)
+        >>> y, tape = lstm.forward(np.ones((7, 2, 3), np.float32), lengths=[7, 4])
+        >>> h, c = tape.state
+        >>> y.shape, h.shape, bool((h[1, 1] == y[3, 1]).all())
+        ((7, 2, 5), (2, 2, 5), True)
         """
         y, final, tape = self._run(x, state, lengths, keep=True)
         assert tape is not None
@@ -440,7 +599,7 @@ class _Recurrent(Layer):
     def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Tape | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
-        check_room((T + self.num_layers) * (B + 1) * 8 * H)  # x without elements, of any length, would pass until here
+        check_room((T + self.num_layers) * (B + 1) * 8 * H)  # an x without elements can have any T
         batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
         states = self._fresh_states("state", state, batch)
         tape = Tape(self, batch) if keep else None
@@ -454,7 +613,7 @@ class _Recurrent(Layer):
                     tape.masks.append(mask.astype(self.dtype))
                     rows = _dropped(rows, tape.masks[-1])
                 tape.inputs.append(rows)
-            last = layer == self.num_layers - 1  # it writes the padded batch, those below pass packed rows on
+            last = layer == self.num_layers - 1  # writes the padded batch; the layers below write packed rows
             y = batch.padded(D * H, self.dtype) if last else self._pool.empty((batch.n_rows, D * H), self.dtype)
             y_at = batch.rows if last else None
             for direction in range(D):
@@ -481,33 +640,45 @@ class _Recurrent(Layer):
         step_clip: float | None = None,
         regulariser: Callable[..., float] | None = None,
     ) -> Array:
-        """Back through time: add dL/d(parameters) to `grads` and return dL/dx.
+        """Propagate the gradient back through time: return dL/dx and add dL/d(parameters) to `grads`.
 
-        Fills `tape.dstate` and `tape.telemetry`. If Ctrl-C or a lack of memory ends it half way, `grads` are zero.
+        It sets `tape.dstate` and `tape.telemetry`. If interrupted or out of memory, it resets `grads` to zero.
 
         Parameters
         ----------
         tape : Tape
-            From `forward` of this layer.
-        dy : ndarray, like y
-            dL/dy. What it holds past a sequence's end has no effect.
+            The tape from this layer's `forward`.
+        dy : ndarray, like y, or None
+            The gradient with respect to y; None for zeros, if `dstate` is given. Its values past a sequence's end have
+            no effect.
         dstate : ndarray or pair of ndarray, like the state
-            dL/d(final state); zeros by default.
+            The gradient with respect to the final state; zeros by default.
         step_clip : float
-            Rescale each sequence's dL/dh_t to a norm of at most this while it is propagated. None for no limit.
+            The limit to which each sequence's dL/dh_t is rescaled while it is propagated; None for no limit.
         regulariser : Regulariser, optional
-            Adds the gradient of its term of the loss; for `RNN` only.
+            A term of the loss whose gradient is added, for `RNN` only.
 
         Returns
         -------
         ndarray
-            dL/dx, like x; zero past each sequence's end.
+            The gradient with respect to x, zero past each sequence's end.
 
         Raises
         ------
         TypeError, ValueError
-            For a tape of another layer, another dtype or shape, or a negative `step_clip`; nothing has been computed
-            then.
+            If the tape comes from another layer or from a process with another instruction set, an array has the wrong
+            dtype or shape, or `step_clip` is negative. Nothing has been computed then.
+        RuntimeError
+            If a signal handler calls it in the middle of a backward pass of the same layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gru = gradcore.GRU(3, 5, rng=0)
+        >>> y, tape = gru.forward(np.ones((7, 2, 3), np.float32))
+        >>> dx = gru.backward(tape, None, np.ones((1, 2, 5), np.float32), step_clip=1.0)
+        >>> dx.shape, tape.dstate.shape, tape.telemetry.n_clipped.shape
+        ((7, 2, 3), (1, 2, 5), (1, 7))
         """
         if not isinstance(tape, Tape) or tape._layer is not self:
             raise ValueError("tape: expected a tape from this layer's forward")
@@ -516,7 +687,7 @@ class _Recurrent(Layer):
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         if regulariser is not None and not callable(regulariser):
             raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
-        d_rows = self._check_sequence("dy", dy, (batch.T, batch.B, D * H)).reshape(batch.T * batch.B, D * H)
+        d_rows = self._check_dy(dy, dstate, batch).reshape(batch.T * batch.B, D * H)
         dstates = self._fresh_states("dstate", dstate, batch)
 
         self._refuse_reentry()
@@ -540,7 +711,7 @@ class _Recurrent(Layer):
     def _back(
         self, tape: Tape, d_rows: Array, dstates: list[Array], clip: float, dh_norm: Array, dc_norm: Array | None
     ) -> Array:
-        """dL/dx of the packed rows, from dL/dy of the padded ones; all else is added to or written in place."""
+        """Return dL/dx of the packed rows from dL/dy of the padded ones; change all else in place."""
         batch, D, H, y_at = tape._batch, self.num_directions, self.hidden_size, tape._batch.rows
         for layer in reversed(range(self.num_layers)):
             rows = tape.inputs[layer]
@@ -564,46 +735,54 @@ class _Recurrent(Layer):
         return d_rows
 
 
-_PARAMETERS = """
+class RNN(_Recurrent):
+    r"""Elman network: whole sequences through one or more recurrent layers.
+
+    .. math:: h_t = \varphi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad \varphi = \tanh \text{ or relu}
+
     Parameters
     ----------
-    input_size, hidden_size : int
-        I and H, the sizes of x_t and h_t.
+    input_size : int
+        I, the size of x_t.
+    hidden_size : int
+        H, the size of h_t.
     num_layers : int
-        L; each layer reads the outputs of the one below.
+        L, the number of layers; each reads the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}
+        The activation.
     bias : bool
-        Whether there are b_ih and b_hh.
+        Whether there are biases b_ih and b_hh.
     batch_first : bool
         Whether x and y are (B, T, F) instead of (T, B, F). States never are.
     dropout : float
-        Probability with which `forward` zeroes an output between two layers (the rest is scaled up). None in inference.
+        The probability with which `forward` sets an output between two layers to zero; the others are scaled up.
     bidirectional : bool
-        D = 2: a second direction walks each sequence from its end; y holds both, side by side.
-    dtype : float32 or float64
-        Of parameters, inputs and outputs.
+        Whether a second direction reads each sequence from its end (D = 2). y then holds the outputs of both, side by
+        side.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        Draws the parameters, U(-1/sqrt(H), 1/sqrt(H)), and the dropout masks.
-"""
+        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and the dropout
+        masks.
 
+    Notes
+    -----
+    After `backward`, ``tape.telemetry`` holds the norms of the gradient at every layer, direction and time step:
+    `dh_norm` (L*D, T), and for each sequence `dh_norm_per_sample` (L*D, T, B); also `n_clipped`, how many sequences
+    `step_clip` rescaled, and `first_nonfinite`, where the first NaN or infinity arose.
 
-class RNN(_Recurrent):
-    """Elman network.
-
-    h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), with act = tanh or relu.
-    {parameters}    nonlinearity : "tanh" or "relu"
+    References
+    ----------
+    .. [1] Elman, "Finding structure in time", Cognitive Science 14, 1990.
 
     Examples
     --------
     >>> import numpy as np, gradcore
-    >>> rnn = gradcore.RNN(3, 5, rng=np.random.default_rng(0))
+    >>> rnn = gradcore.RNN(3, 5, rng=0)
     >>> y, tape = rnn.forward(np.ones((7, 2, 3), np.float32))
     >>> dx = rnn.backward(tape, np.ones_like(y))
     >>> y.shape, dx.shape, tape.telemetry.dh_norm.shape
     ((7, 2, 5), (7, 2, 3), (1, 7))
-
-    References
-    ----------
-    Elman, "Finding structure in time", Cognitive Science 14 (1990).
     """
 
     _n_gates, _kept = 1, (0,)
@@ -626,16 +805,9 @@ class RNN(_Recurrent):
         self.nonlinearity = check_choice("nonlinearity", nonlinearity, cells)
         self._cell = cells[self.nonlinearity]
         super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            dtype=dtype,
-            rng=rng,
-        )
+            input_size, hidden_size, num_layers,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
+        )  # fmt: skip
 
     def _describe(self) -> Iterator[str]:
         yield from super()._describe()
@@ -644,54 +816,153 @@ class RNN(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory.
+    r"""Long short-term memory: whole sequences through one or more recurrent layers.
 
-    i, f, o = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*), g = tanh(the same of g),
-    c_t = f c_{t-1} + i g,  h_t = o tanh(c_t). Rows of weights and biases hold i, f, g, o.
-    {parameters}
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> lstm = gradcore.LSTM(3, 5, rng=np.random.default_rng(0))
-    >>> y, (h, c) = lstm(np.ones((7, 2, 3), np.float32), lengths=[7, 4])
-    >>> bool((y[4:, 1] == 0).all()), bool((h[0, 1] == y[3, 1]).all())
-    (True, True)
+    .. math::
+        i_t, f_t, o_t &= \sigma(W_{i*} x_t + b_{i*} + W_{h*} h_{t-1} + b_{h*}) \\
+        g_t &= \tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
+        c_t &= f_t c_{t-1} + i_t g_t, \qquad h_t = o_t \tanh(c_t)
+
+    Weights and biases hold the rows of i, f, g, o in this order, as in PyTorch. A state is a pair (h, c).
+
+    Parameters
+    ----------
+    input_size : int
+        I, the size of x_t.
+    hidden_size : int
+        H, the size of h_t.
+    num_layers : int
+        L, the number of layers; each reads the outputs of the one below.
+    bias : bool
+        Whether there are biases b_ih and b_hh.
+    batch_first : bool
+        Whether x and y are (B, T, F) instead of (T, B, F). States never are.
+    dropout : float
+        The probability with which `forward` sets an output between two layers to zero; the others are scaled up.
+    bidirectional : bool
+        Whether a second direction reads each sequence from its end (D = 2). y then holds the outputs of both, side by
+        side.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
+    rng : int or numpy.random.Generator, optional
+        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and the dropout
+        masks.
+
+    Notes
+    -----
+    After `backward`, ``tape.telemetry`` holds the norms of the gradient at every layer, direction and time step:
+    `dh_norm` (L*D, T), `dc_norm` likewise for c_t, and for each sequence `dh_norm_per_sample` and
+    `dc_norm_per_sample` (L*D, T, B); also `n_clipped`, how many sequences `step_clip` rescaled, and `first_nonfinite`,
+    where the first NaN or infinity arose.
 
     References
     ----------
-    Hochreiter, Schmidhuber, "Long short-term memory", Neural Computation 9 (1997); Gers, Schmidhuber, Cummins,
-    "Learning to forget", Neural Computation 12 (2000).
+    .. [1] Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9, 1997.
+    .. [2] Gers, Schmidhuber and Cummins, "Learning to forget", Neural Computation 12, 2000.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> lstm = gradcore.LSTM(3, 5, rng=0)
+    >>> y, (h, c) = lstm(np.ones((7, 2, 3), np.float32), lengths=[7, 4])
+    >>> bool((y[4:, 1] == 0).all()), bool((h[0, 1] == y[3, 1]).all())
+    (True, True)
     """
 
     _n_gates, _kept = 4, (0, 1, 2, 3)
     _has_cell = True
     _cell = _kernels.LSTM
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
+        )  # fmt: skip
+
 
 class GRU(_Recurrent):
-    """Gated recurrent unit, the reset gate applied after the recurrent product.
+    r"""Gated recurrent unit: whole sequences through one or more recurrent layers.
 
-    r, z = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*),
-    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)),  h_t = (1 - z) n + z h_{t-1}. Rows of weights and biases hold
-    r, z, n.
-    {parameters}
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> gru = gradcore.GRU(3, 5, num_layers=2, bidirectional=True, rng=np.random.default_rng(0))
-    >>> y, h = gru(np.ones((7, 2, 3), np.float32))
-    >>> y.shape, h.shape
-    ((7, 2, 10), (4, 2, 5))
+    .. math::
+        r_t, z_t &= \sigma(W_{i*} x_t + b_{i*} + W_{h*} h_{t-1} + b_{h*}) \\
+        n_t &= \tanh(W_{in} x_t + b_{in} + r_t (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z_t) n_t + z_t h_{t-1}
+
+    The reset gate r is applied after the recurrent product. Weights and biases hold the rows of r, z, n in this order,
+    as in PyTorch.
+
+    Parameters
+    ----------
+    input_size : int
+        I, the size of x_t.
+    hidden_size : int
+        H, the size of h_t.
+    num_layers : int
+        L, the number of layers; each reads the outputs of the one below.
+    bias : bool
+        Whether there are biases b_ih and b_hh.
+    batch_first : bool
+        Whether x and y are (B, T, F) instead of (T, B, F). States never are.
+    dropout : float
+        The probability with which `forward` sets an output between two layers to zero; the others are scaled up.
+    bidirectional : bool
+        Whether a second direction reads each sequence from its end (D = 2). y then holds the outputs of both, side by
+        side.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
+    rng : int or numpy.random.Generator, optional
+        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and the dropout
+        masks.
+
+    Notes
+    -----
+    After `backward`, ``tape.telemetry`` holds the norms of the gradient at every layer, direction and time step:
+    `dh_norm` (L*D, T), and for each sequence `dh_norm_per_sample` (L*D, T, B); also `n_clipped`, how many sequences
+    `step_clip` rescaled, and `first_nonfinite`, where the first NaN or infinity arose.
 
     References
     ----------
-    Cho et al., "Learning phrase representations using RNN encoder-decoder", arXiv 1406.1078v1.
+    .. [1] Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine translation",
+       arXiv 1406.1078v1, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gru = gradcore.GRU(3, 5, num_layers=2, bidirectional=True, rng=0)
+    >>> y, h = gru(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 10), (4, 2, 5))
     """
 
     _n_gates, _kept = 3, (1, 2, 0, 3)
     _cell = _kernels.GRU
 
-
-for _layer in (RNN, LSTM, GRU):
-    if _layer.__doc__:  # python -O -O drops docstrings
-        _layer.__doc__ = _layer.__doc__.replace("{parameters}", _PARAMETERS.strip("\n") + "\n")
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
+        )  # fmt: skip

@@ -108,7 +108,7 @@ class Regulariser:
             raise ValueError("tape: expected a tape from this layer's forward")
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         batch, D, H = tape._batch, layer.num_directions, layer.hidden_size
-        dy = layer._check_sequence("dy", dy, (batch.T, batch.B, D * H))
+        dy = layer._check_dy(dy, dstate, batch)
         (dstates,) = layer._fresh_states("dstate", dstate, batch)
 
         layer._refuse_reentry()

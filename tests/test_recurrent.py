@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import re
@@ -226,7 +227,7 @@ def sampled_cases(mode: str, n: int) -> list[Case]:
     return cases
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [case for mode in MODES for case in sampled_cases(mode, 48)], ids=str)
@@ -391,7 +392,7 @@ def test_record_gives_one_step_as_the_twin_does(mode: str, dtype: Any) -> None:
                     assert step.c is None
 
 
-# ---- telemetry and step clipping -------------------------------------------------------------------------------------
+# ---- telemetry and step clipping -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -491,7 +492,7 @@ def test_norms_of_large_and_small_gradients_are_right(dtype: Any, size: float) -
     assert tape.telemetry.first_nonfinite is None
 
 
-# ---- sequences, states, batches --------------------------------------------------------------------------------------
+# ---- sequences, states, batches ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -639,7 +640,7 @@ def test_inference_gives_the_bits_of_forward(mode: str, dtype: Any, variant: dic
         assert same_bits(a, b)
 
 
-# ---- tapes, threads, processes ---------------------------------------------------------------------------------------
+# ---- tapes, threads, processes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -954,7 +955,7 @@ def test_a_copied_tape_and_views_of_a_tape_keep_what_they_show(mode: str) -> Non
     assert len({each.kept[0].gates.ctypes.data for each in tapes}) == 4
 
 
-# ---- what callers hand in --------------------------------------------------------------------------------------------
+# ---- what callers hand in ------------------------------------------------------------------------------------------
 
 
 def laid_out(batch: Batch, layout: Callable[[Array], Array]) -> Batch:
@@ -1114,13 +1115,83 @@ def test_wrong_constructor_arguments_raise_and_are_named(cell: str, arguments: d
 def test_dtype_is_float32_unless_said_otherwise_and_options_are_keywords() -> None:
     assert gradcore.GRU(2, 3).dtype == np.float32
     assert gradcore.RNN(2, 3).nonlinearity == "tanh"
-    with pytest.raises(TypeError):
-        gradcore.LSTM(2, 3, 1, False)
-    with pytest.raises(TypeError, match="nonlinearity"):
+    for cell in ("RNN", "LSTM", "GRU"):
+        with pytest.raises(TypeError, match=rf"^{cell}\.__init__\(\) takes from 3 to 4 positional arguments"):
+            getattr(gradcore, cell)(2, 3, 1, False)
+        with pytest.raises(TypeError, match=rf"^{cell}\.__init__\(\) got an unexpected keyword argument 'proj_size'"):
+            getattr(gradcore, cell)(2, 3, proj_size=1)
+    with pytest.raises(TypeError, match=r"^LSTM\.__init__\(\) got .* 'nonlinearity'"):
         gradcore.LSTM(2, 3, nonlinearity="tanh")
 
 
-# ---- parameters ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_the_documentation_has_every_argument(cell: str) -> None:
+    docscrape = pytest.importorskip("numpydoc.docscrape")
+    kind = getattr(gradcore, cell)
+    documented = {parameter.name: " ".join(parameter.desc) for parameter in docscrape.ClassDoc(kind)["Parameters"]}
+    assert list(documented) == list(inspect.signature(kind).parameters)
+    assert all(documented.values())
+    assert "{" not in kind.__doc__.replace('{"tanh", "relu"}', "").partition("Parameters")[2]
+    assert "tape.telemetry" in kind.__doc__
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_dropout_without_a_layer_above_warns(cell: str) -> None:
+    with pytest.warns(UserWarning, match="dropout: 0.5 has no effect with num_layers=1") as caught:
+        layer = getattr(gradcore, cell)(2, 3, dropout=0.5)
+    assert caught[0].filename == __file__
+    copy.deepcopy(layer)  # which has said so before
+    with pytest.raises(TypeError, match="dropout: expected a number"):
+        getattr(gradcore, cell)(2, 3, 2, dropout=True)
+
+
+# ---- the last state alone ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_dy_is_zeros_beside_a_dstate(mode: str, batch_first: bool) -> None:
+    case = Case(mode, num_layers=2, bidirectional=True, batch_first=batch_first, lengths=(3, 0, 6, 5))
+    layer, batch = case.layer(), case.batch()
+    x = batch.x.swapaxes(0, 1) if batch_first else batch.x
+    y, tape = layer.forward(x, batch.state, batch.lengths)
+    want = [layer.backward(tape, np.zeros_like(y), batch.dstate), layer.flat_grads.copy(), tape.telemetry.dh_norm]
+    assert want[1].any()
+    layer.zero_grad()
+    got = [layer.backward(tape, None, batch.dstate), layer.flat_grads, tape.telemetry.dh_norm]
+    assert all(map(same_bits, got, want))
+    with pytest.raises(TypeError, match="dy: expected an array, got None; it can be None only with a dstate"):
+        layer.backward(tape, None)
+    assert same_bits(layer.flat_grads, want[1])
+
+
+def test_no_dy_for_the_regularizer() -> None:
+    layer = gradcore.RNN(3, 4, dtype=np.float64, rng=0)
+    y, tape = layer.forward(np.ones((6, 2, 3)))
+    dstate = np.random.default_rng(1).standard_normal((1, 2, 4))
+    want = gradcore.Regulariser(1.0)(layer, tape, np.zeros_like(y), dstate)
+    grads = layer.flat_grads.copy()
+    layer.zero_grad()
+    assert gradcore.Regulariser(1.0)(layer, tape, None, dstate) == want > 0
+    assert same_bits(layer.flat_grads, grads)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[[1.0, 2.0]]], "x: expected float32, got float64; convert it with numpy.asarray(x, numpy.float32)"),
+        (np.ones((1, 1, 2)), "x: expected float32, got float64; convert it with x.astype(numpy.float32)"),
+        (None, "x: expected an array of float32, got NoneType"),
+        (gradcore.Tanh(), "x: expected an array of float32, got Tanh"),
+    ],
+    ids=["list", "array", "None", "layer"],
+)
+def test_advice_fits_what_came(x: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        gradcore.RNN(2, 3)(x)
+
+
+# ---- parameters ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, {"bias": False}, {"H": 65, "dtype": np.float32}], ids=str)
@@ -1203,7 +1274,7 @@ def test_a_copied_layer_is_whole_and_independent(copied: Callable[[Any], Any]) -
     assert_same_bits(run(layer, batch), want)
 
 
-# ---- dropout ---------------------------------------------------------------------------------------------------------
+# ---- dropout -------------------------------------------------------------------------------------------------------
 
 
 def passing_on(dropout: float, seed: int) -> Any:
@@ -1263,7 +1334,9 @@ def test_dropout_of_what_is_too_large_is_silent(infinite: bool) -> None:
 def test_dropout_needs_a_layer_above() -> None:
     case = Case("GRU", bidirectional=True, options={"dropout": 0.5})
     batch = case.batch()
-    assert_same_bits(run(case.layer(), batch), run(Case("GRU", bidirectional=True).layer(), batch))
+    with pytest.warns(UserWarning, match="dropout: 0.5 has no effect"):
+        layer = case.layer()
+    assert_same_bits(run(layer, batch), run(Case("GRU", bidirectional=True).layer(), batch))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -1293,7 +1366,7 @@ def test_telemetry_says_what_it_is_of() -> None:
     dy = np.ones_like(y)
     layer.backward(tape, dy)
     assert tape.telemetry.num_directions == 2
-    assert repr(tape.telemetry) == "Telemetry(2 layers, 2 directions, 7 time steps, all finite)"
+    assert repr(tape.telemetry) == "<Telemetry: L=2, D=2, T=7, all finite>"
     dy[5] = np.nan
     layer.backward(tape, dy)
-    assert repr(tape.telemetry) == "Telemetry(2 layers, 2 directions, 7 time steps, not finite from (1, 0, 5) on)"
+    assert repr(tape.telemetry) == "<Telemetry: L=2, D=2, T=7, not finite from (1, 0, 5) on>"
