@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gradcore.claims import as_markdown, folk_claims
+from gradcore.claims import Claim, as_markdown, folk_claims
 
 HEAD = """# What is said of exploding and vanishing gradients
 
@@ -15,18 +15,19 @@ of the gradient at the first step or layer over that at the last; "keeps" means 
 """
 
 
-def page() -> str:
-    return f"{HEAD}\n{as_markdown(folk_claims())}\n"
+def page(claims: tuple[Claim, ...]) -> str:
+    return f"{HEAD}\n{as_markdown(claims)}\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="write the page to this file")
     out = parser.parse_args().out
+    text = page(folk_claims())
     if out is None:
-        print(page(), end="")
+        print(text, end="")
     else:
-        out.write_text(page(), encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
