@@ -103,6 +103,7 @@ OTHERS: dict[str, dict[str, Any]] = {  # for a second group
     "Adagrad": {"lr": 0.02, "lr_decay": 0.3, "weight_decay": 0.05, "maximize": True, "l1": 0.01},
     "SPAM": {"lr": 0.02, "threshold": 9.0, "reset_every": 17, "warmup_steps": 3, "l1": 0.01},
 }
+WRITABLE = [name for name in LAYOUTS if name != "read-only"]
 each_case = pytest.mark.parametrize(("rule", "options"), CASES)
 each_case_of_pytorch = pytest.mark.parametrize(("rule", "options"), [case for case in CASES if case[0] in OF_PYTORCH])
 each_rule = pytest.mark.parametrize("rule", OPTIONS)
@@ -336,9 +337,10 @@ def test_parameters_go_by_the_names_of_the_gradients() -> None:
     assert optim.SGD(list(pairs.values())).params[2] is pairs["p2"][0]
 
 
-@each_dtype
-@each_case
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(  # every case once, every dtype and value with every rule
+    ("rule", "options", "dtype", "value"),
+    [(*case, (np.float32, np.float64)[i % 2], (math.nan, math.inf, -math.inf)[i % 3]) for i, case in enumerate(CASES)],
+)
 def test_a_skipped_step_changes_no_bit_and_is_counted(
     rule: str, options: dict[str, Any], dtype: Any, value: float
 ) -> None:
@@ -1003,8 +1005,9 @@ def test_a_layer_that_joins_a_model_later_is_still_updated() -> None:
     assert not changed[layer.flat_params.size :].any()
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
-@each_case
+@pytest.mark.parametrize(
+    ("rule", "options", "layout"), [(*case, WRITABLE[i % len(WRITABLE)]) for i, case in enumerate(CASES)]
+)
 def test_strided_parameters_and_gradients(rule: str, options: dict[str, Any], layout: str) -> None:
     rng = np.random.default_rng(0)
     p, g = rng.standard_normal((5, 7)), rng.standard_normal((5, 7))

@@ -215,8 +215,15 @@ def test_the_limit_in_force_for_what_is_not_finite() -> None:
 
 
 @each_threshold
-@pytest.mark.parametrize("at", [0, 3, 30, 99, 100, 101, 2000])
-@pytest.mark.parametrize("through", ["memory", "json", "npz", "checkpoint"])
+@pytest.mark.parametrize(
+    ("through", "at"),
+    [
+        *(("memory", at) for at in (0, 3, 30, 99, 100, 101, 2000)),
+        *(
+            (through, at) for through in ("json", "npz", "checkpoint") for at in (0, 101)
+        ),  # without and with norms to write
+    ],
+)
 def test_a_restored_threshold_goes_on_bit_for_bit(
     make: Callable[[], Any], at: int, through: str, tmp_path: Any
 ) -> None:
