@@ -473,18 +473,39 @@ INLINE VEC FN(d_sigmoid)(VEC d, VEC a) { return FN(v_mul)(d, FN(v_mul)(a, FN(v_s
 typedef struct {
     ptrdiff_t u0, u1, H;
     const REAL *gates, *h_in, *c_in, *dh;
-    REAL scale;
+    REAL scale[2];
     REAL *dg, *dc, *carry;
 } FN(row_step);
+
+/* clip / norm as two factors: one alone may lie below the normal numbers, which are flushed to zero. The first is a power of
+ * two, 1 where the second can do without. */
+INLINE void FN(step_scale)(double norm, double clip, REAL scale[2])
+{
+    const double least = GC_BITS == 32 ? FLT_MIN : DBL_MIN;
+    int norm_exponent = 0, clip_exponent = 0;
+    if (norm * least > clip) {
+        frexp(norm, &norm_exponent);
+        frexp(clip, &clip_exponent);
+    }
+    const double half_way = ldexp(1, (clip_exponent - norm_exponent) / 2);
+    scale[0] = (REAL)half_way;
+    scale[1] = (REAL)(clip / (norm * half_way));
+}
+
+/* dL/dh of the units from j on, after step clipping. */
+INLINE VEC FN(clipped_dh)(const FN(row_step) *p, ptrdiff_t j)
+{
+    return FN(v_mul)(FN(v_mul)(FN(v_get)(p->dh + j, p->u1 - j), FN(v_set1)(p->scale[0])), FN(v_set1)(p->scale[1]));
+}
 
 /* inverts (f1) */
 static void FN(rnn_step_back)(const FN(row_step) *p, int relu)
 {
     /* h > 0, written so that a NaN in h does not hide the gradient; smaller numbers have been flushed to zero */
-    VEC least = FN(v_set1)(GC_BITS == 32 ? (REAL)FLT_MIN : (REAL)DBL_MIN), scale = FN(v_set1)(p->scale);
+    VEC least = FN(v_set1)(GC_BITS == 32 ? (REAL)FLT_MIN : (REAL)DBL_MIN);
     for (ptrdiff_t j = p->u0; j < p->u1; j += V) {
         ptrdiff_t live = p->u1 - j;
-        VEC h = FN(v_load)(p->gates + j), d = FN(v_mul)(FN(v_get)(p->dh + j, live), scale);
+        VEC h = FN(v_load)(p->gates + j), d = FN(clipped_dh)(p, j);
         FN(v_put)(p->dg + j, relu ? FN(v_select_gt)(least, h, FN(v_zero)(), d) : FN(d_tanh)(d, h), live);
     }
 }
@@ -492,12 +513,11 @@ static void FN(rnn_step_back)(const FN(row_step) *p, int relu)
 /* inverts (f2); the carry becomes the total dL/dc_t, dc becomes dL/dc_{t-1} */
 static void FN(lstm_step_back)(const FN(row_step) *p)
 {
-    VEC scale = FN(v_set1)(p->scale);
     for (ptrdiff_t j = p->u0; j < p->u1; j += V) {
         ptrdiff_t live = p->u1 - j;
         const REAL *gates = p->gates + 4 * j;
         VEC i = FN(v_load)(gates), f = FN(v_load)(gates + V), g = FN(v_load)(gates + 2 * V), o = FN(v_load)(gates + 3 * V);
-        VEC c_in = FN(v_get)(p->c_in + j, live), d = FN(v_mul)(FN(v_get)(p->dh + j, live), scale);
+        VEC c_in = FN(v_get)(p->c_in + j, live), d = FN(clipped_dh)(p, j);
         VEC tanh_c = FN(v_tanh)(FN(lstm_cell)(i, f, g, c_in));
         VEC dc = FN(v_add)(FN(v_get)(p->dc + j, live), FN(d_tanh)(FN(v_mul)(d, o), tanh_c));
         FN(v_put)(p->carry + j, dc, live);
@@ -512,12 +532,12 @@ static void FN(lstm_step_back)(const FN(row_step) *p)
 /* inverts (f3) */
 static void FN(gru_step_back)(const FN(row_step) *p)
 {
-    VEC scale = FN(v_set1)(p->scale), one = FN(v_set1)(R(1.0));
+    VEC one = FN(v_set1)(R(1.0));
     for (ptrdiff_t j = p->u0; j < p->u1; j += V) {
         ptrdiff_t live = p->u1 - j;
         const REAL *gates = p->gates + 4 * j;
         VEC n = FN(v_load)(gates), r = FN(v_load)(gates + V), z = FN(v_load)(gates + 2 * V), q = FN(v_load)(gates + 3 * V);
-        VEC d = FN(v_mul)(FN(v_get)(p->dh + j, live), scale);
+        VEC d = FN(clipped_dh)(p, j);
         VEC dn = FN(d_tanh)(FN(v_mul)(d, FN(v_sub)(one, z)), n);
         FN(v_put)(p->dg + j, dn, live);
         FN(v_put)(p->dg + p->H + j, FN(d_sigmoid)(FN(v_mul)(dn, q), r), live);
@@ -551,8 +571,9 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         if (s->dh_norm && !chunk->u0) s->dh_norm[row] = norm;
         FN(row_step) p = {chunk->u0, chunk->u1, H, gates + row * plan->gates_row, h_in + row * plan->h_row,
                           c_in ? c_in + row * plan->h_row : NULL, dh + b * H,
-                          norm > s->step_clip && !isinf(norm) ? (REAL)(s->step_clip / norm) : 1,
+                          {1, 1},
                           dg + b * plan->dg_row, dc ? dc + b * H : NULL, carry ? carry + b * H : NULL};
+        if (norm > s->step_clip && !isinf(norm)) FN(step_scale)(norm, s->step_clip, p.scale);
         if (s->cell == GC_LSTM)
             FN(lstm_step_back)(&p);
         else if (s->cell == GC_GRU)

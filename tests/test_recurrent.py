@@ -417,6 +417,33 @@ def test_step_clip_above_every_norm_changes_no_bit(mode: str) -> None:
     assert_same_bits(run(layer, batch, 1e6), run(layer, batch))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "clips"),
+    [(np.float32, 1e38, (1.0, 0.01, 1e-20)), (np.float64, 1e307, (1.0, 1e-10, 1e-200))],
+    ids=["float32", "float64"],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_step_clip_far_below_a_norm_keeps_the_direction(
+    mode: str, dtype: Any, size: float, clips: tuple[float, ...]
+) -> None:
+    """What is clipped is the same however long it was, also where clip / norm is no number that the dtype has."""
+    layer = Case(mode, bias=False, dtype=dtype).layer()
+    twin = Case(mode, bias=False).layer()
+    x, dy = Case(mode).batch().x, Case(mode).batch().dy
+    dy[-1] = np.abs(dy[-1]) + 1  # no sequence without a gradient, for units at rest of ReLU too
+    tape, twin_tape = layer.forward(x.astype(dtype))[1], twin.forward(x)[1]
+    for clip in clips:
+        layer.zero_grad()
+        twin.zero_grad()
+        dx = layer.backward(tape, (dy * size / 5).astype(dtype), step_clip=clip)
+        want = twin.backward(twin_tape, dy * 1e30, step_clip=1.0)  # nothing else adds to such a dL/dh_t
+        assert (tape.telemetry.n_clipped == tape.telemetry.n_clipped.max()).all()
+        assert (tape.telemetry.dh_norm > size / 50).all()
+        assert relative_error(dx / clip, want) < (1e-5 if dtype is np.float32 else 1e-11)
+        for name, gradient in layer.grads.items():
+            assert relative_error(gradient / clip, twin.grads[name]) < (1e-5 if dtype is np.float32 else 1e-11), name
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_step_clip_of_zero_stops_every_gradient(mode: str) -> None:
     case = Case(mode)
