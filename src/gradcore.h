@@ -192,8 +192,9 @@ typedef struct gc_table {
                                                                                        which are written unless NULL */
     size_t (*jacobian_work)(const gc_jacobian *);
     int (*jacobian_product)(const gc_jacobian *);
-    /* v (B, k, n), in place: each sample's rows by orthonormal ones, or, with pivots (B, k) for scratch, only by some that are
-     * far from parallel; logs (B, k) = ln abs of the diagonal of the triangular matrix that leads from these to v. */
+    /* v (B, k, n) with k <= n, in place: each sample's rows by orthonormal ones, or, with pivots (B, k) for scratch, only by
+     * some that are far from parallel; logs (B, k) = ln abs of the diagonal of the triangular matrix that leads from these to v:
+     * -inf for a row that depends on earlier ones; inf or NaN for one that is not finite, and NaN for those behind it. */
     int (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs,
                              ptrdiff_t *pivots);
     /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */

@@ -92,6 +92,41 @@ static size_t jacobian_packed(int cell, int transposed, ptrdiff_t H, const doubl
     return (size_t)(transposed ? FN(packed_size)(GH, H) : FN(packed_size)(H, GH));
 }
 
+/* NaN where there is one, which a maximum may lose. */
+static double largest_of(ptrdiff_t n, const double *row)
+{
+    VEC most = FN(v_zero)();
+    int nan = 0;
+    for (ptrdiff_t i = 0; i < n; i++) nan |= row[i] != row[i];
+    if (nan) return NAN;
+    for (ptrdiff_t i = 0; i < n; i += V) most = FN(v_max)(most, FN(v_abs)(FN(v_get)(row + i, n - i)));
+    double lanes[V], largest = 0;
+    FN(v_store)(lanes, most);
+    for (int i = 0; i < V; i++) largest = fmax(largest, lanes[i]);
+    return largest;
+}
+
+/* A reciprocal may be flushed to zero where a quotient is not. */
+INLINE void divide(ptrdiff_t n, double *row, double by)
+{
+    for (ptrdiff_t i = 0; i < n; i++) row[i] /= by;
+}
+
+/* The norm of a row and its logarithm. A row of finite numbers whose norm is beyond them is divided by its largest entry; the
+ * norm is then that of what is left. */
+static double norm_of(ptrdiff_t n, double *row, double *log_norm)
+{
+    double norm = FN(l2_norm)(row, n), shrunk = 0;
+    const double largest = isinf(norm) ? largest_of(n, row) : INFINITY;
+    if (largest < INFINITY) {
+        divide(n, row, largest);
+        norm = FN(l2_norm)(row, n);
+        shrunk = log(largest);
+    }
+    *log_norm = shrunk + log(norm);
+    return norm;
+}
+
 #define FACTOR(k) FN(v_get)(factors + (k)*H + j, live)
 #define PRE(g) FN(v_get)(pre + (g)*H + j, live)
 #define PUT(g, value) FN(v_put)(pre + (g)*H + j, value, live)
@@ -175,9 +210,8 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
                      s->cell == GC_GRU ? v : NULL, row, NULL, 0, &watch);
         for (ptrdiff_t k = first; s->log_norm && k < end; k++) {
             double *its_v = v + (k - first) * row;
-            const double norm = FN(l2_norm)(its_v, row), scale = norm > 0 ? 1 / norm : 1;
-            for (ptrdiff_t j = 0; j < row; j++) its_v[j] *= scale;
-            s->log_norm[i * s->B * s->m + k] = log(norm);
+            const double norm = norm_of(row, its_v, s->log_norm + i * s->B * s->m + k);
+            if (norm != 0) divide(row, its_v, norm);
         }
     }
     gc_ftz_leave(mode);
@@ -227,18 +261,8 @@ INLINE void take_one_out(ptrdiff_t n, double *row, const double *earlier, double
         FN(v_put)(row + i, FN(v_fnma)(FN(v_set1)(share), FN(v_get)(earlier + i, n - i), FN(v_get)(row + i, n - i)), n - i);
 }
 
-static double largest_of(ptrdiff_t n, const double *row)
-{
-    VEC most = FN(v_zero)();
-    for (ptrdiff_t i = 0; i < n; i += V) most = FN(v_max)(most, FN(v_abs)(FN(v_get)(row + i, n - i)));
-    double lanes[V], largest = 0;
-    FN(v_store)(lanes, most);
-    for (int i = 0; i < V; i++) largest = fmax(largest, lanes[i]);
-    return largest;
-}
-
 /* U L: each row loses of the earlier ones what makes it 0 at their pivots, their largest entries, and is divided by its own.
- * A row that is all 0 has no pivot, and nothing is taken of it. */
+ * A row that is all 0 has no pivot, and nothing is taken of it; one that is not finite becomes NaN. */
 static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, ptrdiff_t *pivots, gc_watch *watch)
 {
     for (ptrdiff_t r = 0; r < k; r++) {
@@ -272,8 +296,7 @@ static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, pt
         pivots[r] = -1;
         if (largest == 0) continue;
         for (pivots[r] = 0; fabs(row[pivots[r]]) < largest;) pivots[r]++;
-        const double factor = 1 / row[pivots[r]];
-        for (ptrdiff_t i = 0; i < n; i++) row[i] *= factor;
+        divide(n, row, largest < INFINITY ? row[pivots[r]] : NAN); /* which all later rows get */
     }
 }
 
@@ -288,7 +311,8 @@ static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diag
         log_diagonal[r] = 0;
         for (int pass = 0;; pass++) {
             if (stopped(watch, 2 * (double)(r + 1) * (double)n)) return;
-            const double norm = FN(l2_norm)(row, n);
+            double log_norm;
+            const double norm = norm_of(n, row, &log_norm);
             if ((norm == 0 || pass == PASSES) && replacement < n) {
                 log_diagonal[r] = -INFINITY;
                 for (ptrdiff_t i = 0; i < n; i++) row[i] = i == replacement;
@@ -296,8 +320,8 @@ static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diag
                 pass = -1;
                 continue;
             }
-            log_diagonal[r] += log(norm);
-            for (ptrdiff_t i = 0; i < n; i++) row[i] /= norm;
+            log_diagonal[r] += log_norm;
+            divide(n, row, norm);
             if ((pass && norm > 0.5) || !(norm > 0 && norm < INFINITY)) break;
             for (ptrdiff_t j = 0; j < r; j++) {
                 VEC product = FN(v_zero)();

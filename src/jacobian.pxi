@@ -57,8 +57,13 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
 
 
 def jacobian_separate(cnp.ndarray v, bint orthonormal):
-    """v (B, k, n) by rows that are orthonormal or just far from parallel, in place; returns ln abs(R_ii), (B, k)."""
+    """v (B, k, n) by rows that are orthonormal or just far from parallel, in place; returns ln abs(R_ii), (B, k).
+
+    k <= n: no more rows than that are independent.
+    """
     cdef Py_ssize_t B = cnp.PyArray_DIM(v, 0), k = cnp.PyArray_DIM(v, 1), n = cnp.PyArray_DIM(v, 2)
+    if k > n:
+        raise ValueError(f"kernel argument: expected at most {n} rows, got {k}")
     cdef double *rows = <double *> pointer(v, GC_F64, B * k * n, True)
     cdef cnp.npy_intp[2] shape
     shape[0], shape[1] = B, k

@@ -3,6 +3,20 @@
 RNN_TANH, RNN_RELU, LSTM, GRU = GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
 
 
+cdef const Py_ssize_t *packed_steps(cnp.ndarray offsets, Py_ssize_t B) except NULL:
+    """Where the steps of a packed batch begin: from 0 on, none with more sequences than the one before it, or than B."""
+    cdef const Py_ssize_t *rows = <const Py_ssize_t *> typed_pointer(offsets, cnp.NPY_INTP, 1, False)
+    cdef Py_ssize_t t, alive = B
+    if rows[0] != 0 or B < 0:
+        raise ValueError(f"kernel argument: expected steps from row 0 on and B >= 0, got row {rows[0]} and B = {B}")
+    for t in range(cnp.PyArray_SIZE(offsets) - 1):
+        if not rows[t] <= rows[t + 1] or rows[t + 1] - rows[t] > alive:
+            raise ValueError(
+                f"kernel argument: expected 0 to {alive} rows of step {t}, got rows {rows[t]} to {rows[t + 1]}")
+        alive = rows[t + 1] - rows[t]
+    return rows
+
+
 cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray offsets, Py_ssize_t B,
                         list weights, cnp.ndarray x, cnp.ndarray gates, cnp.ndarray h_in, cnp.ndarray c_in,
                         Py_ssize_t ld_y) except -1:
@@ -15,8 +29,10 @@ cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray off
     cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1), F = cnp.PyArray_DIM(w_ih, 1)
     s.cell, s.reverse, s.threads = cell, reverse, gc_get_num_threads()
     s.T, s.B, s.F, s.H, s.ld_y = T, B, F, H, ld_y
-    s.offsets = <const Py_ssize_t *> typed_pointer(offsets, cnp.NPY_INTP, 1, False)
+    s.offsets = packed_steps(offsets, B)
     cdef Py_ssize_t S = s.offsets[T]
+    if (<double> S + B) * (<double> F + 4.0 * H + ld_y + 64) + 4.0 * H * (<double> F + H) > 2.0 ** 60:
+        raise ValueError(f"kernel argument: expected sizes that memory has room for, got S = {S}, B = {B}, F = {F}, H = {H}")
     s.w_ih = pointer(w_ih, real, G * H * F, False)
     s.w_hh = pointer(w_hh, real, G * H * H, False)
     s.b_ih = pointer(weights[2], real, G * H, False)

@@ -36,7 +36,8 @@ from tools import (
 )
 
 import gradcore
-from gradcore import reference
+from gradcore import _kernels, reference
+from gradcore._layer import Pool
 
 pytestmark = pytest.mark.kernels
 
@@ -1086,6 +1087,35 @@ def test_wrong_lengths_raise(lengths: Any, error: Any, call: str) -> None:
     layer = gradcore.GRU(2, 3)
     with pytest.raises(error, match=r"^lengths: "):
         getattr(layer, call)(np.zeros((6, 4, 2), np.float32), lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "B"),
+    [
+        ([0, 200_000], 1),
+        ([0, 2, 1], 2),
+        ([0, 1, 3], 2),
+        ([0, -1, 0], 2),
+        ([1, 2, 3], 2),
+        ([0, 2**62, -(2**63)], 2),
+        ([0, 2**62], 2**62),
+        ([0, 1], 0),
+        ([0], -1),
+        ([], 1),
+    ],
+)
+def test_kernels_refuse_steps_that_do_not_follow_each_other(offsets: list[int], B: int) -> None:
+    F, H, buffers = 2, 3, Pool()
+    weights = [np.zeros(shape, np.float32) for shape in ((H, F), (H, H), (H,), (H,))]
+    x, y, h = (np.zeros(shape, np.float32) for shape in ((4, F), (4, H), (2, H)))
+    gates, h_in = (np.zeros((4, 64), np.float32) for _ in range(2))
+    batch = (_kernels.RNN_TANH, False, np.array(offsets, np.intp), B, weights, x)
+    with pytest.raises(ValueError, match=r"^kernel argument: expected "):
+        _kernels.recurrent_forward(*batch, y, None, 0, h, None, gates, h_in, None, buffers.take)
+    with pytest.raises(ValueError, match=r"^kernel argument: expected "):
+        _kernels.recurrent_backward(
+            *batch, gates, h_in, None, y, None, 0, h, None, None, False, weights, 1.0, None, None, buffers.take
+        )
 
 
 @pytest.mark.parametrize("step_clip", [-1.0, np.nan, -np.inf, "much", [1.0, 2.0]])

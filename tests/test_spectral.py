@@ -413,6 +413,75 @@ def test_rows_that_depend_on_earlier_ones_are_replaced() -> None:
     np.testing.assert_array_equal(logs, [-np.inf, np.log(4), -np.inf])
 
 
+@pytest.mark.parametrize("orthonormal", [True, False])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 1, 20])
+def test_separation_shows_what_is_not_finite(orthonormal: bool, bad: float, column: int) -> None:
+    """In the row that has it, and in all behind it, whose part across that row nobody knows; never as -inf."""
+    v = np.random.default_rng(0).standard_normal((2, 7, 21))
+    want = v.copy()
+    v[1, 3, column] = bad
+    want_logs, logs = _kernels.jacobian_separate(want, orthonormal), _kernels.jacobian_separate(v, orthonormal)
+    np.testing.assert_array_equal(v[0], want[0])
+    np.testing.assert_array_equal(v[1, :3], want[1, :3])
+    np.testing.assert_array_equal(logs[0], want_logs[0])
+    np.testing.assert_array_equal(logs[1, :3], want_logs[1, :3])
+    assert np.isnan(logs[1, 3]) or logs[1, 3] == np.inf
+    assert np.isnan(logs[1, 4:]).all()
+    rows = np.full((1, 3, 9), np.nan)
+    assert np.isnan(_kernels.jacobian_separate(rows, orthonormal)).all()
+
+
+@pytest.mark.parametrize("orthonormal", [True, False])
+@pytest.mark.parametrize("exponent", [1000, 1022, -1000])
+def test_separation_at_the_ends_of_the_range(orthonormal: bool, exponent: int) -> None:
+    """Rows whose norms no double has, and pivots whose reciprocals are flushed: all is that of smaller rows, scaled."""
+    v = np.random.default_rng(0).uniform(1, 1.9, (1, 6, 40))
+    want = v.copy()
+    v *= 2.0**exponent
+    want_logs, logs = _kernels.jacobian_separate(want, orthonormal), _kernels.jacobian_separate(v, orthonormal)
+    np.testing.assert_allclose(v, want, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(logs, want_logs + exponent * math.log(2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_separation_refuses_more_rows_than_can_be_independent(orthonormal: bool) -> None:
+    v = np.ones((1, 4, 3))
+    with pytest.raises(ValueError, match="expected at most 3 rows, got 4"):
+        _kernels.jacobian_separate(v, orthonormal)
+    assert (v == 1).all()
+
+
+def test_exponents_of_weights_near_the_largest_number() -> None:
+    n, T, exponent = 30, 20, 1020
+    W = np.random.default_rng(1).standard_normal((n, n))
+    found = []
+    for factor in (1.0, 2.0**exponent):
+        layer = gradcore.RNN(1, n, bias=False, dtype=np.float64)
+        layer.params["weight_hh_l0"][...] = W * factor
+        found.append(spectral.lyapunov_spectrum(layer, np.zeros((T, 1, 1))))  # at rest J = W
+    assert found[1][0] > 708
+    np.testing.assert_allclose(found[1], found[0] + exponent * math.log(2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("exponent", [1020, 1023])
+def test_steps_scaled_to_norm_1_near_the_largest_number(exponent: int, transposed: bool) -> None:
+    """Also where a norm is beyond it and no entry is."""
+    n, T, found = 20, 4, []
+    W = np.random.default_rng(1).uniform(-1, 1, (n, n))
+    W /= np.abs(W).sum(axis=1).max() * n**0.25
+    for factor in (1.0, 2.0**exponent):
+        layer = gradcore.RNN(1, n, bias=False, dtype=np.float64)
+        layer.params["weight_hh_l0"][...] = W * factor
+        trajectory = spectral._Trajectory.whole(layer, layer.forward(np.zeros((T, 1, 1)))[1], 0, T, 1)
+        v, log_norm = np.random.default_rng(2).choice([-1.0, 1.0], (1, 3, n)), np.empty((T, 1, 3))
+        trajectory.carry(v, trajectory.factors(0, T), transposed=transposed, log_norm=log_norm)
+        found.append((v, log_norm))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found[1][1], found[0][1] + exponent * math.log(2), rtol=1e-12)
+
+
 def test_exponents_of_a_stack_are_those_of_its_joint_state() -> None:
     T, H, step = 600, 3, 1e-6
     layer, _, x, _ = layer_and_tape("RNN_TANH", T, 1, 2, H, num_layers=2)
