@@ -632,6 +632,10 @@ class Adam(Optimizer):
     Kingma, Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1; AMSGrad: Reddi, Kale, Kumar, "On the
     convergence of Adam and beyond", 2018, algorithm 2.
 
+    The second moment never overflows: an entry of the gradient beyond the root of the dtype's largest number (1.8e19 in
+    float32) counts as that root. A gradient whose square is subnormal (below 1e-18 in float32) leaves no trace in it:
+    with an :math:`\epsilon` below 1e-15 its steps are not PyTorch's, but never larger than :math:`\eta`.
+
     Examples
     --------
     >>> import numpy as np
@@ -895,6 +899,8 @@ class RMSprop(Optimizer):
     Tieleman, Hinton, "Lecture 6.5: rmsprop", 2012; centered: Graves, "Generating sequences with recurrent neural
     networks", 2013, equations 38 to 45.
 
+    The ends of the range are treated as in `Adam`.
+
     Examples
     --------
     >>> import numpy as np
@@ -991,6 +997,8 @@ class Adagrad(Optimizer):
     Notes
     -----
     Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
+
+    The ends of the range are treated as in `Adam`.
 
     Examples
     --------

@@ -370,6 +370,17 @@ def clip_grad_norm(arrays: Sequence[Array], max_norm: float, norm_type: float = 
 # Each changes p and `state`, empty before the first step, in place; t counts the steps from 1. The names are PyTorch's.
 
 
+def _squarable(g: Array) -> Array:
+    """The gradient, limited so that its second moment does not overflow."""
+    limit = np.sqrt(np.finfo(g.dtype).max) * (1 - 2.0**-9)
+    return np.asarray(np.clip(g, -limit, limit), g.dtype)
+
+
+def _rms(v: Array, take: float) -> Array:
+    """The root of a second moment in which a square has the share `take`; never 0."""
+    return np.asarray(np.sqrt(np.maximum(v, np.finfo(v.dtype).tiny / take)), v.dtype)
+
+
 def sgd(
     p: Array,
     g: Array,
@@ -406,14 +417,14 @@ def adam(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
+    g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     zeros = np.zeros_like(p)
     m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
     v = state["exp_avg_sq"] = betas[1] * state.get("exp_avg_sq", zeros) + (1 - betas[1]) * g**2
     if amsgrad:
         v = state["max_exp_avg_sq"] = np.maximum(state.get("max_exp_avg_sq", zeros), v)
-    m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
-    p -= lr * m_hat / (np.sqrt(v_hat) + eps)
+    m_hat, v_hat_root = m / (1 - betas[0] ** t), _rms(v, 1 - betas[1]) / sqrt(1 - betas[1] ** t)
+    p -= lr * m_hat / (v_hat_root + eps)
 
 
 def adamw(
@@ -447,10 +458,11 @@ def spam(
         warm_lr = lr * (1 - 0.99 * (1 + cos(pi * since / (warmup_steps + 1))) / 2)
     else:
         warm_lr = lr
-    g = (-g if maximize else g) + l1 * np.sign(p)
+    g = _squarable((-g if maximize else g) + l1 * np.sign(p))
     v = state["exp_avg_sq"]
-    spikes = state["spikes"] = (v > 0) & (g**2 > threshold * v)
-    g = np.where(spikes, np.sign(g) * np.sqrt(threshold * v), g)
+    with np.errstate(over="ignore"):
+        spikes = state["spikes"] = (v > 0) & (g**2 > threshold * v)
+        g = np.where(spikes, np.sign(g) * np.sqrt(threshold * v), g)
     decay = lr * weight_decay * p
     adam(p, g, state, t, lr=warm_lr, betas=betas, eps=eps)
     p -= decay
@@ -471,13 +483,13 @@ def rmsprop(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
+    g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     zeros = np.zeros_like(p)
     v = state["square_avg"] = alpha * state.get("square_avg", zeros) + (1 - alpha) * g**2
     if centered:
         m = state["grad_avg"] = alpha * state.get("grad_avg", zeros) + (1 - alpha) * g
-        v = np.maximum(v - m**2, 0)
-    change = g / (np.sqrt(v) + eps)
+        v = v - m**2
+    change = g / (_rms(v, 1 - alpha) + eps)
     if momentum:
         change = state["momentum_buffer"] = momentum * state.get("momentum_buffer", zeros) + change
     p -= lr * change
@@ -497,9 +509,11 @@ def adagrad(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
-    v = state["sum"] = state.get("sum", np.full_like(p, initial_accumulator_value)) + g**2
-    p -= lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(v) + eps)
+    g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
+    largest = np.finfo(p.dtype).max  # of the sum, which no later gradient makes smaller
+    v = state.get("sum", np.full_like(p, initial_accumulator_value))
+    v = state["sum"] = np.minimum(v, largest - g**2) + g**2
+    p -= lr / (1 + (t - 1) * lr_decay) * g / (_rms(v, 1) + eps)
 
 
 # ---- spectral --------------------------------------------------------------------------------------------------------

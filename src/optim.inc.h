@@ -1,6 +1,21 @@
 /* One step of an optimizer for one block: every array is read once and, but for the gradient, written once. The clip
  * coefficient is applied on the way. Needs norm.inc.h. The formulas stand beside each function, g, m, v the gradient and
- * its moments, p the parameter. */
+ * its moments, p the parameter.
+ *
+ * The second moment v stays within the range of its type. Above: a gradient whose square does not fit counts as the largest
+ * whose square does, in both moments, so that the step, which depends on their ratio, is what the formula says, and v comes
+ * down again as other gradients follow. Below: where v is divided by, it is at least what the smallest gradient would leave
+ * whose share is not flushed to zero, so that no step is larger than that one's, and a gradient of 0 moves nothing even
+ * without eps. */
+#if GC_BITS == 32
+#define LARGEST FLT_MAX
+#define LEAST FLT_MIN
+#define SQUARABLE 0x1.ffp63f
+#else
+#define LARGEST DBL_MAX
+#define LEAST DBL_MIN
+#define SQUARABLE 0x1.ffp511
+#endif
 
 INLINE REAL FN(root)(REAL x)
 {
@@ -9,6 +24,22 @@ INLINE REAL FN(root)(REAL x)
 #else
     return sqrt(x);
 #endif
+}
+
+INLINE REAL FN(squarable)(REAL g) { return g > SQUARABLE ? SQUARABLE : g < -SQUARABLE ? -SQUARABLE : g; }
+
+/* keep v + take g^2; keep and take are rounded, and their sum may be above 1 */
+INLINE REAL FN(second_moment)(REAL keep, REAL v, REAL take, REAL g)
+{
+    const REAL sum = keep * v + take * g * g;
+    return sum > LARGEST ? LARGEST : sum;
+}
+
+/* What a step divides by, but for eps; `take` is the share of a gradient's square in v. */
+INLINE REAL FN(rms)(REAL v, REAL take)
+{
+    const REAL least = LEAST / take;
+    return FN(root)(v < least ? least : v);
 }
 
 /* gc_update in the precision of the arrays, by value, so that the compiler keeps it in registers. */
@@ -46,7 +77,7 @@ INLINE void FN(sgd)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *rest
     }
 }
 
-/* m = keep m + take g;  v = keep' v + take' g^2;  p = shrink p - step m / (sqrt(v) / root + eps), with AMSGrad the largest v.
+/* m = keep m + take g;  v = keep' v + take' g^2;  p = shrink p - step m / (sqrt(v) / root + eps), AMSGrad: the largest v.
  * SPAM: where g^2 > threshold v > 0, v being the one before this step, sign(g) sqrt(threshold v) takes the place of g; how
  * often is returned. */
 INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean,
@@ -54,7 +85,7 @@ INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL
 {
     int spikes = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        REAL d = FN(gradient)(r, g[i], p[i]);
+        REAL d = FN(squarable)(FN(gradient)(r, g[i], p[i]));
         if (spam) {
             const REAL limit = r.threshold * square[i], cut = d < 0 ? -FN(root)(limit) : FN(root)(limit);
             const int spike = limit > 0 && d * d > limit;
@@ -62,10 +93,9 @@ INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL
             spikes += spike;
         }
         mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
-        square[i] = r.keep_square * square[i] + r.take_square * d * d;
-        REAL v = square[i];
+        REAL v = square[i] = FN(second_moment)(r.keep_square, square[i], r.take_square, d);
         if (most) v = most[i] = v > most[i] ? v : most[i];
-        p[i] = r.shrink * p[i] - r.step * (mean[i] / (FN(root)(v) / r.root + r.eps));
+        p[i] = r.shrink * p[i] - r.step * (mean[i] / (FN(rms)(v, r.take_square) / r.root + r.eps));
     }
     return spikes;
 }
@@ -76,15 +106,13 @@ INLINE void FN(rmsprop)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
                         REAL *restrict square, REAL *restrict buffer)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        const REAL d = FN(gradient)(r, g[i], p[i]);
-        square[i] = r.keep_square * square[i] + r.take_square * d * d;
-        REAL v = square[i];
+        const REAL d = FN(squarable)(FN(gradient)(r, g[i], p[i]));
+        REAL v = square[i] = FN(second_moment)(r.keep_square, square[i], r.take_square, d);
         if (mean) {
             mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
-            v -= mean[i] * mean[i];
-            v = v > 0 ? v : 0; /* it can only be negative by rounding */
+            v -= mean[i] * mean[i]; /* negative only by rounding */
         }
-        REAL change = d / (FN(root)(v) + r.eps);
+        REAL change = d / (FN(rms)(v, r.take_square) + r.eps);
         if (buffer) change = buffer[i] = r.momentum * buffer[i] + change;
         p[i] -= r.step * change;
     }
@@ -94,9 +122,9 @@ INLINE void FN(rmsprop)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
 INLINE void FN(adagrad)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict square)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        const REAL d = FN(gradient)(r, g[i], p[i]);
-        square[i] += d * d;
-        p[i] -= r.step * (d / (FN(root)(square[i]) + r.eps));
+        const REAL d = FN(squarable)(FN(gradient)(r, g[i], p[i]));
+        square[i] = FN(second_moment)(1, square[i], 1, d);
+        p[i] -= r.step * (d / (FN(rms)(square[i], 1) + r.eps));
     }
 }
 
@@ -152,3 +180,7 @@ static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERAN
     }
     return spikes;
 }
+
+#undef LARGEST
+#undef LEAST
+#undef SQUARABLE

@@ -493,6 +493,125 @@ def test_subnormal_moments_make_no_difference(rule: str, options: dict[str, Any]
     assert any(subnormal) or decays or (rule, options.get("momentum")) == ("SGD", None)
 
 
+# ---- second moments at the ends of the range -------------------------------------------------------------------------
+
+WITH_SECOND_MOMENTS: list[tuple[str, dict[str, Any]]] = [
+    ("Adam", {}),
+    ("Adam", {"betas": (0.9, 0.9)}),
+    ("Adam", {"amsgrad": True}),
+    ("Adam", {"betas": (0.0, 0.0)}),
+    ("AdamW", {"weight_decay": 0.1}),
+    ("RMSprop", {}),
+    ("RMSprop", {"centered": True}),
+    ("RMSprop", {"alpha": 0.9, "momentum": 0.5}),
+    ("Adagrad", {}),
+    ("SPAM", {"reset_every": 5000}),
+]
+each_with_second_moments = pytest.mark.parametrize(("rule", "options"), WITH_SECOND_MOMENTS)
+
+
+@pytest.mark.parametrize("when", [1, 20])
+@pytest.mark.parametrize("big", [1e19, 1e21, -1e30, 3e38])
+@each_with_second_moments
+def test_a_gradient_whose_square_overflows_makes_the_step_of_the_formula(
+    rule: str, options: dict[str, Any], big: float, when: int
+) -> None:
+    """In float64, where its square does not overflow."""
+    p, g = np.zeros(2, np.float32), np.ones(2, np.float32)
+    opt = make(rule, [(p, g)], lr=1.0, **options)
+    twin, state = np.zeros(2), {}
+    for t in range(1, when + 11):
+        g[0] = big if t == when else 1
+        opt.step()
+        TWINS[rule](twin, g.astype(np.float64), state, t, lr=1.0, **options)
+        if t in (when, when + 1, when + 10):
+            assert p == pytest.approx(twin, rel=1e-3, abs=1e-3)
+    for moment in opt.state_dict()["moments"].values():
+        assert np.isfinite(moment["0"]).all()
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "speed"),
+    [
+        ("Adam", {"betas": (0.9, 0.9)}, 1.0),
+        ("AdamW", {"betas": (0.5, 0.9), "weight_decay": 0.0}, 1.0),
+        ("RMSprop", {"alpha": 0.9}, 1.0),
+        ("RMSprop", {"alpha": 0.9, "momentum": 0.5}, 2.0),
+    ],
+)
+@each_dtype
+def test_a_parameter_moves_again_after_a_gradient_whose_square_overflows(
+    rule: str, options: dict[str, Any], speed: float, dtype: Any
+) -> None:
+    """As soon as the moment has come down from the end of the range, by one tenth a step."""
+    most = float(np.finfo(dtype).max)
+    p, g = np.zeros(1, dtype), np.array([most / 2], dtype)
+    opt = make(rule, [(p, g)], lr=1e-3, **options)
+    opt.step()
+    g[0] = 1
+    for _ in range(math.ceil(math.log(most) / -math.log(0.9)) + 150):
+        opt.step()
+    before = p.copy()
+    opt.step()
+    assert before - p == pytest.approx([speed * 1e-3], rel=1e-3)
+
+
+@each_with_second_moments
+def test_the_twin_limits_its_gradients_alike(rule: str, options: dict[str, Any]) -> None:
+    p, g = np.zeros(2), np.array([1e300, -1.0])
+    opt = make(rule, [(p, g)], **options)
+    twin, state = np.zeros(2), {}
+    for t in range(1, 101):
+        opt.step()
+        TWINS[rule](twin, g.copy(), state, t, **options)
+        np.testing.assert_allclose(p, twin, rtol=1e-10)
+        g[0] = 1e300 if t % 3 == 0 else 1.0
+    assert np.isfinite([*state.values()]).all()
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(np.float32, 1e-39), (np.float32, 1e-60), (np.float64, 1e-310)])
+@each_with_second_moments
+def test_a_gradient_of_zero_moves_nothing_however_small_eps_is(
+    rule: str, options: dict[str, Any], dtype: Any, eps: float
+) -> None:
+    options = {name: value for name, value in options.items() if name != "weight_decay"}
+    options |= {"weight_decay": 0.0} if rule == "AdamW" else {}
+    for small in (eps, 0.0):
+        p, g = np.ones(130, dtype), np.zeros(130, dtype)
+        opt = make(rule, [(p, g)], eps=small, **options)
+        for _ in range(3):
+            opt.step()
+        np.testing.assert_array_equal(p, np.ones(130))
+        twin, state = np.ones(130), {}
+        TWINS[rule](twin, np.zeros(130), state, 1, eps=small, **options)
+        np.testing.assert_array_equal(twin, np.ones(130))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-30])
+@pytest.mark.parametrize("scale", [1e-12, 1e-18, 1e-21, 1e-30, 1e-37])
+@each_with_second_moments
+def test_no_step_is_larger_than_the_formulas_where_squares_underflow(
+    rule: str, options: dict[str, Any], scale: float, eps: float
+) -> None:
+    if options.get("centered"):
+        pytest.skip("a variance of equal gradients is 0, and the formula divides by it")
+    options = {name: value for name, value in options.items() if name != "weight_decay"}
+    options |= {"weight_decay": 0.0} if rule == "AdamW" else {}
+    p, g = np.zeros(3, np.float32), np.array([scale, -scale, scale / 2], np.float32)
+    opt = make(rule, [(p, g)], lr=1.0, eps=eps, **options)
+    twin, state, steps = np.zeros(3), {}, []
+    for t in range(1, 41):
+        before = p.copy(), twin.copy()
+        opt.step()
+        TWINS[rule](twin, g.astype(np.float64), state, t, lr=1.0, eps=eps, **options)
+        steps.append((p - before[0], twin - before[1]))
+    got, want = np.abs(steps).max(axis=0)
+    assert (got <= want * (1 + 1e-4)).all()
+    assert (p * np.sign(g) <= 0).all()
+    if scale > 1e-15:
+        assert p == pytest.approx(twin, rel=1e-4)
+
+
 # ---- SPAM ------------------------------------------------------------------------------------------------------------
 
 
@@ -561,11 +680,11 @@ def test_the_size_of_a_spike_does_not_matter() -> None:
     assert states[0] == states[1]
 
 
-def test_a_reset_heals_a_moment_that_overflowed() -> None:
+def test_a_reset_heals_a_moment_at_the_end_of_the_range() -> None:
     p, g = np.ones(2, np.float32), np.array([1e30, 1], np.float32)
     opt = optim.SPAM([(p, g)], reset_every=3)
     opt.step()
-    assert np.isinf(opt.state_dict()["moments"]["exp_avg_sq"]["0"][0])
+    assert opt.state_dict()["moments"]["exp_avg_sq"]["0"][0] > 1e35
     g[...] = 1
     for _ in range(2):
         opt.step()
