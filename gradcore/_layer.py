@@ -135,10 +135,10 @@ class Views(dict[str, Array]):
     --------
     >>> import numpy as np, gradcore
     >>> layer = gradcore.Linear(2, 1)
-    >>> layer.params["weight"] = np.ones((1, 2), np.float32)
-    >>> layer.params["bias"] *= 0
+    >>> layer.params.update(weight=np.ones((1, 2), np.float32), bias=np.zeros(1, np.float32))
+    >>> layer.params["weight"] *= 2
     >>> layer.flat_params
-    array([1., 1., 0.], dtype=float32)
+    array([2., 2., 0.], dtype=float32)
     """
 
     def __init__(self, label: str, arrays: Mapping[str, Array], flat: Array) -> None:
