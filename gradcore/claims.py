@@ -14,7 +14,8 @@ from gradcore.init import orthogonal_
 from gradcore.linear import MLP
 from gradcore.norm import clip_grad_norm_, clip_grad_value_
 from gradcore.recurrent import LSTM, RNN
-from gradcore.spectral import STABLE_FACTOR, measure_growth, spectral_norm, spectral_radius
+from gradcore.spectral import measure_growth, spectral_norm, spectral_radius
+from gradcore.spectral.verdict import STABLE_FACTOR
 
 STEPS, DEPTH, UNITS, WIDTH, SAMPLES = 100, 50, 64, 256, 16
 DRAWS = 3  # networks, whose geometric mean counts, where weights are random and the claim is about their scale

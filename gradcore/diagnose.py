@@ -22,6 +22,8 @@ from gradcore.data import Task, load
 from gradcore.linear import LastStep, Linear, Sequential
 from gradcore.monitor import Finding, GradientMonitor
 from gradcore.recurrent import GRU, LSTM, RNN
+from gradcore.spectral.logs import safe_exp
+from gradcore.spectral.verdict import judge
 from gradcore.train import History, StepRecord, fit
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
@@ -465,7 +467,7 @@ def _measure(task: Task, model: Sequential, x: Array, target: Array) -> Measurem
     norms = recurrent.telemetry.dh_norm
     rates = tuple(spectral.measure_growth(recurrent, index=index) for index in range(len(norms)))
     rate, back = max((rate for rate in rates if not math.isnan(rate)), default=math.nan), task.steps - 1
-    return Measurement(norms, rates, rate, spectral._exp(rate * back), spectral._verdict(rate, back))
+    return Measurement(norms, rates, rate, safe_exp(rate * back), judge(rate, back))
 
 
 def _compare(forecast: Forecast, measurement: Measurement) -> Comparison:

@@ -23,7 +23,9 @@ from gradcore import spectral
 from gradcore._check import FLOAT64, Array, check_choice, check_int, check_number, check_reals
 from gradcore.linear import MLP, Activation, Linear, Sequential
 from gradcore.recurrent import GRU, LSTM, RNN
-from gradcore.spectral import Verdict
+from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
+from gradcore.spectral.trajectory import parameter_suffix
+from gradcore.spectral.verdict import Verdict, judge
 
 SMALLEST, LARGEST = 1e-30, 1e30  # a variance beyond them counts as 0 or infinite
 MOST = 1e100  # what a standard deviation may be: its square, and that times a variance, are numbers still
@@ -167,7 +169,7 @@ def mean_field(
     correlation, chi_there = 1.0, chi
     if chi > 1 + SAME and 0 < q < math.inf:
         correlation, chi_there = _correlation(w**2 * _hermite_squares(y) / q, added / q, chi)
-    rate = float(spectral._log(chi)) / 2
+    rate = float(safe_log(chi)) / 2
     return MeanField(
         sigma_w=w,
         sigma_b=b,
@@ -178,7 +180,7 @@ def mean_field(
         depth_scale=_scale(chi),
         correlation=correlation,
         correlation_scale=_scale(chi_there),
-        verdict=spectral._verdict(rate, 1),
+        verdict=judge(rate, 1),
     )
 
 
@@ -374,7 +376,7 @@ def jacobian_moments(
 
 def _power(base: float, n: int) -> float:
     """base**n, inf where it overflows."""
-    return spectral._exp(n * math.log(base)) if base else 0.0
+    return safe_exp(n * math.log(base)) if base else 0.0
 
 
 def _edge(squares: Array, L: int, gaussian: bool) -> float:
@@ -396,7 +398,7 @@ def _edge(squares: Array, L: int, gaussian: bool) -> float:
 
     bounds = (-math.log(top) - math.log(1e4 * L), -math.log(top) - 1e-12)
     found = minimize_scalar(log_inverse, bounds=bounds, method="bounded", options={"xatol": 1e-12})
-    return spectral._exp(float(found.fun))
+    return safe_exp(float(found.fun))
 
 
 def fuss_catalan(depth: int, k: int) -> int:
@@ -572,7 +574,7 @@ def forecast(model: Any, x: Any = None) -> Forecast:
 
 def _told(rate: float, horizon: int, layers: list[LayerField]) -> Forecast:
     scale = math.inf if rate == 0 else -1 / (2 * rate)
-    return Forecast(rate, scale, spectral._verdict(rate, horizon), tuple(layers))
+    return Forecast(rate, scale, judge(rate, horizon), tuple(layers))
 
 
 def _flat(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -619,7 +621,7 @@ def _forecast_feed_forward(model: Any, x: Any) -> Forecast:
         else:
             values, slope = _value_and_slope(_activation(layer), values)
             chi = _mean(slope**2)
-        layers.append(LayerField(name, sigma_w, sigma_b, _mean(values**2), chi, float(spectral._log(chi)) / 2))
+        layers.append(LayerField(name, sigma_w, sigma_b, _mean(values**2), chi, float(safe_log(chi)) / 2))
     # From linear layer to linear layer: what comes after the last activation does not repeat.
     deep = len(linear) > 1
     counted, n = (layers[linear[0] : linear[-1]], len(linear) - 1) if deep else (layers, 1)
@@ -679,7 +681,7 @@ def _forecast_recurrent(layer: Any, x: Any) -> Forecast:
 
 def _follow(layer: Any, index: int, series: Array, rng: np.random.Generator) -> tuple[Array, LayerField]:
     """h (T, n) of units like those of one layer and direction, driven by a series (T, m), and the forecast."""
-    H, suffix = layer.hidden_size, spectral._suffix(layer, index)
+    H, suffix = layer.hidden_size, parameter_suffix(layer, index)
     into, back = (layer.params[name + suffix].astype(np.float64) for name in ("weight_ih", "weight_hh"))
     gates, T, copies = len(back) // H, len(series), -(-UNITS // H)
     # Each unit keeps the norms of its own rows and its biases, which make it faster or slower than others.
@@ -703,12 +705,12 @@ def _follow(layer: Any, index: int, series: Array, rng: np.random.Generator) -> 
         h, c, dh, dc = _step(layer, a, u, du, (h, c, dh, dc))
         states[t] = h
         size_now = float(np.mean(dh**2 + dc**2))
-        log_norm.append(float(spectral._log(size_now)) / 2)
+        log_norm.append(float(safe_log(size_now)) / 2)
         if not 1e-250 < size_now < 1e250 or not np.mean(h**2) < 1e250:
             break
-    rate = spectral._slope(np.array(log_norm[len(log_norm) // 4 :]))
+    rate = fit_slope(np.array(log_norm[len(log_norm) // 4 :]))
     own_w, own_b = (tuple(np.sqrt(np.mean(v**2, axis=1)).tolist()) for v in (sigma_w, b_ih + b_hh))
-    return states, LayerField(suffix[1:], own_w, own_b, float(np.mean(h**2)), spectral._exp(2 * rate), rate)
+    return states, LayerField(suffix[1:], own_w, own_b, float(np.mean(h**2)), safe_exp(2 * rate), rate)
 
 
 def _step(layer: Any, a: Array, u: Array, du: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:

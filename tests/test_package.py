@@ -22,9 +22,10 @@ PACKAGE = ROOT / "gradcore"
 FLOORS = [
     {"_check", "_kernels", "_files", "_html", "reference"},
     {"_layer", "_threads", "progress", "schedule", "threshold"},
-    {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "spectral", "report"},
+    {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "report"},
     {"recurrent", "linear", "optim", "units", "data"},
-    {"claims", "train", "scaler", "meanfield"},
+    {"train", "scaler", "spectral"},
+    {"claims", "meanfield"},
     {"diagnose"},
     {"cli"},
 ]

@@ -16,6 +16,9 @@ from tools import Array, recurrent_params, relative_error
 
 import gradcore
 from gradcore import _kernels, reference, spectral
+from gradcore.spectral.growth import _carried_back
+from gradcore.spectral.lyapunov import _exponents, _finite_steps
+from gradcore.spectral.trajectory import Trajectory, norm_bounds
 
 pytestmark = pytest.mark.kernels
 
@@ -104,7 +107,7 @@ def test_sizes_and_dtypes_of_matrices() -> None:
         assert f([[3, 0], [0, 3]]) == pytest.approx(0 if f is spectral.henrici else 3)
         with pytest.raises(ValueError, match=r"W: expected shape .*, got \(2,\)"):
             f(np.zeros(2))
-        with pytest.raises(ValueError, match="W: has 2 entries that are NaN or infinite"):
+        with pytest.raises(ValueError, match="W: expected finite numbers, got 2 of 4 entries NaN or infinite"):
             f(np.array([[np.nan, 1], [np.inf, 1]]))
         with pytest.raises(TypeError, match="W: expected real numbers, got complex128"):
             f(np.eye(2) * 1j)
@@ -167,7 +170,7 @@ def test_products_along_steps_are_those_with_their_matrices(mode: str, H: int, d
     T, B, m = 5, 3, 4
     layer = random_layer(mode, H, 1.5, dtype=dtype)
     x = np.random.default_rng(0).standard_normal((T, B, 4)).astype(dtype)
-    trajectory = spectral._Trajectory.whole(layer, layer.forward(x)[1], 0, T, B)
+    trajectory = Trajectory.whole(layer, layer.forward(x)[1], 0, T, B)
     dense = np.stack([trajectory.dense(t) for t in range(T)])
     v = np.random.default_rng(1).standard_normal((B, m, dense.shape[-1]))
     factors = trajectory.factors(1, 4)
@@ -185,7 +188,7 @@ def test_products_along_steps_are_those_with_their_matrices(mode: str, H: int, d
         norms = np.linalg.norm(scaled, axis=2)
         np.testing.assert_allclose(norms, norms > 0, atol=1e-14)
     weight_norm = spectral.spectral_norm(layer.params["weight_hh_l0"])
-    bounds = spectral._norm_bounds(factors, weight_norm)
+    bounds = norm_bounds(factors, weight_norm)
     assert (np.linalg.norm(dense[1:4], 2, axis=(2, 3)) <= bounds * (1 + 1e-12)).all()
 
 
@@ -193,7 +196,7 @@ def test_products_along_steps_are_those_with_their_matrices(mode: str, H: int, d
 def test_products_have_the_same_bits_for_any_number_of_threads(mode: str) -> None:
     layer = random_layer(mode, 70, 1.0)
     x = np.random.default_rng(0).standard_normal((6, 5, 4))
-    trajectory = spectral._Trajectory.whole(layer, layer.forward(x)[1], 0, 6, 5)
+    trajectory = Trajectory.whole(layer, layer.forward(x)[1], 0, 6, 5)
     v = np.random.default_rng(1).standard_normal((5, 9, trajectory.state_size))
     before, found = gradcore.get_num_threads(), []
     try:
@@ -233,7 +236,7 @@ def test_jacobian_refuses_what_it_cannot_answer() -> None:
     other = gradcore.GRU(3, 5, dtype=np.float64)
     with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
         spectral.jacobian(other, tape, 0)
-    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got ndarray"):
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, or a model with one, got ndarray"):
         spectral.jacobian(x, tape, 0)
 
 
@@ -295,7 +298,7 @@ def test_exponents_of_a_network_at_rest_are_those_of_its_linear_part() -> None:
 
 
 def multiply_by(matrices: Array) -> Callable[[Array, int, int], None]:
-    """What `spectral._exponents` wants, for matrices (T, B, n, n)."""
+    """What `_exponents` wants, for matrices (T, B, n, n)."""
 
     def carry(v: Array, first: int, end: int) -> None:
         for M in matrices[first:end]:
@@ -312,7 +315,7 @@ def test_exponents_of_products_of_gaussian_matrices(n: int, top: float, bottom: 
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.standard_normal((B, n, n)))[0]
     M = rng.standard_normal((T, B, n, n)) / math.sqrt(n)
-    got = spectral._exponents(multiply_by(M), T, q, 0).mean(axis=0)
+    got = _exponents(multiply_by(M), T, q, 0).mean(axis=0)
     # lambda_i = (ln(2 / n) + psi(m / 2)) / 2 with m = n - i + 1: R_ii is the length of m normal numbers over sqrt(n),
     # independent from step to step, so that the standard error of the mean is known too
     for value, want, m in ((got[0], top, n), (got[-1], bottom, 1)):
@@ -351,10 +354,10 @@ def test_exponents_sum_to_the_mean_log_determinant(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["RNN_TANH", "LSTM", "GRU"])
 def test_exponents_against_the_plain_loop(mode: str) -> None:
     layer, tape, _, twin = layer_and_tape(mode, 20, 2, 3, 4)
-    trajectory = spectral._Trajectory.whole(layer, tape, 0, 20, 2)
+    trajectory = Trajectory.whole(layer, tape, 0, 20, 2)
     q = np.linalg.qr(np.random.default_rng(0).standard_normal((2, trajectory.state_size, 3)))[0]
     rows = np.ascontiguousarray(q.swapaxes(1, 2))
-    got = spectral._exponents(spectral._finite_steps(trajectory), 20, rows, 4)
+    got = _exponents(_finite_steps(trajectory), 20, rows, 4)
     for b in (0, 1):
         want = reference.lyapunov_exponents(reference.step_jacobians(twin, 0, b), q[b], 4)
         np.testing.assert_allclose(got[b], want, atol=1e-6)
@@ -381,7 +384,7 @@ def test_exponents_however_far_apart_against_qr_at_every_step(case: str, transie
     q = np.linalg.qr(rng.standard_normal((n, n)))[0]
     with np.errstate(divide="ignore"):
         want = reference.lyapunov_exponents(M[:, 0], q, transient)
-    got = spectral._exponents(multiply_by(M), T, q.T[None].copy(), transient)[0]
+    got = _exponents(multiply_by(M), T, q.T[None].copy(), transient)[0]
     if case == "singular":
         want, got = want[:-1], got[:-1]
     if case == "over":
@@ -562,7 +565,7 @@ def test_singular_values_refuse_what_they_cannot_answer() -> None:
     with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
         ask(gradcore.GRU(3, 5, dtype=np.float64), tape)
     x[2] = np.nan
-    with pytest.raises(ValueError, match="tape: the forward pass is not finite"):
+    with pytest.raises(ValueError, match="tape: expected a finite forward pass"):
         ask(layer, layer.forward(x)[1])
 
 
@@ -688,11 +691,11 @@ def test_lyapunov_refuses_what_it_cannot_answer() -> None:
         spectral.lyapunov_spectrum(layer, x[:, :0])
     with pytest.raises(ValueError, match=r"x: expected shape"):
         spectral.lyapunov_spectrum(layer, x[0])
-    with pytest.raises(ValueError, match="layer: is bidirectional"):
+    with pytest.raises(ValueError, match="layer: expected a layer of one direction"):
         spectral.lyapunov_spectrum(gradcore.GRU(3, 4, bidirectional=True, dtype=np.float64), x)
-    with pytest.raises(ValueError, match="not finite at step"):
+    with pytest.raises(ValueError, match=r"x: expected a finite forward pass; step \d is not"):
         spectral.lyapunov_spectrum(linear_layer(np.full((1, 1), 1e200)), np.ones((6, 1, 1)))
-    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got Linear"):
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, or a model with one, got Linear"):
         spectral.lyapunov_spectrum(type("Linear", (), {})(), x)
 
 
@@ -748,7 +751,7 @@ def test_an_lstm_can_explode() -> None:
 def test_bounds_hold_for_every_gradient(mode: str) -> None:
     """Not only on average: the bound of each step, added up, along the trajectory of each sample."""
     layer, tape, _, twin = layer_and_tape(mode, 15, 3, 2, 6, seed=2)
-    curve, log_bound = spectral._carried_back(spectral._Trajectory.whole(layer, tape, 0, 15, 3), 100)
+    curve, log_bound = _carried_back(Trajectory.whole(layer, tape, 0, 15, 3), 100)
     assert curve.shape == log_bound.shape == (15,)
     assert (curve <= log_bound + 1e-12).all()
     for b in range(3):
@@ -874,9 +877,9 @@ def test_predict_refuses_what_it_cannot_answer() -> None:
         spectral.predict_growth(layer, x[:, :0], horizon=5)
     with pytest.raises(TypeError, match="x: expected float64, got float32"):
         spectral.predict_growth(layer, x.astype(np.float32), horizon=5)
-    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got list"):
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, or a model with one, got list"):
         spectral.predict_growth([layer], x, horizon=5)
-    with pytest.raises(ValueError, match="finite for 0 only"):
+    with pytest.raises(ValueError, match="x: expected a forward pass that is finite for at least 2 steps, got 0"):
         spectral.predict_growth(layer, np.full_like(x, np.nan), horizon=5)
 
 
@@ -941,3 +944,137 @@ def test_measure_refuses_what_it_cannot_answer() -> None:
     for index in (1, -1):
         with pytest.raises(IndexError, match="index: expected 0 <= index < 1"):
             spectral.measure_growth(tape, index=index)
+
+
+def test_growth_of_no_steps() -> None:
+    layer = gradcore.GRU(3, 4, rng=0)
+    y, tape = layer.forward(np.zeros((0, 2, 3), np.float32))
+    layer.backward(tape, y)
+    assert math.isnan(spectral.measure_growth(tape))
+    assert spectral.effective_horizon(tape) == 0
+
+
+# ---- models with one recurrent layer ---------------------------------------------------------------------------------
+
+
+def models(cell: str) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Models with one recurrent layer, and where it is."""
+
+    def layer(inputs: int) -> Any:
+        return getattr(gradcore, cell)(inputs, 5, dtype=np.float64, rng=1)
+
+    def linear(inputs: int, outputs: int) -> Any:
+        return gradcore.Linear(inputs, outputs, dtype=np.float64, rng=2)
+
+    return {
+        "first": (gradcore.Sequential(layer(3), gradcore.LastStep(), linear(5, 1)), (0,)),
+        "last": (gradcore.Sequential(linear(3, 4), gradcore.Tanh(), layer(4)), (2,)),
+        "within": (
+            gradcore.Sequential(linear(3, 4), gradcore.Sequential(gradcore.Tanh(), layer(4)), linear(5, 2)),
+            (1, 1),
+        ),
+    }
+
+
+@pytest.mark.parametrize("place", ["first", "last", "within"])
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_a_model_answers_for_its_recurrent_layer(cell: str, place: str) -> None:
+    model, path = models(cell)[place]
+    x = np.random.default_rng(0).standard_normal((12, 2, 3))
+    y, tape = model.forward(x)
+    model.backward(tape, np.ones_like(y))
+    layer, own, driven = model, tape, x
+    for i in path:
+        for member in layer.layers[:i]:
+            driven = member(driven)
+        layer, own = layer.layers[i], own.tapes[i]
+    for index in (None, 0):
+        assert spectral.measure_growth(tape, index=index) == spectral.measure_growth(own, index=index)
+        assert spectral.effective_horizon(tape, index=index) == spectral.effective_horizon(own, index=index)
+    np.testing.assert_array_equal(spectral.jacobian(model, tape, 7, 1), spectral.jacobian(layer, own, 7, 1))
+    got, want = (spectral.singular_values(a, b, 2, horizon=5, b=1) for a, b in ((model, tape), (layer, own)))
+    np.testing.assert_array_equal(got, want)
+    got, want = (spectral.lyapunov_spectrum(a, b, transient=2) for a, b in ((model, x), (layer, driven)))
+    np.testing.assert_array_equal(got, want)
+    for horizon in (5, 20):
+        assert repr(spectral.predict_growth(model, x, horizon=horizon)) == repr(
+            spectral.predict_growth(layer, driven, horizon=horizon)
+        )
+    assert repr(spectral.predict_growth(model, horizon=9)) == repr(spectral.predict_growth(layer, horizon=9))
+
+
+def test_a_model_with_several_names_the_choices() -> None:
+    model = gradcore.Sequential(
+        gradcore.LSTM(3, 4, rng=0), gradcore.Sequential(gradcore.Tanh(), gradcore.GRU(4, 4, rng=0))
+    )
+    x = np.ones((6, 2, 3), np.float32)
+    y, tape = model.forward(x)
+    model.backward(tape, y)
+    layers = r"with 2; pass one of model\.layers\[0\] \(LSTM\), model\.layers\[1\]\.layers\[1\] \(GRU\)"
+    for call in (
+        lambda: spectral.predict_growth(model, x, horizon=5),
+        lambda: spectral.predict_growth(model, horizon=5),
+        lambda: spectral.lyapunov_spectrum(model, x),
+        lambda: spectral.jacobian(model, tape, 1),
+        lambda: spectral.singular_values(model, tape),
+    ):
+        with pytest.raises(ValueError, match=f"layer: expected one recurrent layer, got a model {layers}"):
+            call()
+    tapes = r"tape\.tapes\[0\] \(LSTM\), tape\.tapes\[1\]\.tapes\[1\] \(GRU\)"
+    for measure in (spectral.measure_growth, spectral.effective_horizon):
+        with pytest.raises(ValueError, match=f"tape: expected one recurrent layer, .*{tapes}"):
+            measure(tape)
+        measure(tape.tapes[0])
+        measure(tape.tapes[1])
+
+
+def test_a_model_without_a_recurrent_layer_is_refused() -> None:
+    model = gradcore.MLP([3, 4, 2], rng=0)
+    x = np.ones((6, 2, 3), np.float32)
+    _, tape = model.forward(x)
+    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, or a model with one; .* has none"):
+        spectral.predict_growth(model, x, horizon=5)
+    with pytest.raises(TypeError, match=r"tape: expected the tape of an RNN, .*, got SequentialTape"):
+        spectral.measure_growth(tape)
+    with pytest.raises(TypeError, match=r"tape: expected the tape of an RNN, .*, got NoneType"):
+        spectral.measure_growth(None)
+
+
+def test_a_model_without_telemetry_or_with_another_tape_is_refused() -> None:
+    model, other = (gradcore.Sequential(gradcore.Linear(3, 3, rng=0), gradcore.GRU(3, 4, rng=0)) for _ in range(2))
+    _, tape = model.forward(np.ones((6, 2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"tape: has no telemetry yet; call backward\(tape, dy\) first"):
+        spectral.measure_growth(tape)
+    for layer, its in ((other, tape), (model, tape.tapes[1]), (model.layers[1], tape)):
+        with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
+            spectral.jacobian(layer, its, 1)
+
+
+class Skipping(gradcore.Sequential):
+    """Not a chain: x goes past the first layer too."""
+
+    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, Any]:
+        _, tape = super().forward(x, lengths)
+        return x + self.layers[0](x), tape
+
+
+def test_a_model_that_need_not_be_a_chain_is_not_taken_for_one() -> None:
+    model = Skipping(gradcore.Linear(3, 3, rng=0), gradcore.GRU(3, 3, rng=0))
+    x = np.ones((6, 2, 3), np.float32)
+    for call in (spectral.lyapunov_spectrum, lambda model, x: spectral.predict_growth(model, x, horizon=5)):
+        with pytest.raises(TypeError, match="layer: Skipping has a forward of its own, so it need not be a chain"):
+            call(model, x)
+    assert spectral.predict_growth(model, horizon=5).horizon == 5  # from the weights alone
+
+
+def test_forecasts_are_printed_in_a_few_short_lines() -> None:
+    layer = gradcore.LSTM(3, 4, 2, bidirectional=True, rng=0)
+    growth = spectral.predict_growth(layer, np.ones((9, 2, 3), np.float32), horizon=8)
+    lines = str(growth).splitlines()
+    assert len(lines) == 2 + 4 + 3
+    assert lines[0].startswith(growth.verdict)
+    assert f"{growth.factor:.3g} over 8 steps" in lines[0]
+    assert [line.partition(":")[0] for line in lines[2:6]] == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    assert max(map(len, lines)) < 120
+    assert len(repr(growth)) < 250
+    assert len(repr(growth.layers[0])) < 250

@@ -1,0 +1,112 @@
+"""Find the recurrent layer of a model: the one that forecasts and measurements are about."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from gradcore._check import Array
+from gradcore.linear import Sequential
+
+Path = tuple[int, ...]  # which member of the model, which member of that, ...
+
+
+def is_recurrent(layer: Any) -> bool:
+    """Return whether the layer has recurrent weights."""
+    return hasattr(layer, "num_directions")
+
+
+def recurrent_layer(model: Any, *, name: str = "layer") -> tuple[Any, Path]:
+    """Return a recurrent layer or the only one of a model, and where it is."""
+    found = list(_recurrent_members(model))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        _ask_to_choose(name, [_reach("model", "layers", path, layer) for layer, path in found])
+    if isinstance(model, Sequential):
+        raise TypeError(f"{name}: expected an RNN, LSTM or GRU, or a model with one; this model has none")
+    raise TypeError(f"{name}: expected an RNN, LSTM or GRU, or a model with one, got {type(model).__name__}")
+
+
+def recurrent_tape(tape: Any) -> Any:
+    """Return a recurrent layer's tape or the only one in a model's."""
+    found = list(_recurrent_tapes(tape))
+    if len(found) == 1:
+        return found[0][0]
+    if found:
+        _ask_to_choose("tape", [_reach("tape", "tapes", path, owner(one)) for one, path in found])
+    raise TypeError(
+        f"tape: expected the tape of an RNN, LSTM or GRU, or of a model with one, got {type(tape).__name__}"
+    )
+
+
+def own_tape(model: Any, tape: Any) -> tuple[Any, Any]:
+    """Return the recurrent layer of a model and its part of the model's tape."""
+    layer, path = recurrent_layer(model)
+    if owner(tape) is not model:
+        raise ValueError("tape: expected a tape from this layer's forward")
+    for i in path:
+        tape = tape.tapes[i]
+    return layer, tape
+
+
+def owner(tape: Any) -> Any:
+    """Return the layer or model that has made a tape, None for another object."""
+    return getattr(tape, "_layer", getattr(tape, "layer", None))
+
+
+def drive(model: Any, x: Any, *, name: str = "layer") -> tuple[Any, Any]:
+    """Return the recurrent layer of a model, and what it gets when the model gets x, without dropout."""
+    layer, path = recurrent_layer(model, name=name)
+    for i in path:
+        if type(model).forward is not Sequential.forward:
+            raise TypeError(
+                f"{name}: {type(model).__name__} has a forward of its own, so it need not be a chain of layers; pass "
+                "its recurrent layer, and x as that layer gets it"
+            )
+        for member in model.layers[:i]:
+            x = member(x)
+        model = model.layers[i]
+    return layer, x
+
+
+def run_without_dropout(layer: Any, x: Array, state: Any = None) -> Any:
+    """Return the tape of a forward pass; the layer itself is left alone."""
+    plain = copy.copy(layer)
+    plain.dropout = 0.0
+    return plain.forward(x, state)[1]
+
+
+def steps_and_samples(layer: Any, x: Array) -> tuple[int, int]:
+    """Return T and B of a sequence as the layer takes it."""
+    first, second = np.shape(x)[:2]
+    return (second, first) if layer.batch_first else (first, second)
+
+
+def _recurrent_members(model: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
+    if is_recurrent(model):
+        yield model, path
+    elif isinstance(model, Sequential):
+        for i, member in enumerate(model.layers):
+            yield from _recurrent_members(member, (*path, i))
+
+
+def _recurrent_tapes(tape: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
+    if is_recurrent(owner(tape)):
+        yield tape, path
+    for i, member in enumerate(getattr(tape, "tapes", ())):
+        yield from _recurrent_tapes(member, (*path, i))
+
+
+def _reach(start: str, attribute: str, path: Path, layer: Any) -> str:
+    """Return the expression for a member, such as model.layers[0].layers[1] (GRU)."""
+    return start + "".join(f".{attribute}[{i}]" for i in path) + f" ({type(layer).__name__})"
+
+
+def _ask_to_choose(name: str, choices: list[str]) -> NoReturn:
+    raise ValueError(
+        f"{name}: expected one recurrent layer, got a model with {len(choices)}; pass one of {', '.join(choices)}"
+    )

@@ -1,0 +1,155 @@
+"""The Jacobian of one time step, and those along a stored forward pass.
+
+A step's Jacobian is never a dense matrix in the loops: `Trajectory` has it as diagonal factors around the recurrent
+weights, and its `carry` is the only place that multiplies with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradcore import _kernels
+from gradcore._check import Array
+from gradcore._layer import Pool
+from gradcore.spectral.members import own_tape
+
+BLOCK_BYTES = 4 << 20  # of factors that are made at a time
+
+
+class Trajectory:
+    """The Jacobians d(state after) / d(state before) of one layer and direction along a stored forward pass.
+
+    Those of a step and a sample are kept as the diagonals around W_hh that src/jacobian.inc.h names, (D, H) factors.
+    `rows` (steps, B) says where the tape has the steps, in the order in which the forward pass took them.
+    """
+
+    def __init__(self, layer: Any, tape: Any, index: int, rows: Array) -> None:
+        self.layer, self.index, self.rows = layer, index, rows
+        self.state_size = layer.hidden_size * state_parts(layer)
+        self.weight = layer.params["weight_hh" + parameter_suffix(layer, index)].astype(np.float64)
+        self._kept = tape.kept[index]
+        self._packed: dict[bool, Array] = {}  # by whether transposed
+        self._pool = Pool()
+
+    @classmethod
+    def whole(cls, layer: Any, tape: Any, index: int, steps: int, samples: int) -> Trajectory:
+        """Follow all steps of all samples, which have the same length."""
+        rows = np.arange(steps * samples).reshape(steps, samples)
+        return cls(layer, tape, index, rows[::-1] if index % layer.num_directions else rows)
+
+    def factors(self, first: int, end: int) -> Array:
+        """Return the diagonals of some steps, (end - first, B, D, H)."""
+        rows = np.ascontiguousarray(self.rows[first:end])
+        factors = _kernels.jacobian_factors(self.layer._cell, self.layer.hidden_size, rows, *self._kept)
+        return factors.reshape(*rows.shape, *factors.shape[1:])
+
+    def steps_at_once(self) -> int:
+        """Return how many steps have factors that are worth a call and still fit the cache."""
+        return max(1, BLOCK_BYTES // max(1, self.factors(0, 1).nbytes))
+
+    def carry(self, v: Array, factors: Array, *, transposed: bool = False, log_norm: Array | None = None) -> None:
+        """Multiply v (B, m, P*H) by the J of each step in turn, or by J^T, in place.
+
+        With `log_norm` (steps, B, m) the vectors are scaled to norm 1 after each step, and ln of their norms is stored.
+        """
+        packed = self._packed.get(transposed)
+        if packed is None:
+            packed = _kernels.jacobian_packed(self.layer._cell, transposed, self.weight, self._pool.take)
+            self._packed[transposed] = packed
+        work = _kernels.jacobian_product(self.layer._cell, transposed, factors, packed, v, log_norm, self._pool.take)
+        self._pool.give(work)
+
+    def dense(self, step: int) -> Array:
+        """Return the Jacobians of one step, (B, P*H, P*H)."""
+        factors = self.factors(step, step + 1)
+        v = np.tile(np.eye(self.state_size), (factors.shape[1], 1, 1))
+        self.carry(v, factors)
+        return np.ascontiguousarray(v.swapaxes(1, 2))
+
+
+def norm_bounds(factors: Array, weight_norm: float) -> Array:
+    """Return (steps, B) upper bounds on the spectral norms of Jacobians, given the norm of the weight.
+
+    A block of diagonals has the norm of its worst unit's small matrix, and the two terms of J have at most the sum of
+    theirs. For LSTM they stand side by side instead, for the weights act on h alone and the rest comes from c alone.
+    """
+    if factors.shape[2] == 1:
+        return np.asarray(np.abs(factors[:, :, 0]).max(axis=2) * weight_norm)
+    if factors.shape[2] == 4:
+        through = np.sqrt(np.square(factors[:, :, :3]).sum(axis=2))
+        return np.asarray(through.max(axis=2) * weight_norm + np.abs(factors[:, :, 3]).max(axis=2))
+    into_c, o = np.square(factors[:, :, :3]).sum(axis=2), np.square(factors[:, :, 3])
+    f, opened = factors[:, :, 4], factors[:, :, 5]
+    h, mixed = opened**2 * into_c + o, opened * into_c
+    through = (h + into_c) / 2 + np.hypot((h - into_c) / 2, mixed)  # larger eigenvalue of [[h, mixed], [mixed, into_c]]
+    past = np.abs(f) * np.hypot(1, opened)
+    return np.asarray(np.hypot(np.sqrt(through.max(axis=2)) * weight_norm, past.max(axis=2)))
+
+
+def parameter_suffix(layer: Any, index: int) -> str:
+    """Return the end of PyTorch's parameter names for layer * num_directions + direction."""
+    level, direction = divmod(index, layer.num_directions)
+    return f"_l{level}_reverse" if direction else f"_l{level}"
+
+
+def state_parts(layer: Any) -> int:
+    """Return how many arrays of H make the state: 2 for LSTM, whose weights have 4 gates, else 1."""
+    return 2 if len(layer.params["weight_hh_l0"]) == 4 * layer.hidden_size else 1
+
+
+def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Array:
+    r"""Return the Jacobian dh_t / dh_{t-1} of one sample.
+
+    With a the pre-activation of the new state (n of GRU, and q the recurrent part of its sum):
+
+    - RNN: :math:`diag(\phi'(a)) W`.
+    - GRU: :math:`diag(z) + diag((h - n) z (1 - z)) W_z + diag((1 - z)(1 - n^2)) (diag(r) W_n + diag(q r (1 - r)) W_r)`.
+    - LSTM: that of the state (h, c) stacked, with the blocks dh_t/dh, dh_t/dc above dc_t/dh, dc_t/dc.
+
+    In the reverse direction the state before is the one of t + 1.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM, GRU or Sequential
+        The layer, or a model with one such layer.
+    tape : Tape or SequentialTape
+        The tape of a forward pass of `layer`.
+    t : int
+        Time step, 0 <= t < T, at which the sample has not ended.
+    b : int
+        Sample, 0 <= b < B.
+    index : int
+        Which layer and direction of a stack: layer * num_directions + direction.
+
+    Returns
+    -------
+    ndarray, (H, H), or (2H, 2H) for LSTM
+        The matrix in float64; row i, column j is d(unit i at t) / d(unit j before).
+
+    Raises
+    ------
+    IndexError
+        If t, b or index is out of range.
+    TypeError
+        If there is no recurrent layer.
+    ValueError
+        If there are several, or the tape is another layer's.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> from gradcore import spectral
+    >>> layer = gradcore.RNN(1, 2, nonlinearity="relu", bias=False)
+    >>> layer.params["weight_hh_l0"][...] = [[0.5, 0.25], [0.0, 2.0]]
+    >>> layer.params["weight_ih_l0"][...] = 1
+    >>> _, tape = layer.forward(np.ones((3, 1, 1), np.float32))
+    >>> spectral.jacobian(layer, tape, 1)
+    array([[0.5 , 0.25],
+           [0.  , 2.  ]])
+    """
+    layer, tape = own_tape(layer, tape)
+    tape.record(index, t, b)  # its errors name what is out of range
+    matrix: Array = Trajectory(layer, tape, index, np.array([[tape._batch.row(t, b)]])).dense(0)[0]
+    return matrix

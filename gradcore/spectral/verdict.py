@@ -1,0 +1,18 @@
+"""When growth counts as explosion: the one place that decides it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Verdict = Literal["explodes", "vanishes", "stable"]
+
+# "stable": the gradient changes by less than 1 % a step and by less than a factor of 10 over the horizon.
+STABLE_RATE = 0.01
+STABLE_FACTOR = 10.0
+
+
+def judge(rate: float, horizon: int) -> Verdict:
+    """Return the verdict on a rate, ln per step, over a number of steps."""
+    margin = min(STABLE_RATE, math.log(STABLE_FACTOR) / horizon)
+    return "explodes" if rate > margin else "vanishes" if rate < -margin else "stable"
