@@ -4,7 +4,7 @@ RNN_TANH, RNN_RELU, LSTM, GRU = GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
 
 
 cdef const Py_ssize_t *packed_steps(cnp.ndarray offsets, Py_ssize_t B) except NULL:
-    """Where the steps of a packed batch begin: from 0 on, none with more sequences than the one before it, or than B."""
+    """Where the steps of a packed batch begin: from row 0 on, none with more rows than the one before, or than B."""
     cdef const Py_ssize_t *rows = <const Py_ssize_t *> typed_pointer(offsets, cnp.NPY_INTP, 1, False)
     cdef Py_ssize_t t, alive = B
     if rows[0] != 0 or B < 0:
@@ -32,7 +32,8 @@ cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray off
     s.offsets = packed_steps(offsets, B)
     cdef Py_ssize_t S = s.offsets[T]
     if (<double> S + B) * (<double> F + 4.0 * H + ld_y + 64) + 4.0 * H * (<double> F + H) > 2.0 ** 60:
-        raise ValueError(f"kernel argument: expected sizes that memory has room for, got S = {S}, B = {B}, F = {F}, H = {H}")
+        raise ValueError(
+            f"kernel argument: expected sizes that memory has room for, got S = {S}, B = {B}, F = {F}, H = {H}")
     s.w_ih = pointer(w_ih, real, G * H * F, False)
     s.w_hh = pointer(w_hh, real, G * H * H, False)
     s.b_ih = pointer(weights[2], real, G * H, False)
