@@ -68,57 +68,58 @@ def num_threads(request: Any) -> Iterator[None]:
     gradcore.set_num_threads(before)
 
 
-def recurrent(kind: str, T: int, **options: Any) -> Callable[[], Any]:
+def recurrent(kind: str, T: int, ragged: bool = False) -> Callable[[], Any]:
     layer = getattr(gradcore, kind)(8, 512, rng=np.random.default_rng(0))
-    x = np.ones((T, 32, 8), np.float32)
-    return lambda: layer(x, **options)[0]
+    x, lengths = np.ones((T, 32, 8), np.float32), np.arange(1, 33) * T // 32 if ragged else None
+    return lambda: layer(x, lengths=lengths)[0]
 
 
-def many_small_steps() -> Callable[[], Any]:
+def many_small_steps(times: int) -> Callable[[], Any]:
     layer = gradcore.LSTM(1, 8, dtype=np.float64, rng=np.random.default_rng(0))
-    x = np.ones((4_000_000, 1, 1))
+    x = np.ones((1_000_000 * times, 1, 1))
     return lambda: layer(x)[1][0]
 
 
-def linear() -> Callable[[], Any]:
+def linear(times: int) -> Callable[[], Any]:
     layer = gradcore.Linear(2048, 2048, dtype=np.float64, rng=np.random.default_rng(0))
-    x = np.ones((16384, 2048))
+    x = np.ones((4096 * times, 2048))
     return lambda: layer(x)
 
 
-def activation() -> Callable[[], Any]:
-    x = np.full(100_000_000, 0.5)
+def activation(times: int) -> Callable[[], Any]:
+    x = np.full(20_000_000 * times, 0.5)
     return lambda: _kernels.activation_forward(_kernels.SOFTPLUS, 1.0, 20.0, x, x)
 
 
-def norm() -> Callable[[], Any]:
-    g = np.ones(60_000_000, np.float32)
+def norm(times: int) -> Callable[[], Any]:
+    g = np.ones(20_000_000 * times, np.float32)
     return lambda: float(gradcore.grad_norm([g], norm_type=2.5))
 
 
-def rows() -> Callable[[], Any]:
-    two, first, second = np.ones((2, 1 << 18), np.float32), np.zeros(40_000, np.intp), np.ones(40_000, np.intp)
+def rows(times: int) -> Callable[[], Any]:
+    n = 10_000 * times
+    two, first, second = np.ones((2, 1 << 18), np.float32), np.zeros(n, np.intp), np.ones(n, np.intp)
     return lambda: _kernels.copy_rows(two, first, two, second)
 
 
-def jacobian() -> Callable[[], Any]:
+def jacobian(times: int) -> Callable[[], Any]:
     H, take = 256, lambda n: aligned_zeros(n, np.dtype(np.uint8))
-    factors, v = np.full((3000, 1, 6, H), 0.1), np.ones((1, 64, 2 * H))
+    factors, v = np.full((1000 * times, 1, 6, H), 0.1), np.ones((1, 64, 2 * H))
     packed = _kernels.jacobian_packed(_kernels.LSTM, False, np.zeros((4 * H, H)), take)
     return lambda: _kernels.jacobian_product(_kernels.LSTM, False, factors, packed, v, None, take)
 
 
-def separation() -> Callable[[], Any]:
-    v = np.random.default_rng(0).standard_normal((1, 2500, 2500))
+def separation(times: int) -> Callable[[], Any]:
+    v = np.random.default_rng(0).standard_normal((times, 1200, 1200))
     return lambda: _kernels.jacobian_separate(v, True)
 
 
-# What makes a call of half a second and more, which returns something to compare.
-LONG: dict[str, Callable[[], Callable[[], Any]]] = {
-    "RNN": lambda: recurrent("RNN", 8000),
-    "LSTM": lambda: recurrent("LSTM", 2500),
-    "GRU": lambda: recurrent("GRU", 3000),
-    "ragged": lambda: recurrent("LSTM", 4000, lengths=np.arange(1, 33) * 125),
+# What makes a call of about a fifth of a second, or so many times as long, which returns something to compare.
+LONG: dict[str, Callable[[int], Callable[[], Any]]] = {
+    "RNN": lambda times: recurrent("RNN", 3000 * times),
+    "LSTM": lambda times: recurrent("LSTM", 800 * times),
+    "GRU": lambda times: recurrent("GRU", 1000 * times),
+    "ragged": lambda times: recurrent("LSTM", 1600 * times, ragged=True),
     "small": many_small_steps,
     "linear": linear,
     "activation": activation,
@@ -129,24 +130,36 @@ LONG: dict[str, Callable[[], Callable[[], Any]]] = {
 }
 
 
+TIMES = (1, 2, 4, 8, 16, 32)  # the last is long enough for any machine
+
+
+def break_off(make: Callable[[int], Callable[[], Any]]) -> None:
+    """Have Heard raised in the middle of a call, by the second signal that it hears.
+
+    A call that hears fewer was too short for this machine, or deaf: the next one takes twice as long.
+    """
+    for times in TIMES:
+        call = make(times)
+        with signals(raise_when_called(2), 0.05, 0.05):
+            call()
+
+
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_kernel_hears_signals_half_way(name: str, num_threads: None) -> None:
-    call = LONG[name]()
-    with pytest.raises(Heard), signals(raise_when_called(2), 0.05, 0.05):
-        call()
+    with pytest.raises(Heard):
+        break_off(LONG[name])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["LSTM", "norm"])
 def test_a_child_hears_them_whichever_thread_has_forked_it(name: str) -> None:
-    call, statuses = LONG[name](), []
+    statuses = []
 
     def in_child() -> None:
         status = 1
         try:
-            with signals(raise_when_called(2), 0.05, 0.05):
-                call()
+            break_off(LONG[name])
         except Heard:
             status = 0
         finally:
@@ -175,38 +188,46 @@ def test_a_handler_that_does_not_raise_changes_nothing(name: str, num_threads: N
     def handler() -> None:
         inside.append(np.array_equal(small(x)[0], want) and sys.float_info.min / 4 > 0)
 
-    call = LONG[name]()
-    once = call()
-    with signals(handler, 0.05, 0.05):
-        again = call()
-    np.testing.assert_array_equal(again, once)
-    assert inside
-    assert all(inside)
+    for times in TIMES:
+        inside.clear()
+        call = LONG[name](times)
+        once = call()
+        with signals(handler, 0.05, 0.05):
+            again = call()
+        np.testing.assert_array_equal(again, once)
+        assert all(inside)
+        if len(inside) > 1:  # the last may have come when the call had ended
+            break
+    assert len(inside) > 1
 
 
-def models() -> dict[str, tuple[Any, Any]]:
-    rng = np.random.default_rng(0)
-    x = np.ones((1500, 32, 8), np.float32)
-    return {
-        "LSTM": (gradcore.LSTM(8, 512, rng=rng), x),
-        "stack": (gradcore.GRU(8, 256, 2, bidirectional=True, rng=rng), x[:700]),
-        "linear": (gradcore.Linear(2048, 2048, dtype=np.float64, rng=rng), np.ones((4096, 2048))),
-        "Sequential": (gradcore.Sequential(gradcore.LSTM(8, 512, rng=rng), gradcore.Linear(512, 4, rng=rng)), x),
-    }
+MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {  # and the shape of x, as wide as the model is
+    "LSTM": (lambda: gradcore.LSTM(8, 512, rng=np.random.default_rng(0)), (500, 32, 8)),
+    "stack": (lambda: gradcore.GRU(8, 256, 2, bidirectional=True, rng=np.random.default_rng(0)), (250, 32, 8)),
+    "linear": (lambda: gradcore.Linear(2048, 2048, rng=np.random.default_rng(0)), (4096, 2048)),
+    "Sequential": (lambda: gradcore.Sequential(gradcore.LSTM(8, 512), gradcore.Linear(512, 4)), (500, 32, 8)),
+}
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", MODELS)
 def test_backward_broken_off_leaves_zero_gradients_and_a_layer_that_works(name: str, num_threads: None) -> None:
-    model, x = models()[name]
-    y, tape = model.forward(x)
-    dy = np.full_like(y, 1e-3)
-    model.backward(tape, dy)
-    want, params = model.flat_grads.copy(), model.flat_params.copy()
-    with pytest.raises(Heard), signals(raise_when_called(2), 0.05, 0.05):
+    build, (length, *others) = MODELS[name]
+    made: list[Any] = []
+
+    def make(times: int) -> Callable[[], Any]:
+        model = build()
+        y, tape = model.forward(np.ones((length * times, *others), np.float32))
+        dy = np.full_like(y, 1e-3)
         model.backward(tape, dy)
+        made[:] = model, model.flat_grads.copy(), model.flat_params.copy(), lambda: model.backward(tape, dy)
+        return made[-1]
+
+    with pytest.raises(Heard):
+        break_off(make)
+    model, want, params, backward = made
     assert not model.flat_grads.any()
     np.testing.assert_array_equal(model.flat_params, params)
-    model.backward(tape, dy)
+    backward()
     np.testing.assert_array_equal(model.flat_grads, want)
 
 
@@ -333,22 +354,29 @@ def test_fit_finishes_what_follows_the_backward_pass(ctrl_c: None) -> None:
 
 
 def test_fit_breaks_off_a_long_kernel(ctrl_c: None) -> None:
-    model = gradcore.LSTM(8, 512, rng=np.random.default_rng(0))
-    params, optimizer = model.flat_params.copy(), gradcore.optim.SGD(model, lr=1.0)
-    x, calls = np.ones((2500, 32, 8), np.float32), []
+    for times in TIMES:
+        model = gradcore.LSTM(8, 512, rng=np.random.default_rng(0))
+        params, optimizer = model.flat_params.copy(), gradcore.optim.SGD(model, lr=1.0)
+        x, calls = np.ones((800 * times, 32, 8), np.float32), []
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
 
-    def loss(y: Any, target: Any) -> Any:
-        calls.append(1)
-        return 0.0, np.ones_like(y)
+        def batches() -> Iterator[Any]:
+            timer.start()  # noqa: B023
+            yield x, None  # noqa: B023
 
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    history = gradcore.fit(model, [(x, None)], loss, optimizer, epochs=1)
-    timer.join()
-    assert history.interrupted
-    assert not calls  # nor was the forward pass finished
-    assert len(history) == optimizer.n_steps == 0
-    np.testing.assert_array_equal(model.flat_params, params)
+        def loss(y: Any, target: Any) -> Any:
+            calls.append(1)  # noqa: B023
+            timer.join()  # noqa: B023
+            return 0.0, np.ones_like(y)
+
+        history = gradcore.fit(model, batches, loss, optimizer, epochs=1)
+        timer.join()
+        assert history.interrupted
+        assert len(history) == optimizer.n_steps == 0
+        np.testing.assert_array_equal(model.flat_params, params)
+        if not calls:
+            break
+    assert not calls  # the forward pass was not finished
 
 
 def test_an_interrupt_that_is_not_ctrl_c_is_not_swallowed(ctrl_c: None) -> None:
