@@ -1,4 +1,4 @@
-"""Gradient norms that are right whenever they are representable, and clipping that says what it did."""
+"""Norms of gradients that neither overflow nor underflow, and clipping that reports what it did."""
 
 from __future__ import annotations
 
@@ -29,36 +29,38 @@ from gradcore._check import (
 )
 from gradcore.threshold import Threshold
 
+__all__ = ["GradNorm", "clip_grad_norm_", "clip_grad_value_", "grad_norm"]
+
 Key = str | int
 
-OVERLAP_WORK: Any = 10**6  # steps before a search for a shared element is given up and counts as having found one
+OVERLAP_WORK: Any = 10**6  # steps of the search for a shared element; if it takes more, the arrays count as overlapping
 
 
 class GradNorm(float):
-    """A norm, with what the pass that computed it saw and what was done about it.
+    """The norm of gradients, and what the pass that computed it found and did.
 
-    It is a `float`: the norm *before* clipping. With entries that are not finite it is NaN or inf, but for
-    ``nonfinite="zero"``, where it is the norm of the entries that remain.
+    It is a `float`: the norm *before* clipping. It is NaN or inf if an entry is not finite, except with
+    ``nonfinite="zero"``, where it is the norm of the finite entries.
+
+    Parameters
+    ----------
+    x : float
+        The norm.
 
     Attributes
     ----------
     coef : float
-        What the gradients were multiplied by; 1.0 when they were left alone. With `per_array` the least of `coefs`.
-    coefs : dict of str to float, or ndarray of float64
-        What each array was multiplied by, in the form of `per_array`; below 1 for those that were clipped.
+        The number by which the gradients were multiplied; 1.0 if they were left alone. With `per_array` it is the
+        smallest of `coefs`.
     max_norm : float
-        The limit that was applied; inf where there was none.
+        The limit that was applied; inf if there was none.
     clipped : bool
-        Whether the norm was above `max_norm`, so that they were multiplied. With `per_array`, whether any was.
+        Whether the norm was above `max_norm`, so that the gradients were multiplied. With `per_array`, whether any
+        array was clipped.
     skipped : bool
-        Whether ``nonfinite="skip"`` left them alone because of entries that are not finite.
+        Whether ``nonfinite="skip"`` left the gradients alone because an entry was not finite.
     n_nan, n_inf : int
-        How many entries were NaN, and how many infinite.
-    per_array : dict of str to float, or ndarray of float64
-        The norm of each array: by name where they came with names, else in their order. 0 for one without a gradient.
-    worst : tuple or None
-        ``(name or index, position)`` of the first entry that is not finite, or else of the first with the largest
-        magnitude; `position` is a tuple of integers that indexes the array. None when there is no entry.
+        The numbers of NaN and of infinite entries.
 
     Examples
     --------
@@ -78,18 +80,24 @@ class GradNorm(float):
     n_nan: int
     n_inf: int
     _keys: Sequence[Key]  # names, or a range of indices
-    _coefs: Array | None  # None where all have been multiplied by the same
-    # What few ask for is made when they do; a small gradient's norm would take longer by half. The array's norms, which
-    # column of `Gradients.each` holds, for each key its row; the worst entry's row, its flat index, its array's shape.
+    _coefs: Array | None  # None if every array was multiplied by `coef`
+    # `per_array` and `worst` are built on access: they would make the norm of a small gradient half as slow again.
+    # Held here: `Gradients.each` and the column with the arrays' norms; for each key its row; then the row of the worst
+    # entry, its flat index and its array's shape.
     _found: tuple[Array, int, Sequence[int], int, int, tuple[int, ...]]
 
     @property
     def per_array(self) -> dict[str, float] | Array:
+        """The norm of each array: a dict if the arrays have names, else an array of float64; 0 without a gradient."""
         each, column, rows, *_ = self._found
         return by_key(self._keys, for_keys(rows, each[:, column], 0.0))
 
     @property
     def worst(self) -> tuple[Key, tuple[int, ...]] | None:
+        """The first entry that is not finite, or else the first of the largest magnitude; None if there are no entries.
+
+        It is ``(name or index, position)``, where `position` is a tuple of integers that indexes the array.
+        """
         _, _, rows, row, index, shape = self._found
         if row < 0:
             return None
@@ -101,31 +109,33 @@ class GradNorm(float):
 
     @property
     def coefs(self) -> dict[str, float] | Array:
+        """The number by which each array was multiplied, in the form of `per_array`; below 1 if it was clipped."""
         return by_key(self._keys, np.full(len(self._keys), self.coef) if self._coefs is None else self._coefs)
 
 
 class Gradients:
-    """What a caller handed in, as distinct arrays that the kernels can work on.
+    """The gradients of a caller as distinct arrays that the kernels can use.
 
     Parameters
     ----------
     grads : object
-        Whatever `grad_norm` takes.
+        Anything that `grad_norm` takes.
     write : bool
         Whether the arrays will be changed.
     """
 
     keys: Sequence[Key]  # names, or a range of indices
-    where: Sequence[int]  # for each key its place in the two lists, -1 for one without a gradient
+    where: Sequence[int]  # for each key its index in the two lists, or -1 without a gradient
     views: list[Array]  # the caller's memory
-    arrays: list[Array]  # the same where the kernels can use it, else a contiguous copy
-    each: Array  # what `measure` found for each array: its norm, and norm, root and unit of its finite entries
+    arrays: list[Array]  # the same memory if the kernels can use it, else a contiguous copy
+    each: Array  # (n, 4), filled by `measure`: each array's norm; norm, root and unit of its finite entries
 
     def __init__(self, grads: Any, *, write: bool) -> None:
         self.keys, given = _named(grads)
         if _kernels.plain(given, write):
             self.where, self.views, self.arrays = range(len(given)), given, given
             return
+        self.keys, given = _unfold(self.keys, given, lambda value: _named(value) if hasattr(value, "grads") else None)
         self.where, self.views = [], []
         places: dict[Any, int] = {}
         labels = []
@@ -151,16 +161,16 @@ class Gradients:
             self.arrays = [contiguous(view) for view in self.views]
 
     def change(self, kernel: Callable[[], Any]) -> None:
-        """Have the kernel change the arrays, and bring what it wrote into copies to where they came from."""
-        _kernels.together([kernel, *copies_back(self.arrays, self.views)])  # Ctrl-C finds all of it, or nothing
+        """Run a kernel that changes the arrays, then copy its results back into the caller's memory."""
+        _kernels.together([kernel, *copies_back(self.arrays, self.views)])  # Ctrl-C interrupts before or after all
 
     def measure(
         self, norm_type: float, limit: float | Threshold, nonfinite: str | None, scale: float = 1.0
     ) -> tuple[GradNorm, float, float]:
-        """The norm of the gradients over `scale`, and the two factors by which the gradients have to be multiplied.
+        """Return the norm of the gradients divided by `scale`, and the two factors that clip them.
 
-        nonfinite None reports without judging. With "skip" the caller looks at `.skipped`; with "zero" entries that are
-        not finite count as 0. A Threshold sees the norm of gradients that will be used, and no other.
+        With `nonfinite` None entries that are not finite are only reported. With "skip" the caller checks `.skipped`;
+        with "zero" such entries count as 0. A Threshold is only told the norms of gradients that will be used.
         """
         root, unit, n_nan, n_inf, worst_place, worst_index, self.each = _kernels.norm(self.arrays, norm_type)
         if scale != 1:
@@ -188,7 +198,7 @@ class Gradients:
         return norm, factor0, factor1 / scale
 
     def limit_each(self, norm: GradNorm, max_norm: float) -> Array:
-        """Two factors for each array, (n, 2), by which its own norm comes to max_norm at most; `norm` is told of it."""
+        """Return two factors for each array, (n, 2), that clip it to its own norm, and record them in `norm`."""
         coefs, factors = np.ones(len(self.arrays)), np.ones((len(self.arrays), 2))
         for i in np.flatnonzero(self.each[:, 1] > max_norm):
             coefs[i], *factors[i] = coefficient(max_norm, *self.each[i, 2:].tolist())
@@ -199,21 +209,21 @@ class Gradients:
         return factors
 
     def multiply(self, factors: Array) -> None:
-        """Each array by its two factors, (n, 2), and what is not finite by 0; those that stay the same are left out."""
+        """Multiply each array by its two factors, (n, 2), and set what is not finite to 0; skip unchanged arrays."""
         touched = (factors != 1).any(axis=1) | ~np.isfinite(self.each[:, 0])
         arrays = [a for a, touch in zip(self.arrays, touched, strict=True) if touch]
         self.change(partial(_kernels.scale, arrays, factors[touched]))
 
 
 def for_keys(rows: Sequence[int], values: Array, missing: float) -> Array:
-    """What was found for each array, for each key; some are met twice, or have no gradient, row -1."""
+    """Return the arrays' values in the order of the keys: an array can have several keys, a key no array (row -1)."""
     return values if isinstance(rows, range) else np.append(values, missing)[rows]
 
 
 def coefficient(max_norm: float, root: float, unit: float) -> tuple[float, float, float]:
-    """max_norm / (root * unit), below 1, and two factors that have it as their product.
+    """Return max_norm / (root * unit), which is below 1, and two factors whose product it is.
 
-    The norm may lie above the range of a double, and the coefficient below it.
+    The norm can exceed the range of a double, and the coefficient can be too small for it.
     """
     (m, a), (r, b), (u, c) = math.frexp(max_norm), math.frexp(root), math.frexp(unit)
     mantissa, d = math.frexp(m / (r * u))
@@ -225,12 +235,12 @@ def coefficient(max_norm: float, root: float, unit: float) -> tuple[float, float
 
 
 def by_key(keys: Sequence[Any], values: Array) -> dict[Any, Any] | Array:
-    """A dict where there are names, else the array."""
+    """Return a dict if the keys are names, else the array."""
     return values if isinstance(keys, range) else dict(zip(keys, values.tolist(), strict=True))
 
 
 def nonfinite_error(label: str, entry: Any, position: tuple[int, ...], n_nan: int, n_inf: int) -> FloatingPointError:
-    what, count = "NaN" if np.isnan(entry) else "Inf", f"{n_nan} NaN and {n_inf} Inf in all"
+    what, count = "NaN" if np.isnan(entry) else "Inf", f"{n_nan} NaN and {n_inf} Inf in total"
     return FloatingPointError(f"{label}: {what} at {position} ({count}); nothing was changed")
 
 
@@ -239,7 +249,7 @@ def _label(key: Key) -> str:
 
 
 def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
-    """What was handed in as a list, and what to call its members."""
+    """Return the keys and the members of what was passed as gradients."""
     if isinstance(grads, np.ndarray):
         return range(1), [grads]
     if not isinstance(grads, Mapping):
@@ -258,35 +268,63 @@ def _named(grads: Any) -> tuple[Sequence[Key], list[Any]]:
     return range(len(given)), given
 
 
+def _unfold(
+    keys: Sequence[Any], members: list[Any], contents: Callable[[Any], tuple[Sequence[Any], list[Any]] | None]
+) -> tuple[Sequence[Any], list[Any]]:
+    """Replace each layer or model among the members by its own, named "0.weight"; it is one if it has contents."""
+    inner = [contents(member) for member in members]
+    if all(found is None for found in inner):
+        return keys, members
+    names: list[str] = []
+    unfolded = []
+    for key, member, found in zip(keys, members, inner, strict=True):
+        names += [str(key)] if found is None else [f"{key}.{name}" for name in found[0]]
+        unfolded += [member] if found is None else found[1]
+    return names, unfolded
+
+
 def warn_if_exhausted(name: str, given: Any, members: Sequence[Any], stacklevel: int = 5) -> None:
-    """For an iterator that gave nothing: most likely somebody has gone through it before."""
+    """Warn about an empty iterator: most likely it was consumed before."""
     if not members and isinstance(given, Iterator):
-        warnings.warn(f"{name}: an iterator that is exhausted, so there is nothing to work on", stacklevel=stacklevel)
+        warnings.warn(f"{name}: the iterator is empty; was it consumed before?", stacklevel=stacklevel)
 
 
 def _exports(value: Any) -> bool:
-    """Whether NumPy can have a view of its memory."""
+    """Return whether NumPy can view the object's memory."""
     if hasattr(value, "__dlpack__"):
         return True
     try:
         memoryview(value)
     except TypeError:
         return False
-    except (BufferError, ValueError):  # released, or of a form that NumPy will tell of
+    except (BufferError, ValueError):  # it was released, or has a format that NumPy will report
         return True
     return True
 
 
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # a caller with tensors has imported it
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _gradient(value: Any) -> Any:
+    """Return the gradient that an object holds: its `.grad` if it has one, else the object itself.
+
+    Every torch tensor has a `.grad`. If it is None, a parameter or a tensor that requires a gradient has none yet;
+    any other tensor is an array.
+    """
+    if type(value) is np.ndarray or not hasattr(value, "grad"):
+        return value
+    grad = value.grad
+    if grad is None and _is_tensor(value):
+        parameter = sys.modules["torch"].nn.Parameter
+        return None if value.requires_grad or isinstance(value, parameter) else value
+    return grad
+
+
 def as_view(label: str, value: Any) -> Array | None:
-    """The memory of an array, or of an object's `.grad`, as a NumPy array of any dtype; None where `.grad` is."""
-    torch = sys.modules.get("torch")  # who hands in its tensors has imported it
-    tensor = False
-    if torch is not None and isinstance(value, torch.Tensor):
-        tensor = True
-        if value.requires_grad or isinstance(value, torch.nn.Parameter):
-            value = value.grad
-    elif not isinstance(value, np.ndarray) and not _exports(value) and hasattr(value, "grad"):
-        value = value.grad
+    """Return the memory of an array, or of an object's `.grad`, as a NumPy array of any dtype; None without one."""
+    value = _gradient(value)
     if value is None:
         return None
     refuse_mask(label, value)
@@ -294,7 +332,7 @@ def as_view(label: str, value: Any) -> Array | None:
     try:
         if isinstance(value, np.ndarray):
             view = value
-        elif tensor:
+        elif _is_tensor(value):
             view = value.detach().numpy()
         elif hasattr(value, "__dlpack__"):
             view = _from_dlpack(value)
@@ -306,7 +344,7 @@ def as_view(label: str, value: Any) -> Array | None:
 
 
 class _Exporter:
-    """An exporter of DLPack, as NumPy reads it, that remembers in which form it exported."""
+    """A DLPack exporter that NumPy can read, and that remembers which form it exported."""
 
     unversioned = False
 
@@ -321,7 +359,7 @@ class _Exporter:
 
 
 class _Writeable:
-    """The memory of a read-only array, for NumPy to look at as one that can be written."""
+    """The memory of a read-only array, offered to NumPy as writable."""
 
     def __init__(self, view: Array) -> None:
         self._view = view
@@ -330,10 +368,10 @@ class _Writeable:
 
 
 def _from_dlpack(value: Any) -> Array:
-    """A view of what exports DLPack.
+    """Return a view of an object that exports DLPack.
 
-    Before version 1 that could not tell read-only memory, for which NumPy then takes all of it; but it was not allowed
-    to export any.
+    Before version 1, DLPack could not mark memory as read-only and did not allow exporting such memory. NumPy treats
+    all of it as read-only, so the mark is removed.
     """
     exporter = _Exporter(value)
     view: Array = np.from_dlpack(exporter)
@@ -341,7 +379,7 @@ def _from_dlpack(value: Any) -> Array:
 
 
 def _memory(a: Array) -> tuple[Any, ...]:
-    """Equal for views of the very same elements, in whatever order."""
+    """Return a key that is equal for views of the same elements, in any order."""
     low, high = _kernels.bounds(a)
     if a.nbytes == high - low:
         return low, high, a.dtype.char
@@ -349,9 +387,9 @@ def _memory(a: Array) -> tuple[Any, ...]:
 
 
 def refuse_overlap(labels: Sequence[str], views: Sequence[Array]) -> None:
-    """A ValueError if any two share memory."""
+    """Raise a ValueError if any two arrays share memory."""
     extents = sorted((*_kernels.bounds(view), i) for i, view in enumerate(views) if view.size)
-    reaching: list[tuple[int, int]] = []  # earlier arrays that may reach beyond the beginning of this one
+    reaching: list[tuple[int, int]] = []  # earlier arrays that end after this one begins
     for low, high, i in extents:
         reaching = [(end, j) for end, j in reaching if end > low]
         for _, j in reaching:
@@ -365,12 +403,12 @@ def refuse_overlap(labels: Sequence[str], views: Sequence[Array]) -> None:
 
 
 def contiguous(view: Array) -> Array:
-    """The same memory as a plain C-contiguous array if it is one, else a copy."""
+    """Return the array as a plain, C-contiguous one: a copy if its layout requires it."""
     return packed(view)
 
 
 def copies_back(arrays: Sequence[Array], views: Sequence[Array]) -> list[Callable[[], None]]:
-    """The calls that undo `contiguous` after its results were written to."""
+    """Return the calls that copy the results of `contiguous` back, after they were changed."""
     return [
         partial(setitem, view, ..., array)
         for array, view in zip(arrays, views, strict=True)
@@ -378,27 +416,52 @@ def copies_back(arrays: Sequence[Array], views: Sequence[Array]) -> list[Callabl
     ]
 
 
-def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-    """Names, parameters and gradients from a dict or list of pairs."""
-    keys: Sequence[Any]
+def owns_params(value: Any) -> bool:
+    """Return whether it is a layer, a model or an optimizer: something with parameters and their gradients."""
+    return not isinstance(value, Mapping) and hasattr(value, "params") and hasattr(value, "grads")
+
+
+def listed(name: str, given: Any, stacklevel: int) -> Any:
+    """Return an iterable as a list, and a dict as a copy, so that it can be read again; anything else as it is."""
     if isinstance(given, Mapping):
+        return dict(given)
+    if owns_params(given) or not isinstance(given, Iterable):
+        return given
+    if isinstance(given, (set, frozenset)):
+        raise TypeError(f"{name}: expected an ordered collection, got {type(given).__name__}")
+    members = as_list(name, given)
+    warn_if_exhausted(name, given, members, stacklevel + 1)
+    return members
+
+
+def pairs(name: str, given: Any) -> tuple[Sequence[Key], list[Array], list[Array]]:
+    """Return names, parameters and gradients of a layer or a model, or of a dict or list of layers and pairs."""
+    keys: Sequence[Any]
+    if owns_params(given):
+        keys, members = _own_pairs(given)
+    elif isinstance(given, Mapping):
         keys, members = list(given), list(given.values())
     elif isinstance(given, list):
         keys, members = range(len(given)), given
     else:
-        expected = "a layer, a model, or a dict or iterable of (param, grad) pairs"
+        expected = "a layer, a model, or a dict or iterable of layers or (param, grad) pairs"
         raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
+    keys, members = _unfold(keys, members, lambda member: _own_pairs(member) if owns_params(member) else None)
     if len({str(key) for key in keys}) < len(keys):
-        raise ValueError(f"{name}: two keys are the same as text, by which states and norms go")
+        raise ValueError(f"{name}: keys must stay distinct as strings")
     params: list[Array] = []
     grads: list[Array] = []
     for key, pair in zip(keys, members, strict=True):
         label, gradient = f"{name}[{key!r}]", f"gradient of {name}[{key!r}]"
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-            raise TypeError(f"{label}: expected a pair (param, grad), got {type(pair).__name__}")
+            raise TypeError(f"{label}: expected a layer or a pair (param, grad), got {type(pair).__name__}")
         param = check_writable(label, pair[0])
         if param.dtype not in (FLOAT32, FLOAT64):
             raise TypeError(f"{label}: expected float32 or float64, got {param.dtype}")
+        if _gradient(pair[1]) is not pair[1]:
+            raise TypeError(
+                f"{gradient}: expected an array, got {type(pair[1]).__name__}, whose .grad can be replaced at any time"
+            )
         grad = as_view(gradient, pair[1])
         if grad is None:
             raise TypeError(f"{gradient}: expected an array, got None")
@@ -411,58 +474,66 @@ def pairs(name: str, given: Any) -> tuple[Sequence[str | int], list[Array], list
     return keys, params, grads
 
 
+def _own_pairs(owner: Any) -> tuple[Sequence[Any], list[Any]]:
+    """Return the keys of a layer, a model or an optimizer, and its pairs."""
+    params, grads = owner.params, owner.grads
+    if isinstance(params, Mapping):
+        return list(params), [(param, grads[name]) for name, param in params.items()]
+    return range(len(params)), list(zip(params, grads, strict=True))
+
+
 def check_policy(nonfinite: str) -> None:
     check_choice("nonfinite", nonfinite, ("raise", "skip", "zero"))
 
 
 def check_limit(max_norm: Any, step: int | None) -> float | Threshold:
-    """What `max_norm` stands for: a number, or a Threshold, which is asked once the norm is known.
+    """Return `max_norm` as a number, or as the Threshold that will be asked once the norm is known.
 
-    A schedule gives its number at the step, where there is one.
+    A schedule is called with the step; without one it is refused.
     """
-    if hasattr(max_norm, "update") and not isinstance(max_norm, (Mapping, Set, type)):  # theirs means something else
+    if hasattr(max_norm, "update") and not isinstance(max_norm, (Mapping, Set, type)):  # their `update` is another one
         threshold: Threshold = max_norm
         return threshold
     if step is not None:
         return check_number_at("max_norm", max_norm, step)
     if callable(max_norm):
         raise TypeError(
-            "max_norm: expected a number or an object with update(norm), got a schedule, and no step is known here; "
-            "hand in its value, max_norm(step)"
+            "max_norm: expected a number or an object with update(norm), got a schedule; pass its value, max_norm(step)"
         )
     return check_number("max_norm", max_norm, least=0.0)
 
 
 def _norm_type(value: Any) -> float:
-    """A positive number; "inf" may be text, as in PyTorch."""
+    """Return a positive number; the string "inf" is allowed, as in PyTorch."""
     return math.inf if isinstance(value, str) and value == "inf" else check_number("norm_type", value, above=0.0)
 
 
 def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
-    r"""The norm of gradients, all arrays taken as one vector: :math:`(\sum_i |g_i|^p)^{1/p}`.
+    r"""Compute the norm of gradients, all arrays taken as one vector: :math:`(\sum_i |g_i|^p)^{1/p}`.
 
-    It is right whenever it can be represented: sums are carried in float64, and entries whose powers would overflow or
-    underflow are scaled first. The bits are the same for any number of threads.
+    The result is accurate whenever it is representable: sums are carried in float64, and entries whose powers would
+    overflow or underflow are scaled first. It has the same bits for any number of threads.
 
     Parameters
     ----------
-    grads : array, iterable or dict of arrays, layer, model, optimizer
-        float16, float32 or float64, of any shape and layout. Objects that export the buffer protocol or DLPack on the
-        CPU, or that have a `.grad` (None counts as absent), serve as arrays. The same memory met twice counts once.
+    grads : array, iterable or dict of arrays or layers, layer, model, optimizer
+        Arrays of float16, float32 or float64 of any shape and layout. An object with a `.grad` stands for its `.grad`,
+        and is skipped if that is None. Objects that export the buffer protocol or DLPack on the CPU serve as arrays.
+        The same memory counts once, however often it is passed.
     norm_type : float
-        p, positive; ``inf`` for the largest magnitude.
+        The order p of the norm, positive; ``inf`` for the largest magnitude.
 
     Returns
     -------
     GradNorm
-        A float; NaN if an entry is NaN, else inf if one is infinite.
+        The norm, a float; NaN if an entry is NaN, else inf if one is infinite.
 
     Raises
     ------
     TypeError
-        If something is not an array of float16, float32 or float64.
+        If a gradient is not an array of float16, float32 or float64.
     ValueError
-        If arrays overlap in part, or `norm_type` is not positive.
+        If arrays overlap partly, or `norm_type` is not positive.
 
     Examples
     --------
@@ -490,45 +561,46 @@ def clip_grad_norm_(
     nonfinite: str = "raise",
     per_array: bool = False,
 ) -> GradNorm:
-    """Scale gradients, in place, so that their norm is at most `max_norm`.
+    """Scale gradients in place so that their norm is at most `max_norm`.
 
-    If ``norm > max_norm``, ``g *= max_norm / norm``; else the arrays keep their exact bits. There is no epsilon: after
-    clipping the norm is `max_norm` up to rounding, which is done once, to the nearest or else to even.
+    If ``norm > max_norm``, the gradients are multiplied by ``max_norm / norm``; otherwise they keep their exact bits.
+    There is no epsilon: after clipping the norm is `max_norm` up to rounding, and each entry is rounded once [1]_.
 
     Parameters
     ----------
-    grads : array, iterable or dict of arrays, layer, model, optimizer
-        As for `grad_norm`; changed in place.
+    grads : array, iterable or dict of arrays or layers, layer, model, optimizer
+        The gradients, as for `grad_norm`; changed in place.
     max_norm : float or Threshold
-        At least 0; ``inf`` never clips. An object with ``update(norm)``, such as those of `gradcore.threshold`, is told
-        the norm and answers with the limit; not where the gradients are left alone because of `nonfinite`.
+        The limit, at least 0; ``inf`` never clips. An object with ``update(norm)``, such as those of
+        `gradcore.threshold`, is told the norm and returns the limit. It is not called if `nonfinite` leaves the
+        gradients alone.
     norm_type : float
-        p, positive; ``inf`` for the largest magnitude.
+        The order p of the norm, positive; ``inf`` for the largest magnitude.
     nonfinite : {"raise", "skip", "zero"}
-        What to do when an entry is NaN or infinite: raise, changing nothing; change nothing and say so in the result;
-        or set such entries to 0 and clip the rest by the norm of what remains.
+        What to do if an entry is NaN or infinite: raise and change nothing; change nothing and report it in the result;
+        or set such entries to 0 and clip by the norm of the others.
     per_array : bool
-        Clip each array by its own norm, not all by the norm of all; `max_norm` has to be a number. That changes the
-        direction of the whole.
+        Whether to clip each array by its own norm instead of all by their common norm. This changes the direction of
+        the gradient; `max_norm` has to be a number.
 
     Returns
     -------
     GradNorm
-        The norm of all before clipping, the limit, the coefficient or coefficients, whether it clipped, and where the
-        worst entry is.
+        The common norm before clipping, with the limit, the coefficients and the position of the worst entry.
 
     Raises
     ------
     FloatingPointError
-        If an entry is not finite and `nonfinite` is "raise"; it names the array and the position.
+        If an entry is not finite and `nonfinite` is "raise"; the message names the array and the position.
     TypeError
-        If something is not an array of float16, float32 or float64.
+        If a gradient is not an array of float16, float32 or float64.
     ValueError
-        If an array is read-only, arrays overlap in part, or a number is out of range.
+        If an array is read-only, arrays overlap partly, or a number is out of range.
 
-    Notes
-    -----
-    Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013, algorithm 1.
+    References
+    ----------
+    .. [1] R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", 2013,
+       algorithm 1.
 
     Examples
     --------
@@ -563,23 +635,23 @@ def clip_grad_norm_(
 
 
 def clip_grad_value_(grads: Any, clip_value: float) -> None:
-    """Limit every entry, in place, to ``[-clip_value, clip_value]``; NaN stays NaN.
+    """Limit every entry in place to ``[-clip_value, clip_value]``; NaN stays NaN.
 
     This changes the direction of the gradient; `clip_grad_norm_` keeps it.
 
     Parameters
     ----------
-    grads : array, iterable or dict of arrays, layer, model, optimizer
-        As for `grad_norm`; changed in place.
+    grads : array, iterable or dict of arrays or layers, layer, model, optimizer
+        The gradients, as for `grad_norm`; changed in place.
     clip_value : float
-        At least 0.
+        The largest magnitude allowed, at least 0.
 
     Raises
     ------
     TypeError
-        If something is not an array of float16, float32 or float64.
+        If a gradient is not an array of float16, float32 or float64.
     ValueError
-        If an array is read-only, arrays overlap in part, or `clip_value` is negative or NaN.
+        If an array is read-only, arrays overlap partly, or `clip_value` is negative or NaN.
 
     Examples
     --------

@@ -1,203 +1,333 @@
-"""Optimizers with PyTorch's names and rules. A step clips on the way: gradients are read twice and never written."""
+"""Optimizers with PyTorch's names and rules. A step can clip: it reads the gradients twice and never writes them."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import (
-    Array,
-    as_list,
-    check_array,
-    check_bool,
-    check_int,
-    check_names,
-    check_number,
-    check_number_at,
-)
-from gradcore._layer import Layer
+from gradcore._check import Array, check_array, check_bool, check_int, check_names, check_number, check_number_at
 from gradcore.norm import (
     Gradients,
     GradNorm,
+    Key,
     check_limit,
     check_policy,
     contiguous,
     copies_back,
+    listed,
+    owns_params,
     pairs,
     refuse_overlap,
-    warn_if_exhausted,
 )
 from gradcore.schedule import Schedule
 from gradcore.threshold import Threshold
 
-__all__ = ["SGD", "SPAM", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "SPAM", "Adagrad", "Adam", "AdamW", "Group", "Optimizer", "RMSprop"]
 
-LOWER_BOUNDS = {"dampening": -math.inf}  # of the hyperparameters that are numbers; 0 for those not named
-FLAGS = ("nesterov", "maximize", "amsgrad", "centered")
-WHOLE = {"reset_every": 1, "warmup_steps": 0}  # those that are integers, and their lower bounds
+Check = Callable[[str, Any], Any]  # of a hyperparameter: its name and value to the value in its own type, or an error
+
+
+def _rate(label: str, value: Any) -> Any:
+    return value if callable(value) else _not_negative(label, value)
+
+
+def _not_negative(label: str, value: Any) -> float:
+    return check_number(label, value, least=0.0)
+
+
+def _betas(label: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{label}: expected two numbers, got {value!r}")
+    first, second = (check_number(label, beta, least=0.0) for beta in value)
+    if not (first < 1 and second < 1):
+        raise ValueError(f"{label}: expected two numbers of at least 0 and below 1, got {value}")
+    return first, second
+
+
+class _Moment(NamedTuple):
+    """An array that a rule keeps for each parameter."""
+
+    operand: str  # of the kernel
+    needs: str | None = None  # the hyperparameter that switches it on
 
 
 @dataclass
 class _Part:
-    """The parameters of one group, and what belongs to them."""
+    """A group of parameters: what the caller passed, its own hyperparameters, and its moments."""
 
-    layer: Layer | None
-    names: Sequence[str | int]
+    label: str
+    given: Any  # a layer, or a dict or list of layers and pairs
+    own: dict[str, Any]
+    moments: dict[str, list[Array]] = field(default_factory=dict)  # by PyTorch's names, from their first use on
+
+    def owners(self) -> list[Any]:
+        """Return the layers and models in it."""
+        given = self.given.values() if isinstance(self.given, Mapping) else self.given
+        return [self.given] if owns_params(self.given) else [member for member in given if owns_params(member)]
+
+
+@dataclass
+class _Collected:
+    """The arrays of all groups, until a layer moves its own into the buffers of a model."""
+
+    names: Sequence[Key]  # if there are several groups, each name begins with its group's index
     params: list[Array]
     grads: list[Array]
-    own: dict[str, Any]  # the hyperparameters that are not the optimizer's
-    moments: dict[str, list[Array]] = field(default_factory=dict)  # by PyTorch's names
+    parts: list[slice]  # which of them each group has
+    buffers: list[tuple[Any, Any]]  # each layer and its flat_params, which is another array after a move
 
-    def members(self) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-        """Names, parameters and gradients. A layer is asked anew: a model moves its members into its own buffers."""
-        if self.layer is None:
-            return self.names, self.params, self.grads
-        return list(self.layer.params), list(self.layer.params.values()), list(self.layer.grads.values())
+    @property
+    def current(self) -> bool:
+        return all(buffer is not None and owner.flat_params is buffer for owner, buffer in self.buffers)
+
+    def by_name(self, arrays: list[Array]) -> dict[str, Array] | list[Array]:
+        """Return a dict if the parameters have names, else the list."""
+        return arrays if isinstance(self.names, range) else dict(zip(map(str, self.names), arrays, strict=True))
 
 
 class Group:
-    """The hyperparameters of one group of parameters, as attributes: its own, and the optimizer's for the rest.
+    """The hyperparameters of one group of parameters, as attributes.
 
-    Setting one makes it the group's own; an only group's are the optimizer's.
+    A group has its own hyperparameters and shares the optimizer's for the rest. Setting one makes it the group's own.
+    If there is only one group, it and the optimizer have the same.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimizer.
+    index : int
+        The index of the group in the optimizer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.optim import SGD
+    >>> weight, bias = (np.zeros(3), np.ones(3)), (np.zeros(1), np.ones(1))
+    >>> opt = SGD([{"params": [weight]}, {"params": [bias], "momentum": 0.5}], lr=0.1)
+    >>> opt.groups[1].lr = 0.2
+    >>> opt.groups[1].lr, opt.groups[1].momentum, opt.lr
+    (0.2, 0.5, 0.1)
     """
 
-    __slots__ = ("_optimizer", "_own")
-
-    def __init__(self, optimizer: Optimizer, own: dict[str, Any]) -> None:
-        object.__setattr__(self, "_optimizer", optimizer)  # which does not know its Groups, or neither would ever go
-        object.__setattr__(self, "_own", own)
+    def __init__(self, optimizer: Optimizer, index: int) -> None:
+        vars(self).update(_optimizer=optimizer, _index=index)  # the optimizer keeps no groups: no cycle of references
 
     def __getattr__(self, name: str) -> Any:
+        if "_optimizer" not in vars(self):  # copy and pickle look for methods before they set attributes
+            raise AttributeError(name)
         self._refuse_unknown(name)
-        return self._own.get(name, getattr(self._optimizer, name))
+        return self._optimizer._of_group(self._index)[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._refuse_unknown(name)
-        self._own[name] = value
+        self._optimizer._change(self._index, name, value)
 
     def _refuse_unknown(self, name: str) -> None:
-        if name.startswith("_") or name not in self._optimizer._hyperparameters:
+        if name not in self._optimizer._hyperparameters:
             raise AttributeError(f"a group of {type(self._optimizer).__name__} has no {name!r}")
 
     def __repr__(self) -> str:
-        return f"Group({_arguments({name: getattr(self, name) for name in self._optimizer._hyperparameters})})"
+        return f"Group({_arguments(self._optimizer._of_group(self._index))})"
 
 
 class Optimizer:
-    """Base of all optimizers.
+    """Base of all optimizers: groups of parameters, steps and state.
+
+    Hyperparameters are attributes of the optimizer and of its `groups`. They are checked when they are set and take
+    effect at the next step.
+
+    A shallow copy updates the same parameters, with moments and counters of its own. A deep copy or a pickle includes
+    the parameters: a layer or model stays connected with the optimizer if both are copied together. Pairs with a view,
+    such as an entry of `layer.params`, are refused, because the copy of a view is no longer part of its base.
 
     Attributes
     ----------
     lr : float or schedule
-        The learning rate, which may be set between steps; that of all groups that have none of their own. A schedule,
-        or any other callable, is asked for the number at `n_steps` by every step.
-    groups : list of Group
-        One for each group of parameters: ``opt.groups[1].lr`` is its learning rate, and may be set between steps.
+        The learning rate of all groups without one of their own. It may be set between steps. A schedule, or any other
+        callable, is called with `n_steps` at each step.
     n_steps, n_skipped, n_consecutive_skips : int
-        How many steps were taken, how many were skipped because a gradient was not finite, and how many of these came
-        after the last step that was taken.
+        The numbers of steps that were taken, of steps that were skipped because a gradient was not finite, and of steps
+        that were skipped since the last one that was taken.
     last_norm : float or None
-        The gradient's norm at the last step that was taken.
-    max_consecutive_skips : int or None
-        After so many skipped steps in a row, one more raises.
+        The norm of the gradient at the last step that was taken.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> layers = gradcore.GRU(3, 8), gradcore.Linear(8, 1)
+    >>> opt = gradcore.optim.Adam(layers)
+    >>> isinstance(opt, gradcore.optim.Optimizer), len(opt.params)
+    (True, 6)
     """
 
-    lr: float | Any  # or a Schedule; as Any, so that a type checker lets `opt.lr *= 0.5` pass
+    lr: float | Any  # or a Schedule; Any lets a type checker accept `opt.lr *= 0.5`
     weight_decay: float
     maximize: bool
     l1: float
     n_steps: int
     n_skipped: int
     n_consecutive_skips: int
+    last_norm: float | None
 
     _rule: ClassVar[int]
-    _operands: ClassVar[Mapping[str, str]]  # the kernel's operand for each moment by PyTorch's name
+    _moments: ClassVar[Mapping[str, _Moment]]  # by PyTorch's names
+    _checks: ClassVar[Mapping[str, Check]] = {
+        "lr": _rate,
+        "weight_decay": _not_negative,
+        "maximize": check_bool,
+        "l1": _not_negative,
+    }
     _counters: ClassVar[tuple[str, ...]] = ("n_steps", "n_skipped", "n_consecutive_skips")
 
-    def __init__(self, params: Any, max_consecutive_skips: int | None, **hyperparameters: Any) -> None:
-        self._hyperparameters = tuple(hyperparameters)
-        checked = _checked(hyperparameters)
-        if max_consecutive_skips is not None:
-            max_consecutive_skips = check_int("max_consecutive_skips", max_consecutive_skips)
-        self.max_consecutive_skips = max_consecutive_skips
-        self.last_norm: float | None = None
-        vars(self).update(dict.fromkeys(self._counters, 0))
-        self._parts = _parts(params, checked)
-        self._set(checked, [part.own for part in self._parts])
-        for part in self._parts:
-            group, params = self._group(part), part.members()[1]
-            start = self._start(group)
-            for p in params:
-                if start > np.finfo(p.dtype).max.item():  # only Adagrad starts from anything but 0
-                    raise ValueError(
-                        f"initial_accumulator_value: expected a number in the range of {p.dtype}, got {start:g}"
-                    )
-            part.moments = {name: [np.full(p.shape, start, p.dtype) for p in params] for name in self._moments(group)}
+    _hyperparameters: tuple[str, ...]  # their names, in the constructor's order
+    _parts: list[_Part]
+    _collected: _Collected | None
 
-    def _set(self, hyperparameters: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-        """Take over the optimizer's hyperparameters and those of the groups' own."""
+    def _start(self, params: Any, arguments: Mapping[str, Any]) -> None:
+        """Set everything up; `arguments` are the `locals()` of a rule's constructor."""
+        vars(self).update(dict.fromkeys(self._counters, 0), last_norm=None, _collected=None)
+        self._hyperparameters = tuple(name for name in arguments if name in self._checks)
+        self.max_consecutive_skips = arguments["max_consecutive_skips"]
+        self._parts = _parts(params, stacklevel=5)
+        hyperparameters = {name: arguments[name] for name in self._hyperparameters}
+        own = [part.own for part in self._parts]
+        self._adopt(*self._checked(hyperparameters, own, "params"))
+        self._members()
+
+    # ---- hyperparameters ---------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._checks:
+            self._change(None, name, value)
+        elif name.startswith("_") or name in vars(self) or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:  # most likely a misspelled hyperparameter, or one of another rule
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    def _change(self, index: int | None, name: str, value: Any) -> None:
+        """Set a hyperparameter of one group, or of all groups without one of their own."""
+        common, own = self._common(), [dict(part.own) for part in self._parts]
+        (common if index is None or len(own) == 1 else own[index])[name] = value
+        self._adopt(*self._checked(common, own, "groups"))
+
+    def _checked(
+        self, hyperparameters: Mapping[str, Any], groups: Sequence[Any], label: str
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the common hyperparameters and the groups' own in their own types, or raise if they do not fit."""
+        common = self._checked_together(hyperparameters, "")
+        checked = []
+        for i, own in enumerate(groups):
+            where = f"{label}[{i}]"
+            if not isinstance(own, Mapping):
+                raise TypeError(f"{where}: expected a dict, got {type(own).__name__}")
+            unknown = [name for name in own if name not in common]
+            if unknown:
+                raise TypeError(f"{where}: expected {', '.join(common)}, got {unknown[0]!r}")
+            group = self._checked_together({**common, **own}, f"{where}: ") if own else {}
+            checked.append({name: group[name] for name in own})
+        return common, checked
+
+    def _checked_together(self, hyperparameters: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return the hyperparameters of one group in their own types."""
+        return {name: self._checks[name](where + name, value) for name, value in hyperparameters.items()}
+
+    def _adopt(self, common: dict[str, Any], groups: list[dict[str, Any]], **others: Any) -> None:
+        """Replace all hyperparameters, and other attributes, at once. The only group's are the optimizer's."""
         if len(groups) == 1:
-            hyperparameters, groups = hyperparameters | groups[0], [{}]
-        vars(self).update(hyperparameters)
-        for part, own in zip(self._parts, groups, strict=True):
-            part.own = own
+            common, groups = common | groups[0], [{}]
+        moments = others.pop("moments", [part.moments for part in self._parts])
+        parts = [
+            replace(part, own=own, moments=arrays)
+            for part, own, arrays in zip(self._parts, groups, moments, strict=True)
+        ]
+        vars(self).update(common, _parts=parts, **others)
+
+    def _common(self) -> dict[str, Any]:
+        return {name: vars(self)[name] for name in self._hyperparameters}
+
+    def _of_group(self, index: int) -> dict[str, Any]:
+        return self._common() | self._parts[index].own
 
     @property
     def groups(self) -> list[Group]:
-        return [Group(self, part.own if len(self._parts) > 1 else vars(self)) for part in self._parts]
+        """The groups of parameters: ``opt.groups[1].lr`` is the learning rate of the second, and may be set."""
+        return [Group(self, i) for i in range(len(self._parts))]
 
-    def _group(self, part: _Part) -> Any:
-        """What has the hyperparameters of a group: the optimizer where that will do, which is faster."""
-        return Group(self, part.own) if part.own else self
+    @property
+    def max_consecutive_skips(self) -> int | None:
+        """The number of consecutive steps that may be skipped before one more raises; None for any number."""
+        return self._max_consecutive_skips
 
-    def _moments(self, group: Any) -> Sequence[str]:
-        """Which moments a group with these hyperparameters has."""
-        return list(self._operands)
+    @max_consecutive_skips.setter
+    def max_consecutive_skips(self, value: int | None) -> None:
+        self._max_consecutive_skips = None if value is None else check_int("max_consecutive_skips", value)
 
-    def _start(self, group: Any) -> float:
-        """The moments before the first step."""
-        return 0.0
+    # ---- parameters --------------------------------------------------------------------------------------------------
 
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
-        """The kernel's numbers for step t, the first being 1."""
-        raise NotImplementedError
-
-    def _members(self) -> tuple[Sequence[str | int], list[Array], list[Array]]:
-        """Names, parameters and gradients of all groups; where there are several, a name begins with its group's."""
-        members = [part.members() for part in self._parts]
-        if len(members) == 1:
-            return members[0]
-        return (
-            [f"{i}.{name}" for i, (names, _, _) in enumerate(members) for name in names],
-            [p for _, params, _ in members for p in params],
-            [g for _, _, grads in members for g in grads],
-        )
+    def _members(self) -> _Collected:
+        """Return the arrays of all groups, read again after a layer moved its own."""
+        if self._collected is None or not self._collected.current:
+            self._collected = _collect(self._parts)
+        return self._collected
 
     @property
     def params(self) -> dict[str, Array] | list[Array]:
-        """The parameters, as `grads`."""
-        names, params, _ = self._members()
-        return _by_name(names, params)
+        """The parameters: a dict if they have names, else a list. With several groups "1.weight" is in the second."""
+        collected = self._members()
+        return collected.by_name(collected.params)
 
     @property
     def grads(self) -> dict[str, Array] | list[Array]:
-        """The gradients: a dict where they have names, else a list. Of several groups "1.weight" is group 1's."""
-        names, _, grads = self._members()
-        return _by_name(names, grads)
+        """The gradients, with the same keys as `params`."""
+        collected = self._members()
+        return collected.by_name(collected.grads)
 
     def zero_grad(self) -> None:
-        """Set every gradient to zero."""
-        names, _, grads = self._members()
-        _refuse_moved("gradient of params", names, grads)
-        for grad in grads:
+        """Set all gradients to zero.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore.optim import SGD
+        >>> weight, grad = np.ones(2), np.ones(2)
+        >>> SGD([(weight, grad)]).zero_grad()
+        >>> grad
+        check_array([0., 0.])
+        """
+        members = self._members()
+        _refuse_moved("gradient of params", members.names, members.grads)
+        for grad in members.grads:
             grad.fill(0)
+
+    def __copy__(self) -> Optimizer:
+        other = object.__new__(type(self))
+        moments = [{name: [a.copy() for a in arrays] for name, arrays in p.moments.items()} for p in self._parts]
+        vars(other).update(vars(self))
+        other._adopt(self._common(), [dict(part.own) for part in self._parts], moments=moments)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        for part in self._parts:
+            if owns_params(part.given):
+                continue
+            members = part.given.items() if isinstance(part.given, Mapping) else enumerate(part.given)
+            for key, pair in members:
+                if not owns_params(pair) and any(type(a) is not np.ndarray or a.base is not None for a in pair):
+                    raise TypeError(
+                        f"cannot copy or pickle this {type(self).__name__}: {part.label}[{key!r}] has a view of other "
+                        "memory, and the copy of a view is not part of the copy of that memory; construct the "
+                        "optimizer from the layer or model, or use state_dict"
+                    )
+        return {**vars(self), "_collected": None}
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -211,77 +341,106 @@ class Optimizer:
         Parameters
         ----------
         max_norm : float, Threshold or schedule, optional
-            The gradients of all groups together count as if clipped to this norm; they are not written. An object with
-            ``update(norm)``, such as those of `gradcore.threshold`, is told the norm and answers with the limit, unless
-            the step is skipped or raises; a schedule gives it for `n_steps`.
+            The limit for the norm of all groups' gradients together. The update uses the clipped gradients; the
+            gradients themselves are not written. An object with ``update(norm)``, such as those of
+            `gradcore.threshold`, is told the norm and returns the limit, unless the step is skipped or raises. A
+            schedule is called with `n_steps`.
         nonfinite : {"skip", "raise", "zero"}
-            What to do when a gradient is NaN or infinite: leave parameters and moments as they are, bit for bit, and
-            count it in `n_skipped`; raise, changing nothing; or take such entries as 0.
+            What to do if a gradient is NaN or infinite: leave parameters and moments as they are, bit for bit, and
+            count the step in `n_skipped`; raise and change nothing; or take such entries as 0.
         scale : float
-            By what the loss was multiplied: the gradients count as divided by it. They are not written.
+            The factor by which the loss was multiplied. The update uses the gradients divided by it; the gradients
+            themselves are not written.
 
         Returns
         -------
         GradNorm
-            The norm before clipping, over `scale`, and what was done.
+            The norm before clipping, divided by `scale`, and what was done.
 
         Raises
         ------
         FloatingPointError
-            If an entry is not finite and `nonfinite` is "raise", or is "skip" and `max_consecutive_skips` steps in a
-            row were skipped already; nothing is changed.
+            If an entry is not finite and `nonfinite` is "raise", or is "skip" and `max_consecutive_skips` consecutive
+            steps were skipped already; nothing is changed.
         ValueError
-            If `max_norm` or `lr`, or what a schedule gives for it, is negative or NaN, or `scale` or its reciprocal is
-            not a positive number.
+            If `max_norm` or `lr`, or the value of a schedule for it, is negative or NaN, or `scale` or its reciprocal
+            is not a positive number.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore.optim import SGD
+        >>> weight, grad = np.array([1.0, 1.0]), np.array([3.0, 4.0])
+        >>> opt = SGD([(weight, grad)], lr=0.5)
+        >>> norm = opt.step(max_norm=1.0)
+        >>> norm, norm.clipped, weight
+        (5.0, True, check_array([0.7, 0.6]))
         """
         limit = math.inf if max_norm is None else check_limit(max_norm, self.n_steps)
         scale = check_number("scale", scale, least=sys.float_info.min, most=sys.float_info.max)
-        lrs = [check_number_at("lr", self._group(part).lr, self.n_steps) for part in self._parts]
+        groups = [self._of_group(i) for i in range(len(self._parts))]
+        for group in groups:
+            group["lr"] = check_number_at("lr", group["lr"], self.n_steps)
         check_policy(nonfinite)
-        names, params, grads = self._members()
-        found = Gradients(_by_name(names, grads), write=False)
-        plain = params
+        members = self._members()
+        found = Gradients(members.by_name(members.grads), write=False)
+        params = plain = members.params
         if not _kernels.plain(params, True):
-            _refuse_moved("params", names, params)
+            _refuse_moved("params", members.names, params)
             plain = [contiguous(p) for p in params]
         grads = [found.arrays[place] for place in found.where]
-        updates, first = [], 0
-        for part, lr in zip(self._parts, lrs, strict=True):
-            end = first + len(part.members()[0])
-            updates.append(self._update(part, lr, grads[first:end], plain[first:end]))
-            first = end
+        prepared = [
+            self._prepare(part, group, grads[own], plain[own])
+            for part, group, own in zip(self._parts, groups, members.parts, strict=True)
+        ]
         norm, factor0, factor1 = found.measure(2.0, limit, nonfinite, scale)
         if norm.skipped:
             self._skip(found)
             return norm
         calls: list[Callable[..., Any]] = []
-        for part, update in zip(self._parts, updates, strict=True):
-            calls += self._calls(part, update, -factor0 if self._group(part).maximize else factor0, factor1)
+        for part, group, (update, new) in zip(self._parts, groups, prepared, strict=True):
+            if new:
+                calls.append(partial(part.moments.update, new))
+            calls += self._calls(part, group, update, -factor0 if group["maximize"] else factor0, factor1)
         calls += copies_back(plain, params)
         after = {"n_steps": self.n_steps + 1, "n_consecutive_skips": 0, "last_norm": float(norm)}
-        _kernels.together([*calls, partial(vars(self).update, after)])  # Ctrl-C finds the whole step, or none of it
+        _kernels.together([*calls, partial(vars(self).update, after)])  # Ctrl-C interrupts before or after all
         return norm
 
     def _skip(self, found: Gradients) -> None:
-        """Count a step that is not taken, or raise if it is one too many."""
+        """Count a skipped step, or raise if there were too many."""
         if self.max_consecutive_skips is not None and self.n_consecutive_skips >= self.max_consecutive_skips:
             raise FloatingPointError(self._too_many_skips(found))
         self.n_skipped += 1
         self.n_consecutive_skips += 1
 
-    def _update(self, part: _Part, lr: float, grads: list[Array], params: list[Array]) -> _kernels.Update:
-        """One group's share of a step, made ready."""
-        group = self._group(part)
-        arguments: dict[str, Any] = {self._operands[name]: arrays for name, arrays in part.moments.items()}
-        arguments |= self._rates(group, lr, self.n_steps + 1)
-        return _kernels.Update(self._rule, grads, params, l1=group.l1, **arguments)
+    def _prepare(
+        self, part: _Part, group: dict[str, Any], grads: list[Array], params: list[Array]
+    ) -> tuple[_kernels.Update, dict[str, list[Array]]]:
+        """Return one group's update, ready to run, and the moments that it uses for the first time."""
+        used = {name: m.operand for name, m in self._moments.items() if m.needs is None or group[m.needs]}
+        new = {name: self._new_moments(group, params) for name in used if name not in part.moments}
+        moments = part.moments | new
+        arguments: dict[str, Any] = {operand: moments[name] for name, operand in used.items()}
+        arguments |= self._rates(part, group, self.n_steps + 1)
+        return _kernels.Update(self._rule, grads, params, l1=group["l1"], **arguments), new
 
-    def _calls(self, part: _Part, update: _kernels.Update, first: float, second: float) -> list[Callable[..., Any]]:
-        """What takes it with the gradients times the two factors; nothing of that is Python code."""
+    def _new_moments(self, group: dict[str, Any], params: list[Array]) -> list[Array]:
+        """Return a moment of each parameter before its first use."""
+        return [np.zeros(p.shape, p.dtype) for p in params]
+
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        """Return the kernel's numbers for step t; the first step is 1."""
+        raise NotImplementedError
+
+    def _calls(
+        self, part: _Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
+    ) -> list[Callable[..., Any]]:
+        """Return the calls, none of them Python code, that run it with the gradients times the two factors."""
         return [partial(update.run, first, second)]
 
     def _too_many_skips(self, found: Gradients) -> str:
-        """What to say about one more gradient that is not finite."""
+        """Return the message for one skipped step too many."""
         bad = []
         for key, place in zip(found.keys, found.where, strict=True):
             n_nan, n_inf = (int(np.count_nonzero(f(found.arrays[place]))) for f in (np.isnan, np.isinf))
@@ -290,61 +449,84 @@ class Optimizer:
         last = "no step was taken before" if self.last_norm is None else f"the last norm was {self.last_norm:.6g}"
         return (
             f"step {self.n_steps + self.n_skipped + 1}: the gradient is not finite again, after "
-            f"{self.n_consecutive_skips} skipped steps in a row (max_consecutive_skips: {self.max_consecutive_skips}): "
-            f"{'; '.join(bad)}; {last}; nothing was changed"
+            f"{self.n_consecutive_skips} consecutive skipped steps (max_consecutive_skips: "
+            f"{self.max_consecutive_skips}): {'; '.join(bad)}; {last}; nothing was changed"
         )
 
-    def _arrays(self) -> dict[str, dict[str, Array]]:
-        """The moments by PyTorch's names, and by parameter."""
-        names = iter(self._members()[0])
-        arrays: dict[str, dict[str, Array]] = {}
-        for part in self._parts:
-            own = [str(next(names)) for _ in part.members()[0]]
-            for moment, values in part.moments.items():
-                arrays.setdefault(moment, {}).update(zip(own, values, strict=True))
-        return arrays
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def _names(self) -> list[list[str]]:
+        """Return the names of each group's parameters."""
+        members = self._members()
+        return [[str(name) for name in members.names[own]] for own in members.parts]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on, but for parameters and gradients: copies of the moments, and numbers.
+        """Return what the next step depends on besides parameters and gradients, as a copy.
 
         Returns
         -------
         dict
-            ``rule``, ``n_steps`` and the other counters, ``last_norm``, ``hyperparameters`` (a dict), ``groups`` (for
-            each a dict of the hyperparameters that are its own) and ``moments``, for each of PyTorch's names a dict of
-            arrays by parameter. For a schedule, which holds no state, its number at `n_steps` stands.
+            The name of the ``rule``, ``n_steps`` and the other counters, ``last_norm``, ``hyperparameters`` (a dict),
+            ``groups`` (a list with a dict of each group's own hyperparameters) and ``moments``: for each of PyTorch's
+            names a dict of arrays by parameter. A moment appears once a step has used it. A schedule, which has no
+            state, is replaced by its value at `n_steps`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore.optim import SGD
+        >>> opt = SGD({"w": (np.zeros(2), np.ones(2))}, momentum=0.9)
+        >>> norm = opt.step()
+        >>> state = opt.state_dict()
+        >>> state["n_steps"], state["moments"]
+        (1, {'momentum_buffer': {'w': check_array([1., 1.])}})
         """
+        moments: dict[str, dict[str, Array]] = {}
+        for part, names in zip(self._parts, self._names(), strict=True):
+            for moment, arrays in part.moments.items():
+                moments.setdefault(moment, {}).update(zip(names, (a.copy() for a in arrays), strict=True))
         return {
             "rule": type(self).__name__,
             **{counter: getattr(self, counter) for counter in self._counters},
             "last_norm": self.last_norm,
-            "hyperparameters": self._numbers({name: getattr(self, name) for name in self._hyperparameters}),
+            "hyperparameters": self._numbers(self._common()),
             "groups": [self._numbers(part.own) for part in self._parts],
-            "moments": {
-                moment: {name: a.copy() for name, a in arrays.items()} for moment, arrays in self._arrays().items()
-            },
+            "moments": moments,
         }
 
     def _numbers(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-        """With a schedule's number in its place."""
+        """Return them with a schedule replaced by its value."""
         lr = hyperparameters.get("lr")
-        now = {"lr": check_number_at("lr", lr, self.n_steps)} if callable(lr) else {}
-        return {**hyperparameters, **now}
+        return (
+            {**hyperparameters, "lr": check_number_at("lr", lr, self.n_steps)}
+            if callable(lr)
+            else dict(hyperparameters)
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken; nothing is changed unless all of it fits. Schedules are kept.
+        """Restore a state; if any of it is invalid, nothing is changed. Schedules are kept.
 
         Parameters
         ----------
         state_dict : mapping
-            What `state_dict` of an optimizer with the same rule, parameters, groups and options returned.
+            What `state_dict` returned for an optimizer with the same rule, parameters and groups.
 
         Raises
         ------
         KeyError
-            If something is missing or unknown.
+            If an entry is missing or unknown.
         TypeError, ValueError
-            If something has another dtype, shape or range, or the rule is another one.
+            If an entry has another dtype or shape or is out of range, or the rule is another one.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore.optim import SGD
+        >>> opt, resumed = (SGD([(np.zeros(2), np.ones(2))], momentum=0.9) for _ in range(2))
+        >>> norm = opt.step()
+        >>> resumed.load_state_dict(opt.state_dict())
+        >>> resumed.n_steps
+        1
         """
         check_names(
             "state_dict", state_dict, ("rule", *self._counters, "last_norm", "hyperparameters", "groups", "moments")
@@ -352,164 +534,139 @@ class Optimizer:
         if not isinstance(state_dict["rule"], str) or state_dict["rule"] != type(self).__name__:
             raise ValueError(f"state_dict: expected the state of {type(self).__name__}, got {state_dict['rule']!r}")
         check_names("hyperparameters", state_dict["hyperparameters"], self._hyperparameters)
-        hyperparameters = _checked(state_dict["hyperparameters"])
         counts = {counter: check_int(counter, state_dict[counter]) for counter in self._counters}
         last_norm = state_dict["last_norm"]
         if last_norm is not None:
             last_norm = check_number("last_norm", last_norm, least=0.0)
-        given_groups = state_dict["groups"]
-        if not isinstance(given_groups, (list, tuple)):
-            raise TypeError(f"groups: expected a list, got {type(given_groups).__name__}")
-        if len(given_groups) != len(self._parts):
-            raise ValueError(f"groups: expected {len(self._parts)}, got {len(given_groups)}")
-        groups = [_own(f"groups[{i}]", own, hyperparameters) for i, own in enumerate(given_groups)]
-        moments = self._arrays()
-        check_names("moments", state_dict["moments"], moments)
-        values = {}
-        for moment, arrays in moments.items():
-            given = state_dict["moments"][moment]
-            check_names(moment, given, arrays)
-            values[moment] = {
-                name: check_array(f"{moment} of {name}", given[name], a.dtype, a.shape) for name, a in arrays.items()
-            }
-        for has, gets in ((vars(self), hyperparameters), *zip((p.own for p in self._parts), groups, strict=True)):
+        groups = state_dict["groups"]
+        if not isinstance(groups, (list, tuple)):
+            raise TypeError(f"groups: expected a list, got {type(groups).__name__}")
+        if len(groups) != len(self._parts):
+            raise ValueError(f"groups: expected {len(self._parts)}, got {len(groups)}")
+        given = {name: state_dict["hyperparameters"][name] for name in self._hyperparameters}
+        common, own = self._checked(given, groups, "groups")
+        moments = self._restored(state_dict["moments"], counts["n_steps"])
+        for has, gets in ((vars(self), common), *zip((part.own for part in self._parts), own, strict=True)):
             if callable(has.get("lr")):
                 gets["lr"] = has["lr"]
-        self._set(hyperparameters, groups)
-        vars(self).update(counts)
-        self.last_norm = last_norm
-        for moment, arrays in moments.items():
-            for name, a in arrays.items():
-                a[...] = values[moment][name]
+        self._adopt(common, own, moments=moments, last_norm=last_norm, **counts)
+
+    def _restored(self, given: Any, n_steps: int) -> list[dict[str, list[Array]]]:
+        """Return each group's moments from those of a state: all of its parameters have one, or none has."""
+        if not isinstance(given, Mapping):
+            raise TypeError(f"moments: expected a mapping, got {type(given).__name__}")
+        unknown = sorted(set(given) - set(self._moments), key=str)
+        if unknown:
+            raise KeyError(f"moments: unknown {unknown}")
+        members = self._members()
+        restored: list[dict[str, list[Array]]] = [{} for _ in self._parts]
+        for moment, (_, needs) in self._moments.items():
+            arrays, wanted = given.get(moment, {}), set()
+            there = set(arrays) if isinstance(arrays, Mapping) else set()
+            for names, own, part in zip(self._names(), members.parts, restored, strict=True):
+                if there.isdisjoint(names) and (needs or n_steps == 0):
+                    continue
+                wanted.update(names)
+                part[moment] = [
+                    check_array(f"{moment} of {name}", arrays[name], p.dtype, p.shape).copy()
+                    for name, p in zip(names, members.params[own], strict=True)
+                    if name in there
+                ]
+            check_names(moment, arrays, wanted)
+        return restored
 
     def __repr__(self) -> str:
-        shown = {name: getattr(self, name) for name in (*self._hyperparameters, "max_consecutive_skips")}
         groups = [part.own for part in self._parts]
+        shown = self._common() | {"max_consecutive_skips": self.max_consecutive_skips}
         return f"{type(self).__name__}({_arguments(shown | ({'groups': groups} if any(groups) else {}))})"
-
-
-def _refuse_moved(label: str, names: Sequence[str | int], arrays: Sequence[Array]) -> None:
-    """A layer that moves into a model's buffers leaves its arrays behind, read-only."""
-    for name, a in zip(names, arrays, strict=True):
-        if not a.flags.writeable:
-            raise ValueError(
-                f"{label}[{name!r}]: is read-only; if its layer has joined a model or was copied, build the optimizer "
-                "from the model or the copy"
-            )
-
-
-def _by_name(names: Sequence[str | int], grads: list[Array]) -> dict[str, Array] | list[Array]:
-    return grads if isinstance(names, range) else dict(zip(map(str, names), grads, strict=True))
 
 
 def _arguments(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
-def _checked(hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The values in their own types, or an error that names the one that is out of range."""
-    checked: dict[str, Any] = {}
-    for name, value in hyperparameters.items():
-        label = where + name
-        if name in FLAGS:
-            checked[name] = check_bool(label, value)
-        elif name == "lr" and callable(value):
-            checked[name] = value
-        elif name == "betas":
-            if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"{label}: expected two numbers, got {value!r}")
-            first, second = (check_number(label, beta, least=0.0) for beta in value)
-            if not (first < 1 and second < 1):
-                raise ValueError(f"{label}: expected two numbers of at least 0 and below 1, got {value}")
-            checked[name] = (first, second)
-        elif name in WHOLE:
-            checked[name] = check_int(label, value, least=WHOLE[name])
-        else:
-            checked[name] = check_number(label, value, least=LOWER_BOUNDS.get(name, 0.0))
-    if checked.get("nesterov") and not (checked["momentum"] > 0 and checked["dampening"] == 0):
-        raise ValueError(f"{where}nesterov: needs a momentum above 0 and no dampening")
-    return checked
-
-
-def _own(label: str, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a group, checked together with those that it has from the optimizer."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{label}: expected a dict, got {type(given).__name__}")
-    unknown = [name for name in given if name not in defaults]
-    if unknown:
-        raise TypeError(f"{label}: expected {', '.join(defaults)}, got {unknown[0]!r}")
-    checked = _checked({**defaults, **given}, f"{label}: ")
-    return {name: checked[name] for name in given}
-
-
-def _parts(given: Any, defaults: Mapping[str, Any]) -> list[_Part]:
-    """The groups of the first argument of an optimizer, or the only one."""
-    if isinstance(given, Iterable) and not isinstance(given, Mapping):
-        listed = as_list("params", given)
-        warn_if_exhausted("params", given, listed)
-        given = listed
-    groups: list[tuple[str, Any, dict[str, Any]]] = [("params", given, {})]
-    if isinstance(given, list) and any(isinstance(group, Mapping) for group in given):
-        groups = []
-        for i, group in enumerate(given):
-            label = f"params[{i}]"
-            if not isinstance(group, Mapping) or "params" not in group:
-                what = type(group).__name__ if not isinstance(group, Mapping) else f"one of {sorted(map(str, group))}"
-                raise TypeError(f'{label}: expected a dict with "params", got {what}')
-            own = _own(label, {name: value for name, value in group.items() if name != "params"}, defaults)
-            members = group["params"]
-            if isinstance(members, Iterable) and not isinstance(members, Mapping):
-                members = as_list(f"{label}['params']", members)
-                warn_if_exhausted(f"{label}['params']", group["params"], members)
-            groups.append((f"{label}['params']", members, own))
-    parts, labels, arrays = [], [], []
-    for label, members, own in groups:
-        if isinstance(members, Layer):
-            part = _Part(members, (), [], [], own)
-        else:
-            part = _Part(None, *pairs(label, members), own)
-        for name, p, g in zip(*part.members(), strict=True):
-            labels += [f"{label}[{name!r}]", f"gradient of {label}[{name!r}]"]
-            arrays += [p, g]
-        parts.append(part)
-    refuse_overlap(labels, arrays)
+def _parts(given: Any, stacklevel: int) -> list[_Part]:
+    """Return the groups of an optimizer's first argument, or the only one."""
+    given = listed("params", given, stacklevel)
+    if not (isinstance(given, list) and any(isinstance(group, Mapping) for group in given)):
+        return [_Part("params", given, {})]
+    parts = []
+    for i, group in enumerate(given):
+        label = f"params[{i}]"
+        if not isinstance(group, Mapping) or "params" not in group:
+            what = type(group).__name__ if not isinstance(group, Mapping) else f"one of {sorted(map(str, group))}"
+            raise TypeError(f'{label}: expected a dict with "params", got {what}')
+        inside = f"{label}['params']"
+        own = {name: value for name, value in group.items() if name != "params"}
+        parts.append(_Part(inside, listed(inside, group["params"], stacklevel), own))
     return parts
+
+
+def _refuse_moved(label: str, names: Sequence[Key], arrays: Sequence[Array]) -> None:
+    """Raise a ValueError for the arrays that a layer left behind, read-only, when it moved into a model's buffers."""
+    for name, a in zip(names, arrays, strict=True):
+        if not a.flags.writeable:
+            raise ValueError(
+                f"{label}[{name!r}]: is read-only; if its layer joined a model or was copied, construct the optimizer "
+                "from the model or the copy"
+            )
+
+
+def _collect(parts: Sequence[_Part]) -> _Collected:
+    """Read names and arrays of all groups, and check them."""
+    found = _Collected([], [], [], [], [])
+    names: list[Key] = []
+    labels, arrays = [], []
+    for i, part in enumerate(parts):
+        keys, params, grads = pairs(part.label, part.given)
+        for key, param, grad in zip(keys, params, grads, strict=True):
+            labels += [f"{part.label}[{key!r}]", f"gradient of {part.label}[{key!r}]"]
+            arrays += [param, grad]
+        found.parts.append(slice(len(names), len(names) + len(keys)))
+        found.params += params
+        found.grads += grads
+        found.buffers += [(owner, getattr(owner, "flat_params", None)) for owner in part.owners()]
+        names += keys if len(parts) == 1 else [f"{i}.{key}" for key in keys]
+        found.names = keys if len(parts) == 1 else names
+    refuse_overlap(labels, arrays)
+    return found
 
 
 class SGD(Optimizer):
     r"""Stochastic gradient descent: :math:`p \leftarrow p - \eta\, b`, :math:`b \leftarrow \mu b + (1 - \tau) g`.
 
-    The first step sets :math:`b = g`. With `nesterov`, :math:`g + \mu b` takes the place of :math:`b`; without
-    momentum, :math:`g` does.
+    The first step with momentum sets :math:`b = g`. With `nesterov`, :math:`g + \mu b` replaces :math:`b`; without
+    momentum, :math:`g` does [1]_.
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad), or iterable of groups
-        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
-        the former as "params", and the hyperparameters that it does not share with the others.
+    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
+        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
+        of the former as "params" and the hyperparameters that it does not share with the other groups.
     lr : float or schedule
-        :math:`\eta`, at least 0.
+        The learning rate :math:`\eta`, at least 0.
     momentum, dampening : float
-        :math:`\mu` and :math:`\tau`.
+        The momentum :math:`\mu`, at least 0, and its dampening :math:`\tau`.
     weight_decay : float
-        L2 decay: added to the gradient, times the parameter.
+        The L2 decay: it times the parameter is added to the gradient.
     nesterov : bool
-        Needs a momentum and no dampening.
+        Whether to use Nesterov momentum; this needs a momentum above 0 and no dampening.
     maximize : bool
-        Climb instead of descending.
+        Whether to ascend instead of descend.
     l1 : float
-        L1 decay: added to the gradient, times the parameter's sign.
+        The L1 decay: it times the sign of the parameter is added to the gradient.
     max_consecutive_skips : int, optional
-        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
+        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
 
     Raises
     ------
     TypeError, ValueError
-        If parameters and gradients do not match, cannot be written or share memory, or a number is out of range.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
-    Notes
-    -----
-    Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", 2013.
+    References
+    ----------
+    .. [1] I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in deep
+       learning", 2013.
 
     Examples
     --------
@@ -521,16 +678,16 @@ class SGD(Optimizer):
     >>> norm, norm.clipped
     (5.0, True)
     >>> weight
-    array([0.7, 0.6])
+    check_array([0.7, 0.6])
 
-    Two groups, of which one has a learning rate of its own:
+    Two groups, one of them with a learning rate of its own:
 
     >>> bias, bias_grad = np.array([1.0]), np.array([2.0])
     >>> opt = SGD([{"params": {"weight": (weight, grad)}}, {"params": {"bias": (bias, bias_grad)}, "lr": 0.1}], lr=0.5)
     >>> opt.step().per_array
     {'0.weight': 5.0, '1.bias': 2.0}
     >>> bias
-    array([0.8])
+    check_array([0.8])
     >>> opt.groups[1].lr = 0.05
     """
 
@@ -538,7 +695,13 @@ class SGD(Optimizer):
     dampening: float
     nesterov: bool
     _rule = _kernels.SGD
-    _operands: ClassVar = {"momentum_buffer": "mean"}
+    _moments: ClassVar = {"momentum_buffer": _Moment("mean", needs="momentum")}
+    _checks: ClassVar = {
+        **Optimizer._checks,
+        "momentum": _not_negative,
+        "dampening": check_number,
+        "nesterov": check_bool,
+    }
 
     def __init__(
         self,
@@ -553,88 +716,91 @@ class SGD(Optimizer):
         l1: float = 0.0,
         max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            max_consecutive_skips,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            maximize=maximize,
-            l1=l1,
-        )
+        self._start(params, locals())
 
-    def _moments(self, group: Any) -> Sequence[str]:
-        return ["momentum_buffer"] if group.momentum != 0 else []
+    def _checked_together(self, hyperparameters: Mapping[str, Any], where: str) -> dict[str, Any]:
+        checked = super()._checked_together(hyperparameters, where)
+        if checked["nesterov"] and not (checked["momentum"] > 0 and checked["dampening"] == 0):
+            raise ValueError(f"{where}nesterov: needs a momentum above 0 and no dampening")
+        return checked
 
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
-        first = t == 1
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        first = "momentum_buffer" not in part.moments
         return {
-            "step": lr,
-            "l2": group.weight_decay,
-            "keep_mean": 0.0 if first else group.momentum,
-            "take_mean": 1.0 if first else 1.0 - group.dampening,
-            "now": 1.0 if group.nesterov else 0.0,
-            "past": group.momentum if group.nesterov else 1.0,
+            "step": group["lr"],
+            "l2": group["weight_decay"],
+            "keep_mean": 0.0 if first else group["momentum"],
+            "take_mean": 1.0 if first else 1.0 - group["dampening"],
+            "now": 1.0 if group["nesterov"] else 0.0,
+            "past": group["momentum"] if group["nesterov"] else 1.0,
         }
 
 
-def _adam_rates(group: Any, lr: float, t: int) -> dict[str, float]:
-    """Without decay."""
-    beta1, beta2 = group.betas
-    return {
-        "step": lr / (1.0 - beta1**t),
-        "keep_mean": beta1,
-        "take_mean": 1.0 - beta1,
-        "keep_square": beta2,
-        "take_square": 1.0 - beta2,
-        "root": math.sqrt(1.0 - beta2**t),
-        "eps": group.eps,
-    }
+class _Adaptive(Optimizer):
+    """What `Adam`, `AdamW` and `SPAM` share: two moments, and all rates but the decay."""
+
+    betas: tuple[float, float]
+    eps: float
+    _moments: ClassVar[Mapping[str, _Moment]] = {"exp_avg": _Moment("mean"), "exp_avg_sq": _Moment("square")}
+    _checks: ClassVar = {**Optimizer._checks, "betas": _betas, "eps": _not_negative}
+
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        beta1, beta2 = group["betas"]
+        return {
+            "step": group["lr"] / (1.0 - beta1**t),
+            "keep_mean": beta1,
+            "take_mean": 1.0 - beta1,
+            "keep_square": beta2,
+            "take_square": 1.0 - beta2,
+            "root": math.sqrt(1.0 - beta2**t),
+            "eps": group["eps"],
+        }
 
 
-class Adam(Optimizer):
+class Adam(_Adaptive):
     r"""Adam: :math:`p \leftarrow p - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)`.
 
     :math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`, :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
-    :math:`\hat m = m / (1 - \beta_1^t)`, :math:`\hat v = v / (1 - \beta_2^t)`.
+    :math:`\hat m = m / (1 - \beta_1^t)`, :math:`\hat v = v / (1 - \beta_2^t)` [1]_.
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad), or iterable of groups
-        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
-        the former as "params", and the hyperparameters that it does not share with the others.
+    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
+        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
+        of the former as "params" and the hyperparameters that it does not share with the other groups.
     lr : float or schedule
-        :math:`\eta`, at least 0.
+        The learning rate :math:`\eta`, at least 0.
     betas : (float, float)
-        :math:`\beta_1, \beta_2`, at least 0 and below 1.
+        The decays :math:`\beta_1, \beta_2` of the two averages, at least 0 and below 1.
     eps : float
-        :math:`\epsilon`.
+        The number :math:`\epsilon`, at least 0.
     weight_decay : float
-        L2 decay: added to the gradient, times the parameter. `AdamW` decouples it.
+        The L2 decay: it times the parameter is added to the gradient. `AdamW` decouples it.
     amsgrad : bool
-        Take the largest :math:`v` so far in place of the current one.
+        Whether to use the largest :math:`v` so far instead of the current one [2]_.
     maximize : bool
-        Climb instead of descending.
+        Whether to ascend instead of descend.
     l1 : float
-        L1 decay: added to the gradient, times the parameter's sign.
+        The L1 decay: it times the sign of the parameter is added to the gradient.
     max_consecutive_skips : int, optional
-        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
+        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
 
     Raises
     ------
     TypeError, ValueError
-        If parameters and gradients do not match, cannot be written or share memory, or a number is out of range.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
     Notes
     -----
-    Kingma, Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1; AMSGrad: Reddi, Kale, Kumar, "On the
-    convergence of Adam and beyond", 2018, algorithm 2.
+    The second moment never overflows: an entry of the gradient beyond the square root of the dtype's largest number
+    (1.8e19 in float32) counts as that root. A gradient whose square is subnormal (below 1e-18 in float32) adds nothing
+    to it: with an :math:`\epsilon` below 1e-15 the steps differ from PyTorch's, but are never larger than
+    :math:`\eta`.
 
-    The second moment never overflows: an entry of the gradient beyond the root of the dtype's largest number (1.8e19 in
-    float32) counts as that root. A gradient whose square is subnormal (below 1e-18 in float32) leaves no trace in it:
-    with an :math:`\epsilon` below 1e-15 its steps are not PyTorch's, but never larger than :math:`\eta`.
+    References
+    ----------
+    .. [1] D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
+    .. [2] S. J. Reddi, S. Kale, S. Kumar, "On the convergence of Adam and beyond", 2018, algorithm 2.
 
     Examples
     --------
@@ -644,14 +810,13 @@ class Adam(Optimizer):
     >>> opt = Adam([(weight, grad)], lr=0.1)
     >>> norm = opt.step()
     >>> weight.round(6)
-    array([0.9, 1.1])
+    check_array([0.9, 1.1])
     """
 
-    betas: tuple[float, float]
-    eps: float
     amsgrad: bool
     _rule = _kernels.ADAM
-    _operands: ClassVar = {"exp_avg": "mean", "exp_avg_sq": "square", "max_exp_avg_sq": "extra"}
+    _moments: ClassVar = {**_Adaptive._moments, "max_exp_avg_sq": _Moment("extra", needs="amsgrad")}
+    _checks: ClassVar = {**_Adaptive._checks, "amsgrad": check_bool}
 
     def __init__(
         self,
@@ -666,43 +831,48 @@ class Adam(Optimizer):
         l1: float = 0.0,
         max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            max_consecutive_skips,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            amsgrad=amsgrad,
-            maximize=maximize,
-            l1=l1,
-        )
+        self._start(params, locals())
 
-    def _moments(self, group: Any) -> Sequence[str]:
-        return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group.amsgrad
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        return super()._rates(part, group, t) | self._decay(group)
 
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
-        return _adam_rates(group, lr, t) | {"l2": group.weight_decay}
+    def _decay(self, group: dict[str, Any]) -> dict[str, float]:
+        return {"l2": group["weight_decay"]}
 
 
 class AdamW(Adam):
-    r"""Adam with decoupled decay: :math:`p \leftarrow (1 - \eta \lambda) p` before each step of `Adam`.
+    r"""Adam with decoupled decay: :math:`p \leftarrow (1 - \eta \lambda) p` before each step of `Adam` [1]_.
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, maximize, l1, max_consecutive_skips
-        As for `Adam`.
+    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
+        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
+        of the former as "params" and the hyperparameters that it does not share with the other groups.
+    lr : float or schedule
+        The learning rate :math:`\eta`, at least 0.
+    betas : (float, float)
+        The decays :math:`\beta_1, \beta_2` of the two averages, at least 0 and below 1.
+    eps : float
+        The number :math:`\epsilon`, at least 0.
     weight_decay : float
-        :math:`\lambda`.
+        The decoupled decay :math:`\lambda`.
+    amsgrad : bool
+        Whether to use the largest :math:`v` so far instead of the current one.
+    maximize : bool
+        Whether to ascend instead of descend.
+    l1 : float
+        The L1 decay: it times the sign of the parameter is added to the gradient.
+    max_consecutive_skips : int, optional
+        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
 
     Raises
     ------
     TypeError, ValueError
-        As for `Adam`.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
-    Notes
-    -----
-    Loshchilov, Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
+    References
+    ----------
+    .. [1] I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
 
     Examples
     --------
@@ -712,7 +882,7 @@ class AdamW(Adam):
     >>> opt = AdamW([(weight, grad)], lr=0.1, weight_decay=0.5)
     >>> norm = opt.step()
     >>> weight.round(6)
-    array([0.95, 1.05])
+    check_array([0.95, 1.05])
     """
 
     def __init__(
@@ -728,70 +898,72 @@ class AdamW(Adam):
         l1: float = 0.0,
         max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            maximize=maximize,
-            l1=l1,
-            max_consecutive_skips=max_consecutive_skips,
-        )
+        self._start(params, locals())
 
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
-        return _adam_rates(group, lr, t) | {"shrink": 1.0 - lr * group.weight_decay}
+    def _decay(self, group: dict[str, Any]) -> dict[str, float]:
+        return {"shrink": 1.0 - group["lr"] * group["weight_decay"]}
 
 
-class SPAM(Optimizer):
-    r"""Spike-aware Adam: single entries that spike are cut, and the moments start anew from time to time.
+class SPAM(_Adaptive):
+    r"""Spike-aware Adam: clip single entries that spike, and reset the moments from time to time.
 
-    Step t = 1, 2, ..., skipped ones not counted, does for each entry
+    Step t = 1, 2, ..., not counting skipped ones, does the following for each entry [1]_:
 
-    1. if :math:`\Delta T` divides t, :math:`m = v = 0`;
-    2. a spike, :math:`g^2 > \theta v` with :math:`v > 0`, is cut to :math:`\mathrm{sign}(g) \sqrt{\theta v}`, where v
-       is that of the steps before, without bias correction; g is clipped by `max_norm`, and has its L1 decay;
-    3. `Adam`, with decoupled decay as in `AdamW`: :math:`p \leftarrow (1 - \eta \lambda) p - \eta s\, \hat m /
-       (\sqrt{\hat v} + \epsilon)`. The bias correction in :math:`\hat m, \hat v` counts all steps: it does not start
-       anew, and the smaller moments after a reset make larger steps, against which
-    4. s warms up along a cosine: :math:`s = 1 - 0.99\,(1 + \cos(\pi c / (N + 1))) / 2` in the N steps c = 0, 1, ...
-       from a reset on; before the first reset, and from c = N on, s = 1.
+    1. If :math:`\Delta T` divides t, :math:`m = v = 0`.
+    2. A spike, :math:`g^2 > \theta v` with :math:`v > 0`, is clipped to :math:`\mathrm{sign}(g) \sqrt{\theta v}`. Here
+       v is the one before this step, without bias correction; g was clipped by `max_norm` and has its L1 decay.
+    3. `Adam` with the decoupled decay of `AdamW` follows: :math:`p \leftarrow (1 - \eta \lambda) p - \eta s\, \hat m /
+       (\sqrt{\hat v} + \epsilon)`. The bias correction in :math:`\hat m, \hat v` counts all steps and is not reset, so
+       the smaller moments after a reset lead to larger steps.
+    4. To counter them, s warms up along a cosine: :math:`s = 1 - 0.99\,(1 + \cos(\pi c / (N + 1))) / 2` in the N steps
+       c = 0, 1, ... from a reset on. Before the first reset, and from c = N on, s = 1.
 
     Parameters
     ----------
-    params, maximize, l1, max_consecutive_skips
-        As for `Adam`.
+    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
+        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
+        of the former as "params" and the hyperparameters that it does not share with the other groups.
     lr : float or schedule
-        :math:`\eta`, at least 0.
+        The learning rate :math:`\eta`, at least 0.
     betas : (float, float)
-        :math:`\beta_1, \beta_2`, at least 0 and below 1.
+        The decays :math:`\beta_1, \beta_2` of the two averages, at least 0 and below 1.
     eps : float
-        :math:`\epsilon`.
+        The number :math:`\epsilon`, at least 0.
     weight_decay : float
-        :math:`\lambda`; the warm-up does not weaken it.
+        The decoupled decay :math:`\lambda`; the warm-up does not weaken it.
     threshold : float
-        :math:`\theta`; 0 and infinity cut nothing.
+        The threshold :math:`\theta`, at least 0; 0 and infinity clip nothing.
     reset_every : int
-        :math:`\Delta T`, at least 1.
+        The number of steps :math:`\Delta T` between resets, at least 1.
     warmup_steps : int
-        N.
+        The number N of warm-up steps after a reset.
+    maximize : bool
+        Whether to ascend instead of descend.
+    l1 : float
+        The L1 decay: it times the sign of the parameter is added to the gradient.
+    max_consecutive_skips : int, optional
+        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
 
     Attributes
     ----------
     n_spikes : int
-        How many entries were cut in all steps. Right after a reset v is small, and entries that merely vary count.
+        The number of entries that were clipped in all steps. Right after a reset v is small, and ordinary variation
+        counts as spikes.
 
     Raises
     ------
     TypeError, ValueError
-        As for `Adam`.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
     Notes
     -----
-    Huang, Zhu, Jin, Liu, Wang, Liu, "SPAM: spike-aware Adam with momentum reset for stable LLM training", 2025.
-    Warm-up, bias correction and defaults are those of the authors' code, which however cuts nothing in the first 20
-    steps and in those after a reset, adds :math:`\epsilon` before the bias correction, and decays after the update.
+    Warm-up, bias correction and defaults are those of the authors' code. That code, however, clips nothing in the first
+    20 steps and right after a reset, adds :math:`\epsilon` before the bias correction, and decays after the update.
+
+    References
+    ----------
+    .. [1] T. Huang, Z. Zhu, G. Jin, L. Liu, Z. Wang, S. Liu, "SPAM: spike-aware Adam with momentum reset for stable LLM
+       training", 2025.
 
     Examples
     --------
@@ -803,17 +975,20 @@ class SPAM(Optimizer):
     >>> grad[0] = 1000.0
     >>> norm = opt.step()
     >>> opt.n_spikes, opt.state_dict()["moments"]["exp_avg"]["0"].round(3)
-    (1, array([0.314, 0.19 ]))
+    (1, check_array([0.314, 0.19 ]))
     """
 
-    betas: tuple[float, float]
-    eps: float
     threshold: float
     reset_every: int
     warmup_steps: int
     n_spikes: int
     _rule = _kernels.SPAM
-    _operands: ClassVar = {"exp_avg": "mean", "exp_avg_sq": "square"}
+    _checks: ClassVar = {
+        **_Adaptive._checks,
+        "threshold": _not_negative,
+        "reset_every": partial(check_int, least=1),
+        "warmup_steps": check_int,
+    }
     _counters = (*Optimizer._counters, "n_spikes")
 
     def __init__(
@@ -831,75 +1006,67 @@ class SPAM(Optimizer):
         l1: float = 0.0,
         max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            max_consecutive_skips,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            threshold=threshold,
-            reset_every=reset_every,
-            warmup_steps=warmup_steps,
-            maximize=maximize,
-            l1=l1,
-        )
+        self._start(params, locals())
 
-    def _calls(self, part: _Part, update: _kernels.Update, first: float, second: float) -> list[Callable[..., Any]]:
-        resets = (self.n_steps + 1) % self._group(part).reset_every == 0
-        moments = [a for moment in part.moments.values() for a in moment] if resets else []
+    def _calls(
+        self, part: _Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
+    ) -> list[Callable[..., Any]]:
+        resets = (self.n_steps + 1) % group["reset_every"] == 0
+        moments = [a for arrays in part.moments.values() for a in arrays] if resets else []
         return [*(partial(a.fill, 0) for a in moments), partial(update.run, first, second, vars(self))]
 
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
-        since, N = t % group.reset_every, group.warmup_steps
-        warming = t >= group.reset_every and since < N
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        since, N = t % group["reset_every"], group["warmup_steps"]
+        warming = t >= group["reset_every"] and since < N
         scale = 1.0 - 0.99 * (1.0 + math.cos(math.pi * since / (N + 1))) / 2.0 if warming else 1.0
-        return _adam_rates(group, scale * lr, t) | {
-            "shrink": 1.0 - lr * group.weight_decay,
-            "threshold": group.threshold,
+        return super()._rates(part, group | {"lr": scale * group["lr"]}, t) | {
+            "shrink": 1.0 - group["lr"] * group["weight_decay"],
+            "threshold": group["threshold"],
         }
 
 
 class RMSprop(Optimizer):
     r"""RMSprop: :math:`p \leftarrow p - \eta\, g / (\sqrt v + \epsilon)`.
 
-    :math:`v \leftarrow \alpha v + (1 - \alpha) g^2`.
+    :math:`v \leftarrow \alpha v + (1 - \alpha) g^2` [1]_.
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad), or iterable of groups
-        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
-        the former as "params", and the hyperparameters that it does not share with the others.
+    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
+        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
+        of the former as "params" and the hyperparameters that it does not share with the other groups.
     lr : float or schedule
-        :math:`\eta`, at least 0.
+        The learning rate :math:`\eta`, at least 0.
     alpha : float
-        :math:`\alpha`.
+        The decay :math:`\alpha` of the average, at least 0.
     eps : float
-        :math:`\epsilon`.
+        The number :math:`\epsilon`, at least 0.
     weight_decay : float
-        L2 decay: added to the gradient, times the parameter.
+        The L2 decay: it times the parameter is added to the gradient.
     momentum : float
-        :math:`\mu`: the change is :math:`b \leftarrow \mu b + g / (\sqrt v + \epsilon)`.
+        The momentum :math:`\mu`, at least 0: the update becomes :math:`b \leftarrow \mu b + g / (\sqrt v + \epsilon)`.
     centered : bool
-        Take :math:`v - m^2` in place of :math:`v`, with :math:`m \leftarrow \alpha m + (1 - \alpha) g`.
+        Whether to use :math:`v - m^2` instead of :math:`v`, with :math:`m \leftarrow \alpha m + (1 - \alpha) g` [2]_.
     maximize : bool
-        Climb instead of descending.
+        Whether to ascend instead of descend.
     l1 : float
-        L1 decay: added to the gradient, times the parameter's sign.
+        The L1 decay: it times the sign of the parameter is added to the gradient.
     max_consecutive_skips : int, optional
-        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
+        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
 
     Raises
     ------
     TypeError, ValueError
-        If parameters and gradients do not match, cannot be written or share memory, or a number is out of range.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
     Notes
     -----
-    Tieleman, Hinton, "Lecture 6.5: rmsprop", 2012; centered: Graves, "Generating sequences with recurrent neural
-    networks", 2013, equations 38 to 45.
+    Second moments at the ends of the range are treated as in `Adam`.
 
-    The ends of the range are treated as in `Adam`.
+    References
+    ----------
+    .. [1] T. Tieleman, G. Hinton, "Lecture 6.5: rmsprop", 2012.
+    .. [2] A. Graves, "Generating sequences with recurrent neural networks", 2013, equations 38 to 45.
 
     Examples
     --------
@@ -909,7 +1076,7 @@ class RMSprop(Optimizer):
     >>> opt = RMSprop([(weight, grad)], lr=0.1)
     >>> norm = opt.step()
     >>> weight.round(6)
-    array([0., 2.])
+    check_array([0., 2.])
     """
 
     alpha: float
@@ -917,7 +1084,18 @@ class RMSprop(Optimizer):
     momentum: float
     centered: bool
     _rule = _kernels.RMSPROP
-    _operands: ClassVar = {"square_avg": "square", "grad_avg": "mean", "momentum_buffer": "extra"}
+    _moments: ClassVar = {
+        "square_avg": _Moment("square"),
+        "grad_avg": _Moment("mean", needs="centered"),
+        "momentum_buffer": _Moment("extra", needs="momentum"),
+    }
+    _checks: ClassVar = {
+        **Optimizer._checks,
+        "alpha": _not_negative,
+        "eps": _not_negative,
+        "momentum": _not_negative,
+        "centered": check_bool,
+    }
 
     def __init__(
         self,
@@ -933,72 +1111,61 @@ class RMSprop(Optimizer):
         l1: float = 0.0,
         max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            max_consecutive_skips,
-            lr=lr,
-            alpha=alpha,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            centered=centered,
-            maximize=maximize,
-            l1=l1,
-        )
+        self._start(params, locals())
 
-    def _moments(self, group: Any) -> Sequence[str]:
-        return ["square_avg"] + ["grad_avg"] * group.centered + ["momentum_buffer"] * (group.momentum != 0)
-
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
         return {
-            "step": lr,
-            "l2": group.weight_decay,
-            "keep_mean": group.alpha,
-            "take_mean": 1.0 - group.alpha,
-            "keep_square": group.alpha,
-            "take_square": 1.0 - group.alpha,
-            "momentum": group.momentum,
-            "eps": group.eps,
+            "step": group["lr"],
+            "l2": group["weight_decay"],
+            "keep_mean": group["alpha"],
+            "take_mean": 1.0 - group["alpha"],
+            "keep_square": group["alpha"],
+            "take_square": 1.0 - group["alpha"],
+            "momentum": group["momentum"],
+            "eps": group["eps"],
         }
 
 
 class Adagrad(Optimizer):
     r"""Adagrad: :math:`p \leftarrow p - \eta_t\, g / (\sqrt v + \epsilon)`, :math:`v \leftarrow v + g^2`.
 
-    :math:`\eta_t = \eta / (1 + (t - 1) \kappa)`.
+    :math:`\eta_t = \eta / (1 + (t - 1) \kappa)` [1]_.
 
     Parameters
     ----------
-    params : layer, model, dict or iterable of (param, grad), or iterable of groups
-        What to update, in place, and with which gradients: float32 or float64 arrays. A group is a dict with one of
-        the former as "params", and the hyperparameters that it does not share with the others.
+    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
+        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
+        of the former as "params" and the hyperparameters that it does not share with the other groups.
     lr : float or schedule
-        :math:`\eta`, at least 0.
+        The learning rate :math:`\eta`, at least 0.
     lr_decay : float
-        :math:`\kappa`.
+        The decay :math:`\kappa` of the learning rate, at least 0.
     weight_decay : float
-        L2 decay: added to the gradient, times the parameter.
+        The L2 decay: it times the parameter is added to the gradient.
     initial_accumulator_value : float
-        :math:`v` before the first step.
+        The value of :math:`v` before the first step, at least 0; it cannot be changed after construction.
     eps : float
-        :math:`\epsilon`.
+        The number :math:`\epsilon`, at least 0.
     maximize : bool
-        Climb instead of descending.
+        Whether to ascend instead of descend.
     l1 : float
-        L1 decay: added to the gradient, times the parameter's sign.
+        The L1 decay: it times the sign of the parameter is added to the gradient.
     max_consecutive_skips : int, optional
-        After so many skipped steps in a row, one more raises a FloatingPointError that says what is not finite.
+        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
 
     Raises
     ------
     TypeError, ValueError
-        If parameters and gradients do not match, cannot be written or share memory, or a number is out of range.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
     Notes
     -----
-    Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
+    Second moments at the ends of the range are treated as in `Adam`.
 
-    The ends of the range are treated as in `Adam`.
+    References
+    ----------
+    .. [1] J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic
+       optimization", 2011.
 
     Examples
     --------
@@ -1008,14 +1175,20 @@ class Adagrad(Optimizer):
     >>> opt = Adagrad([(weight, grad)], lr=0.1)
     >>> norm = opt.step()
     >>> weight.round(6)
-    array([0.9, 1.1])
+    check_array([0.9, 1.1])
     """
 
     lr_decay: float
     initial_accumulator_value: float
     eps: float
     _rule = _kernels.ADAGRAD
-    _operands: ClassVar = {"sum": "square"}
+    _moments: ClassVar = {"sum": _Moment("square")}
+    _checks: ClassVar = {
+        **Optimizer._checks,
+        "lr_decay": _not_negative,
+        "initial_accumulator_value": _not_negative,
+        "eps": _not_negative,
+    }
 
     def __init__(
         self,
@@ -1030,20 +1203,28 @@ class Adagrad(Optimizer):
         l1: float = 0.0,
         max_consecutive_skips: int | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            max_consecutive_skips,
-            lr=lr,
-            lr_decay=lr_decay,
-            weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value,
-            eps=eps,
-            maximize=maximize,
-            l1=l1,
-        )
+        self._start(params, locals())
+        members = self._members()
+        for i, part in enumerate(self._parts):  # at once, as PyTorch does: later the first value is of no use
+            part.moments["sum"] = self._new_moments(self._of_group(i), members.params[members.parts[i]])
 
-    def _start(self, group: Any) -> float:
-        return float(group.initial_accumulator_value)
+    def _change(self, index: int | None, name: str, value: Any) -> None:
+        if name == "initial_accumulator_value":
+            raise AttributeError(f"{name}: cannot be changed after construction, when the sums start from it")
+        super()._change(index, name, value)
 
-    def _rates(self, group: Any, lr: float, t: int) -> dict[str, float]:
-        return {"step": lr / (1.0 + (t - 1) * group.lr_decay), "l2": group.weight_decay, "eps": group.eps}
+    def _new_moments(self, group: dict[str, Any], params: list[Array]) -> list[Array]:
+        start = group["initial_accumulator_value"]
+        for p in params:
+            if start > np.finfo(p.dtype).max.item():
+                raise ValueError(
+                    f"initial_accumulator_value: expected a number in the range of {p.dtype}, got {start:g}"
+                )
+        return [np.full(p.shape, start, p.dtype) for p in params]
+
+    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        return {
+            "step": group["lr"] / (1.0 + (t - 1) * group["lr_decay"]),
+            "l2": group["weight_decay"],
+            "eps": group["eps"],
+        }

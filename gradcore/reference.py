@@ -397,7 +397,7 @@ def sgd(
 ) -> None:
     g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     if momentum:
-        b = g if t == 1 else momentum * state["momentum_buffer"] + (1 - dampening) * g
+        b = momentum * state["momentum_buffer"] + (1 - dampening) * g if "momentum_buffer" in state else g
         state["momentum_buffer"] = b.copy()
         g = g + momentum * b if nesterov else b
     p -= lr * g

@@ -1,7 +1,7 @@
-"""Thresholds for clipping that follow the norms of the gradient.
+"""Adaptive clip thresholds: limits that follow the norms of the gradient.
 
-Each is told the norm of every step before that is clipped, and answers with the limit of this very step: hand it in as
-`max_norm`. A norm that is not finite enters no statistic.
+Pass one as `max_norm`. At each step it is told the norm before clipping and returns the limit for the same step. Norms
+that are not finite enter no statistic.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gradcore._check import FLOAT64, check_array, check_choice, check_int, check
 __all__ = ["AutoClip", "FromFirst", "Threshold", "ZClip"]
 
 
-class Threshold(Protocol):
-    """What `max_norm` may be besides a number: an object that answers each step's norm with the limit of this step.
+class Threshold(Protocol):  # numpydoc ignore=PR01
+    """Protocol of adaptive clip thresholds: an object that maps the norm of each step to the limit of that step.
 
     Examples
     --------
@@ -39,51 +39,73 @@ class Threshold(Protocol):
     """
 
     def update(self, norm: float, /) -> float:
-        """The norm of a step's gradient before clipping; returns what to clip it to, ``inf`` for not at all."""
+        """Record the norm of a step and return its limit.
+
+        Parameters
+        ----------
+        norm : float
+            The norm of the step's gradient before clipping.
+
+        Returns
+        -------
+        float
+            The limit of this step; ``inf`` to not clip.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import FromFirst
+        >>> FromFirst(steps=1).update(3.0)
+        inf
+        """
 
 
 @dataclass(eq=False)
 class ZClip:
-    r"""ZClip: a norm that stands out from its running mean and deviation is clipped, the more the further it does.
+    r"""Clip norms that stand out from a running mean and deviation: ZClip.
 
-    The mean :math:`\mu` and the deviation :math:`\sigma` of the first `warmup_steps` norms are the start. From then on
-    :math:`z = (n - \mu) / (\sigma + \epsilon)` decides: if :math:`z > \zeta`, the limit is
+    The mean :math:`\mu` and the deviation :math:`\sigma` start as those of the first `warmup_steps` norms. After that
+    each norm n has :math:`z = (n - \mu) / (\sigma + \epsilon)`. If :math:`z > \zeta`, the limit is
 
     - :math:`n^* = (\mu + \zeta \sigma / (z / \zeta))\, f` with "adaptive_scaling",
-    - :math:`n^* = \mu` with "mean",
+    - :math:`n^* = \mu` with "mean";
 
-    else there is none. In mode "percentile" the limit is always :math:`\mu + \zeta \sigma`. Then the clipped norm, here
-    n, enters :math:`\mu \leftarrow \alpha \mu + (1 - \alpha) n` and, with the new :math:`\mu`,
-    :math:`\sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (n - \mu)^2`.
+    otherwise there is none. In mode "percentile" the limit is always :math:`\mu + \zeta \sigma`. The clipped norm,
+    again called n, then updates :math:`\mu \leftarrow \alpha \mu + (1 - \alpha) n` and, with the new :math:`\mu`,
+    :math:`\sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (n - \mu)^2` [1]_.
 
     Parameters
     ----------
     alpha : float
-        :math:`\alpha`, from 0 to 1.
+        The decay :math:`\alpha` of the running averages, from 0 to 1.
     z_thresh : float
-        :math:`\zeta`, above 0.
+        The threshold :math:`\zeta`, above 0.
     clip_option : {"adaptive_scaling", "mean"}
-        What to clip to in mode "zscore".
+        The limit in mode "zscore".
     clip_factor : float
-        f, at least 0; of "adaptive_scaling" only. Below 1, limits can fall below the mean and pull it down with them,
-        step after step to 0, where nothing is learned: seen with a `z_thresh` of 2 or less, and a small `alpha` helps.
+        The factor f of "adaptive_scaling", at least 0. Below 1 limits can fall below the mean and pull it down step by
+        step to 0, where nothing is learned. This was seen with a `z_thresh` of 2 or less and a small `alpha`.
     max_grad_norm : float, optional
-        No limit is above this, not even in the first steps; the statistics do not see it.
+        An upper bound on all limits, also in the first steps; the statistics ignore it.
     eps : float
-        :math:`\epsilon`, above 0.
+        The number :math:`\epsilon`, above 0.
     warmup_steps : int
-        At least 1.
+        The number of norms to observe first, at least 1.
     mode : {"zscore", "percentile"}
+        Whether to limit only norms that stand out, or to always use the same number of deviations.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is out of range, or an option has another value.
+        If a number is out of range, or an option is unknown.
 
     Notes
     -----
-    Kumar, Owen, Chowdhury, Güra, "ZClip: adaptive spike mitigation for LLM pre-training", 2025, with the defaults of
-    its authors' description. :math:`\sigma` is kept in place of its square, which could overflow.
+    The defaults are those of the authors' description. :math:`\sigma` is stored instead of its square, which could
+    overflow.
+
+    References
+    ----------
+    .. [1] A. Kumar, L. Owen, N. R. Chowdhury, F. Güra, "ZClip: adaptive spike mitigation for LLM pre-training", 2025.
 
     Examples
     --------
@@ -115,15 +137,15 @@ class ZClip:
         self.warmup_steps = check_int("warmup_steps", self.warmup_steps, least=1)
         check_choice("mode", self.mode, ("zscore", "percentile"))
         self._first: list[float] = []  # norms of the first steps
-        self._mean = self._deviation = 0.0  # of no meaning before there are all of these
+        self._mean = self._deviation = 0.0  # unused until all of these have been observed
 
     def update(self, norm: float) -> float:
-        """Take in the norm of a step.
+        """Record the norm of a step and return its limit.
 
         Parameters
         ----------
         norm : float
-            Before clipping, at least 0. One that is not finite has the limit of an infinite one, and is forgotten.
+            The norm before clipping, at least 0. NaN counts as infinity, and neither is recorded.
 
         Returns
         -------
@@ -134,6 +156,12 @@ class ZClip:
         ------
         ValueError
             If `norm` is negative.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import ZClip
+        >>> ZClip(warmup_steps=2).update(1.0)
+        inf
         """
         n = _norm(norm)
         most = math.inf if self.max_grad_norm is None else self.max_grad_norm
@@ -154,7 +182,7 @@ class ZClip:
         self._deviation = math.hypot(*((n - self._mean) / math.sqrt(count) for n in self._first))
 
     def _limit(self, n: float) -> tuple[float, bool]:
-        """The limit for this norm, and whether that stands out."""
+        """Return the limit for this norm, and whether the norm stands out."""
         if self.mode == "percentile":
             limit = self._mean + self.z_thresh * self._deviation
             return limit, n > limit
@@ -172,18 +200,46 @@ class ZClip:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next limit depends on: the norms of the first steps, float64, and mean and deviation."""
+        """Return the state on which the next limit depends, as a copy.
+
+        Returns
+        -------
+        dict
+            The ``first`` norms, (n,) float64, and the running ``mean`` and ``deviation``.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import ZClip
+        >>> threshold = ZClip(warmup_steps=2)
+        >>> limit = threshold.update(3.0)
+        >>> threshold.state_dict()
+        {'first': check_array([3.]), 'mean': 0.0, 'deviation': 0.0}
+        """
         return {"first": np.array(self._first), "mean": self._mean, "deviation": self._deviation}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, bit for bit; nothing is changed unless all of it fits.
+        """Restore a state bit for bit; if any of it is invalid, nothing is changed.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            What `state_dict` returned.
 
         Raises
         ------
         KeyError
-            If something is missing or unknown.
+            If an entry is missing or unknown.
         TypeError, ValueError
-            If something has another type or range, or there are more first norms than `warmup_steps`.
+            If an entry has another type or is out of range, or there are more first norms than `warmup_steps`.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import ZClip
+        >>> threshold, resumed = ZClip(warmup_steps=2), ZClip(warmup_steps=2)
+        >>> limit = threshold.update(3.0)
+        >>> resumed.load_state_dict(threshold.state_dict())
+        >>> resumed.update(5.0) == threshold.update(5.0)
+        True
         """
         check_names("state_dict", state_dict, ("first", "mean", "deviation"))
         first = _norms("first", state_dict["first"], self.warmup_steps)
@@ -193,24 +249,25 @@ class ZClip:
 
 @dataclass(eq=False)
 class AutoClip:
-    r"""AutoClip: the limit is a percentile of all norms so far, this step's among them.
+    r"""Clip to a percentile of all norms so far, including the current one: AutoClip [1]_.
 
     Parameters
     ----------
     percentile : float
-        From 0 to 100, interpolated linearly as `numpy.percentile` does. Of norms that neither grow nor shrink, a share
-        of 1 - percentile / 100 is clipped: most of them with the default.
+        The percentile, from 0 to 100, interpolated linearly as in `numpy.percentile`. If the norms neither grow nor
+        shrink, a fraction 1 - percentile / 100 of them is clipped: most of them by default.
     history : int, optional
-        Only the last so many norms count, at least 1; None is all.
+        The number of most recent norms that count, at least 1; None for all.
 
     Raises
     ------
     TypeError, ValueError
         If a number is out of range.
 
-    Notes
-    -----
-    Seetharaman, Wichern, Pardo, Le Roux, "AutoClip: adaptive gradient clipping for source separation networks", 2020.
+    References
+    ----------
+    .. [1] P. Seetharaman, G. Wichern, B. Pardo, J. Le Roux, "AutoClip: adaptive gradient clipping for source
+       separation networks", 2020.
 
     Examples
     --------
@@ -228,15 +285,15 @@ class AutoClip:
         if self.history is not None:
             self.history = check_int("history", self.history, least=1)
         self._norms: deque[float] = deque()
-        self._sorted: list[float] = []  # the same
+        self._sorted: list[float] = []  # the same norms
 
     def update(self, norm: float) -> float:
-        """Take in the norm of a step.
+        """Record the norm of a step and return its limit.
 
         Parameters
         ----------
         norm : float
-            Before clipping, at least 0. One that is not finite is forgotten.
+            The norm before clipping, at least 0. NaN and infinity are not recorded.
 
         Returns
         -------
@@ -247,6 +304,12 @@ class AutoClip:
         ------
         ValueError
             If `norm` is negative.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import AutoClip
+        >>> AutoClip(percentile=50.0).update(1.0)
+        1.0
         """
         n = _norm(norm)
         if n < math.inf:
@@ -263,18 +326,46 @@ class AutoClip:
         return low + (position - i) * (high - low)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next limit depends on: the norms that count, oldest first, float64."""
+        """Return the state on which the next limit depends, as a copy.
+
+        Returns
+        -------
+        dict
+            The ``norms`` that count, oldest first, (n,) float64.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import AutoClip
+        >>> threshold = AutoClip()
+        >>> limit = threshold.update(3.0)
+        >>> threshold.state_dict()
+        {'norms': check_array([3.])}
+        """
         return {"norms": np.array(self._norms)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, bit for bit; nothing is changed unless all of it fits.
+        """Restore a state bit for bit; if any of it is invalid, nothing is changed.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            What `state_dict` returned.
 
         Raises
         ------
         KeyError
-            If something is missing or unknown.
+            If an entry is missing or unknown.
         TypeError, ValueError
-            If something has another type or range, or there are more norms than `history`.
+            If an entry has another type or is out of range, or there are more norms than `history`.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import AutoClip
+        >>> threshold, resumed = AutoClip(), AutoClip()
+        >>> limit = threshold.update(3.0)
+        >>> resumed.load_state_dict(threshold.state_dict())
+        >>> resumed.update(5.0) == threshold.update(5.0)
+        True
         """
         check_names("state_dict", state_dict, ("norms",))
         norms = _norms("norms", state_dict["norms"], self.history)
@@ -283,27 +374,28 @@ class AutoClip:
 
 @dataclass(eq=False)
 class FromFirst:
-    r"""A fixed limit, chosen from the norms of the first steps: a factor times their median.
+    r"""Clip to a fixed limit, a multiple of the median of the first norms.
 
-    The first `steps` norms are observed without clipping. From then on the limit is always the same: with a factor
-    above 1 usual norms pass. The median stands for their average, since a single spike can move a mean at will.
+    The first `steps` norms are observed without clipping; after that the limit stays the same. With a factor above 1
+    typical norms pass. The paper [1]_ uses the average norm; a single spike can move the average far, but not the
+    median.
 
     Parameters
     ----------
     steps : int
-        How many norms to observe, at least 1.
+        The number of norms to observe, at least 1.
     factor : float
-        At least 0. With 0.5 to 10 times the average norm training still converged in the paper.
+        The multiple, at least 0. In the paper training still converged with 0.5 to 10 times the average norm.
 
     Raises
     ------
     TypeError, ValueError
         If a number is out of range.
 
-    Notes
-    -----
-    Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013, section 3.2, which looks
-    at the average norm over a sufficiently large number of updates.
+    References
+    ----------
+    .. [1] R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", 2013, section
+       3.2.
 
     Examples
     --------
@@ -327,12 +419,12 @@ class FromFirst:
         self._limit = self.factor * statistics.median(self._first) if complete else math.inf
 
     def update(self, norm: float) -> float:
-        """Take in the norm of a step.
+        """Record the norm of a step and return its limit.
 
         Parameters
         ----------
         norm : float
-            Before clipping, at least 0. One that is not finite is forgotten.
+            The norm before clipping, at least 0. NaN and infinity are not recorded.
 
         Returns
         -------
@@ -343,6 +435,12 @@ class FromFirst:
         ------
         ValueError
             If `norm` is negative.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import FromFirst
+        >>> FromFirst(steps=2).update(1.0)
+        inf
         """
         n, limit = _norm(norm), self._limit
         if n < math.inf and len(self._first) < self.steps:
@@ -351,18 +449,46 @@ class FromFirst:
         return limit
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next limit depends on: the first norms, float64."""
+        """Return the state on which the next limit depends, as a copy.
+
+        Returns
+        -------
+        dict
+            The ``first`` norms, (n,) float64.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import FromFirst
+        >>> threshold = FromFirst(steps=2)
+        >>> limit = threshold.update(3.0)
+        >>> threshold.state_dict()
+        {'first': check_array([3.])}
+        """
         return {"first": np.array(self._first)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, bit for bit; nothing is changed unless all of it fits.
+        """Restore a state bit for bit; if any of it is invalid, nothing is changed.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            What `state_dict` returned.
 
         Raises
         ------
         KeyError
-            If something is missing or unknown.
+            If an entry is missing or unknown.
         TypeError, ValueError
-            If something has another type or range, or there are more first norms than `steps`.
+            If an entry has another type or is out of range, or there are more first norms than `steps`.
+
+        Examples
+        --------
+        >>> from gradcore.threshold import FromFirst
+        >>> threshold, resumed = FromFirst(steps=2), FromFirst(steps=2)
+        >>> limit = threshold.update(3.0)
+        >>> resumed.load_state_dict(threshold.state_dict())
+        >>> resumed.update(5.0) == threshold.update(5.0)
+        True
         """
         check_names("state_dict", state_dict, ("first",))
         self._first = _norms("first", state_dict["first"], self.steps)
@@ -370,13 +496,13 @@ class FromFirst:
 
 
 def _norm(value: float) -> float:
-    """A norm that came; inf for NaN."""
+    """Check a norm; NaN becomes inf."""
     n = check_real("norm", value)
     return math.inf if math.isnan(n) else check_number("norm", n, least=0.0)
 
 
 def _norms(name: str, value: Sequence[float], most: int | None) -> list[float]:
-    """Norms of a state, not more than so many."""
+    """Check the norms of a state, at most `most` of them."""
     given = check_array(name, value, FLOAT64, ("n",))
     if not ((given >= 0) & (given < np.inf)).all():
         raise ValueError(f"{name}: expected finite numbers of at least 0")

@@ -1,17 +1,16 @@
-"""Adaptive gradient clipping: each unit's gradient by the norm of the unit's own parameters."""
+"""Adaptive gradient clipping (AGC): clip each unit's gradient relative to the norm of the unit's own parameters."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, as_list, check_number, check_writable
+from gradcore._check import Array, check_number, check_writable
 from gradcore.norm import (
     Gradients,
     Key,
@@ -20,31 +19,33 @@ from gradcore.norm import (
     coefficient,
     contiguous,
     copies_back,
+    listed,
     nonfinite_error,
     pairs,
     refuse_overlap,
-    warn_if_exhausted,
 )
+
+__all__ = ["UnitClip", "clip_grad_units_"]
 
 
 @dataclass(frozen=True, eq=False)
 class UnitClip:
-    r"""What `clip_grad_units_` saw and did.
+    r"""The result of adaptive gradient clipping (AGC): what `clip_grad_units_` found and did.
 
-    Attributes
+    Parameters
     ----------
     n_clipped : dict of str to int, or ndarray of int64
-        How many units of each array were cut: by name where they came with names, else in their order.
+        The number of units of each array that were clipped: a dict if the arrays have names, else an array.
     ratio : float
-        The largest :math:`\|G_i\| / \max(\|W_i\|, \epsilon)` of any unit, before cutting. Of the finite entries with
-        ``nonfinite="zero"``; NaN or inf where ``nonfinite="skip"`` met another one.
+        The largest :math:`\|G_i\| / \max(\|W_i\|, \epsilon)` of any unit before clipping. If an entry was not finite,
+        it is NaN or inf with ``nonfinite="skip"``, and the largest of the finite entries with "zero".
     worst : tuple or None
-        ``(name or index, unit)`` of the first entry that is not finite, or else of the first with that ratio. None when
-        there is no unit.
+        ``(name or index, unit)`` of the first entry that is not finite, or else of the first unit with that ratio.
+        None if there are no units.
     n_nan, n_inf : int
-        How many entries of the gradients were NaN, and how many infinite.
+        The numbers of NaN and of infinite entries in the gradients.
     skipped : bool
-        Whether ``nonfinite="skip"`` left them alone because of those.
+        Whether ``nonfinite="skip"`` left the gradients alone because an entry was not finite.
 
     Examples
     --------
@@ -64,7 +65,7 @@ class UnitClip:
 
     @property
     def clipped(self) -> bool:
-        """Whether any unit was cut."""
+        """Whether any unit was clipped."""
         counts = self.n_clipped.values() if isinstance(self.n_clipped, dict) else self.n_clipped
         return any(n > 0 for n in counts)
 
@@ -72,43 +73,48 @@ class UnitClip:
 def clip_grad_units_(
     params: Any, clip_factor: float = 0.01, eps: float = 1e-3, axis: int = 0, *, nonfinite: str = "raise"
 ) -> UnitClip:
-    r"""Scale each unit's gradient, in place, so that its norm is small beside that of the unit's parameters.
+    r"""Clip each unit's gradient in place relative to the norm of its parameters: adaptive gradient clipping (AGC).
 
-    Where :math:`\|G_i\| > \lambda \max(\|W_i\|, \epsilon)`, :math:`G_i \leftarrow \lambda \max(\|W_i\|, \epsilon)\,
-    G_i / \|G_i\|`; other units keep their exact bits. A unit is an index along `axis`; of an array with one dimension
-    or none each entry is a unit.
+    If :math:`\|G_i\| > \lambda \max(\|W_i\|, \epsilon)`, unit i gets :math:`G_i \leftarrow \lambda \max(\|W_i\|,
+    \epsilon)\, G_i / \|G_i\|`; all other units keep their exact bits [1]_. A unit is an index along `axis`. In an array
+    with fewer than two dimensions each entry is a unit.
 
     Parameters
     ----------
-    params : layer, model, optimizer, or dict or iterable of (param, grad)
-        float32 or float64 arrays; the gradients are changed, the parameters only read.
+    params : layer, model, optimizer, or dict or iterable of layers or (param, grad) pairs
+        Parameters and gradients, of float32 or float64; only the gradients are changed.
     clip_factor : float
-        :math:`\lambda`, at least 0.
+        The factor :math:`\lambda`, at least 0.
     eps : float
-        :math:`\epsilon`, at least 0, for units that start with parameters of 0.
+        The least norm :math:`\epsilon` of a unit's parameters, at least 0, for units that start at 0.
     axis : int
-        Which axis counts the units, of arrays with at least two: 0 for weights (out, in), as layers have them here and
-        in PyTorch, -1 for (in, out).
+        The axis along which units are counted, in arrays of at least two dimensions: 0 for weights of shape (out, in),
+        as in the layers here and in PyTorch, -1 for (in, out).
     nonfinite : {"raise", "skip", "zero"}
-        What to do when an entry of a gradient is NaN or infinite: raise, changing nothing; change nothing and say so in
-        the result; or set such entries to 0 and go by the norms of what remains.
+        What to do if an entry of a gradient is NaN or infinite: raise and change nothing; change nothing and report it
+        in the result; or set such entries to 0 and clip by the norms of the others.
 
     Returns
     -------
     UnitClip
-        How many units of each array were cut, and where the worst was.
+        The number of clipped units of each array, and the position of the worst unit.
 
     Raises
     ------
     FloatingPointError
-        If an entry is not finite and `nonfinite` is "raise", or a parameter is not finite; nothing is changed.
+        If an entry of a gradient is not finite and `nonfinite` is "raise", or a parameter is not finite; nothing is
+        changed.
     TypeError, ValueError
-        If parameters and gradients do not match, cannot be written or share memory, or a number is out of range.
+        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
 
     Notes
     -----
-    Brock, De, Smith, Simonyan, "High-performance large-scale image recognition without normalization", 2021, equation
-    3. The authors' code takes a vector as one unit, and leaves out a network's last layer.
+    The authors' code takes a vector as one unit, and leaves out the last layer of a network.
+
+    References
+    ----------
+    .. [1] A. Brock, S. De, S. L. Smith, K. Simonyan, "High-performance large-scale image recognition without
+       normalization", 2021, equation 3.
 
     Examples
     --------
@@ -123,7 +129,7 @@ def clip_grad_units_(
     """
     factor, least = check_number("clip_factor", clip_factor, least=0.0), check_number("eps", eps, least=0.0)
     check_policy(nonfinite)
-    keys, weights, grads = _with_params(params)
+    keys, weights, grads = pairs("params", listed("params", params, stacklevel=3))
     labels = [f"params[{key!r}]" for key in keys]
     for label, grad in zip(labels, grads, strict=True):
         check_writable(f"gradient of {label}", grad)
@@ -148,21 +154,6 @@ def clip_grad_units_(
     return UnitClip(by_key(keys, counts), max(ratio, 0.0), worst, n_nan, n_inf, False)
 
 
-def _with_params(given: Any) -> tuple[Sequence[Key], list[Array], list[Array]]:
-    """Names, parameters and gradients of whatever holds both."""
-    if not isinstance(given, Mapping):
-        params, grads = getattr(given, "params", None), getattr(given, "grads", None)
-        if params is not None and grads is not None:  # a layer, a model, an optimizer
-            named = isinstance(params, Mapping)
-            both = list(zip(params.values() if named else params, grads.values() if named else grads, strict=True))
-            given = dict(zip(params, both, strict=True)) if named else both
-        elif isinstance(given, Iterable):
-            members = as_list("params", given)
-            warn_if_exhausted("params", given, members, stacklevel=4)
-            given = members
-    return pairs("params", given)
-
-
 def _check_axis(label: str, axis: Any, ndim: int) -> None:
     if isinstance(axis, (bool, np.bool_)) or not isinstance(axis, (int, np.integer)):
         raise TypeError(f"axis: expected an integer, got {type(axis).__name__}")
@@ -171,10 +162,10 @@ def _check_axis(label: str, axis: Any, ndim: int) -> None:
 
 
 def _nonfinite(arrays: list[Array]) -> tuple[int, int, int, tuple[int, ...] | None]:
-    """How many entries are NaN, how many infinite, and array and position of the first, None without any."""
+    """Count NaN and infinite entries, and find array and position of the first; None without any."""
     n_nan = n_inf = place = 0
     position = None
-    for i, a in enumerate(arrays):  # one at a time, because of the copies
+    for i, a in enumerate(arrays):  # one at a time: each may need a copy
         norm = Gradients([a], write=False).measure(math.inf, math.inf, None)[0]
         if position is None and norm.n_nan + norm.n_inf:
             assert norm.worst is not None
@@ -184,15 +175,15 @@ def _nonfinite(arrays: list[Array]) -> tuple[int, int, int, tuple[int, ...] | No
 
 
 def _by_unit(a: Array, axis: int) -> tuple[Array, Array]:
-    """The array with its units first, and that as contiguous rows, a copy where the layout asks for it."""
+    """Return the array with its units first, and as contiguous rows, copied if its layout requires it."""
     first = a if a.ndim < 2 else np.moveaxis(a, axis, 0)
     n = first.shape[0] if a.ndim else 1
     return first, contiguous(first).reshape(n, math.prod(first.shape[1:]))
 
 
 def _norms(rows: Array) -> tuple[Array, Array]:
-    """Root and unit of each row's norm, whose product may lie beyond the range of float64; of the finite entries."""
-    if rows.shape[1] == 1:  # a vector, of which there may be a million rows
+    """Return root and unit of the norm of each row's finite entries; their product may overflow float64."""
+    if rows.shape[1] == 1:  # a vector: there may be a million rows
         root = np.abs(rows[:, 0], dtype=np.float64)
         return np.where(np.isfinite(root), root, 0.0), np.ones(len(rows))
     each = _kernels.norm(list(rows), 2.0)[-1]
@@ -200,7 +191,7 @@ def _norms(rows: Array) -> tuple[Array, Array]:
 
 
 def _clip_array(weight: Array, grad: Array, factor: float, least: float, axis: int) -> tuple[int, Array]:
-    """How many units were cut, and each one's ratio before."""
+    """Clip one array's units; return how many were clipped, and each unit's ratio before."""
     with np.errstate(over="ignore", divide="ignore"):
         root, unit = _norms(_by_unit(weight, axis)[1])
         against = np.minimum(np.maximum(root * unit, least), sys.float_info.max)

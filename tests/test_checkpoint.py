@@ -109,7 +109,7 @@ def test_model_optimizer_generator_and_values_come_back_to_the_bit(path: Path, b
     assert same_bits(drawn, expected)
 
 
-@pytest.mark.parametrize("rule", optim.__all__)
+@pytest.mark.parametrize("rule", sorted({*optim.__all__} - {"Group", "Optimizer"}))
 def test_every_optimizer_comes_back(path: Path, rule: str) -> None:
     options = {"momentum": 0.9} if rule in ("SGD", "RMSprop") else {}
 

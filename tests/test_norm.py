@@ -673,6 +673,51 @@ def test_every_holder_is_changed_in_place(holder: str, dtype: Any) -> None:
     assert np.array_equal(g, np.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]))
 
 
+class Tensor(OnlyDLPack):
+    """Exports its own values, and has a gradient, or None."""
+
+    def __init__(self, a: Array, grad: Any) -> None:
+        super().__init__(a)
+        self.grad = grad
+
+
+def test_an_object_with_a_grad_is_clipped_by_it_and_keeps_its_values() -> None:
+    values, g = np.full(2, 100.0), np.array([3.0, 4.0])
+    for held in (Tensor(values, g), Tensor(values, OnlyDLPack(g)), Tensor(values, memoryview(g))):
+        g[...] = 3.0, 4.0
+        assert [grad_norm(held), grad_norm([held]), grad_norm({"w": held})] == [5, 5, 5]
+        clip_grad_norm_([held], 1.0)
+        assert g == pytest.approx([0.6, 0.8])
+        clip_grad_value_(held, 0.5)
+        assert g.tolist() == [0.5, 0.5]
+    assert clip_grad_norm_([Tensor(values, None)], 1.0) == 0
+    assert values.tolist() == [100.0, 100.0]
+
+
+def test_layers_in_a_list_or_a_dict_are_taken_apart() -> None:
+    first, second, extra = gradcore.Linear(2, 3), gradcore.GRU(3, 2), np.zeros(2, np.float32)
+    first.flat_grads[...] = 1
+    extra[0] = 4
+    norm = grad_norm([first, second, extra])
+    assert norm == 5
+    names = [*(f"0.{name}" for name in first.grads), *(f"1.{name}" for name in second.grads), "2"]
+    assert list(norm.per_array) == names
+    assert norm.per_array["2"] == 4
+    assert norm.worst == ("2", (0,))
+    assert list(grad_norm({"a": first, "b": extra}).per_array) == ["a.weight", "a.bias", "b"]
+    assert grad_norm([first, first, gradcore.Sequential(first)]) == 3  # the same memory
+    optimizer = gradcore.optim.SGD([(np.zeros(2), np.full(2, 2.0))])
+    assert list(grad_norm([first, optimizer]).per_array) == ["0.weight", "0.bias", "1.0"]
+    assert clip_grad_norm_((layer for layer in (first, second)), 1.5) == 3
+    assert first.flat_grads == pytest.approx(np.full(9, 0.5))
+    clip_grad_value_([first, extra], 0.25)
+    assert first.flat_grads.tolist() == [0.25] * 9
+    assert extra.tolist() == [0.25, 0.0]
+    second.flat_grads[3] = np.nan
+    with pytest.raises(FloatingPointError, match=r"^grads\['1.weight_ih_l0'\]: NaN at \(1, 0\)"):
+        clip_grad_norm_([first, second], 1.0)
+
+
 def test_the_standard_librarys_array() -> None:
     a = array.array("f", [3.0, 4.0])
     clip_grad_norm_([a], 1.0)
@@ -712,7 +757,7 @@ def test_empty_things_have_norm_zero() -> None:
 def test_an_exhausted_iterator_warns() -> None:
     grads = (g for g in [np.ones(4)])
     assert grad_norm(grads) == 2
-    with pytest.warns(UserWarning, match="exhausted"):
+    with pytest.warns(UserWarning, match="the iterator is empty"):
         assert clip_grad_norm_(grads, 1.0) == 0
 
 
@@ -885,6 +930,29 @@ def test_torch_tensors_are_changed_in_place() -> None:
     clip_grad_norm_(parameter, 1.0)
     assert parameter.grad.tolist() == pytest.approx([0.6, 0.8])
     assert parameter.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.peers
+def test_a_tensor_with_a_grad_is_clipped_by_it_as_in_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+
+    def held() -> list[Any]:
+        frozen, leaf = torch.full((2,), 100.0), torch.full((2,), 100.0, requires_grad=True)
+        parameter = torch.nn.Parameter(torch.full((2,), 100.0), requires_grad=False)
+        for i, tensor in enumerate((frozen, leaf, parameter)):
+            tensor.grad = torch.tensor([3.0, 4.0]) * (i + 1)
+        return [frozen, leaf, parameter, torch.full((2,), 100.0, requires_grad=True)]
+
+    ours, theirs = held(), held()
+    assert clip_grad_norm_(ours, 1.0) == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs, 1.0)))
+    for mine, other in zip(ours[:3], theirs, strict=False):
+        assert mine.grad.tolist() == pytest.approx(other.grad.tolist(), rel=1e-5)
+    clip_grad_value_(ours, 0.3)
+    torch.nn.utils.clip_grad_value_(theirs, 0.3)
+    for mine, other in zip(ours[:3], theirs, strict=False):
+        assert mine.grad.tolist() == pytest.approx(other.grad.tolist(), rel=1e-5)
+    assert all(tensor.tolist() == [100.0, 100.0] for tensor in ours)
+    assert ours[3].grad is None
 
 
 class OldExporter:

@@ -156,7 +156,7 @@ def test_nothing_to_clip() -> None:
         assert (done.clipped, done.ratio, done.worst) == (False, 0, None)
     none = [(np.zeros((3, 0)), np.zeros((3, 0)))]
     assert clip_grad_units_(none).worst == (0, 0)  # three units, all without entries
-    with pytest.warns(UserWarning, match="params: an iterator that is exhausted") as warned:
+    with pytest.warns(UserWarning, match="params: the iterator is empty") as warned:
         clip_grad_units_(iter([]))
     assert warned[0].filename == __file__
 
@@ -219,7 +219,7 @@ SHARED = np.ones(4)
     ("params", "error", "message"),
     [
         (5, TypeError, "params: expected a layer, a model, or a dict"),
-        ([np.ones(2)], TypeError, r"params\[0\]: expected a pair"),
+        ([np.ones(2)], TypeError, r"params\[0\]: expected a layer or a pair"),
         ({"w": (np.ones(2), np.ones(3))}, ValueError, r"gradient of params\['w'\]: expected shape"),
         ({"w": (np.ones(2), np.ones(2, np.float16))}, TypeError, "expected float64, got float16"),
         ({"w": (np.ones(2), LAYOUTS["read-only"](np.ones(2)))}, ValueError, r"gradient of params\['w'\]: is read-only"),
