@@ -367,18 +367,17 @@ def test_forecast_refuses_what_it_cannot_answer() -> None:
 # ---- recurrent layers ------------------------------------------------------------------------------------------------
 
 H = 256
-# The largest error of three seeds. One ReLU network scatters by about 0.04 itself.
+# Above the largest error of three seeds. One ReLU network scatters by about 0.04 itself.
 TOLERANCE = {"RNN_TANH": 0.025, "RNN_RELU": 0.15, "LSTM": 0.025, "GRU": 0.025}
 
 
-@pytest.mark.parametrize("gain", [0.5, 1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize(("seed", "gain"), [*enumerate([0.5, 1.0, 2.0, 3.0, 4.0])])
 @pytest.mark.parametrize("mode", CELLS)
-def test_forecast_of_recurrent_layers(mode: str, gain: float) -> None:
+def test_forecast_of_recurrent_layers(mode: str, seed: int, gain: float) -> None:
     x = np.random.default_rng(1).standard_normal((100, 8, 4))
-    for seed in range(3):
-        layer = random_layer(mode, H, gain, seed)
-        told = meanfield.forecast(layer, x)
-        assert told.rate == pytest.approx(spectral.predict_growth(layer, x, horizon=100).rate, abs=TOLERANCE[mode])
+    layer = random_layer(mode, H, gain, seed)
+    told = meanfield.forecast(layer, x)
+    assert told.rate == pytest.approx(spectral.predict_growth(layer, x, horizon=100).rate, abs=TOLERANCE[mode])
     measured_rate = spectral.measure_growth(backward_from_the_end(layer, x))
     assert told.rate == pytest.approx(measured_rate, abs=TOLERANCE[mode])
     if abs(measured_rate) > 0.03:
@@ -410,18 +409,22 @@ def test_forecast_with_biases_that_keep_the_state(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", CELLS)
 def test_forecast_of_layers_and_directions(mode: str) -> None:
-    x = np.random.default_rng(1).standard_normal((8, 60, 4)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((8, 40, 4)).astype(np.float32)
     layer = CELLS[mode](4, H, 2, bidirectional=True, batch_first=True, rng=np.random.default_rng(5))
     params = layer.flat_params.copy()
     told = meanfield.forecast(layer, x)
     assert [field.name for field in told.layers] == ["l0", "l0_reverse", "l1", "l1_reverse"]
-    want = spectral.predict_growth(layer, x, horizon=60)
+    want = spectral.predict_growth(layer, x, horizon=40)
     for field, growth in zip(told.layers, want.layers, strict=True):
         assert field.rate == pytest.approx(growth.rate, abs=0.12)
     assert told.rate == max(field.rate for field in told.layers)
-    assert told == meanfield.forecast(layer, x)
     assert len(told.layers[0].sigma_w) == len(layer.params["weight_hh_l0"]) // H
     np.testing.assert_array_equal(layer.flat_params, params)
+
+
+def test_a_forecast_is_the_same_each_time() -> None:
+    layer, x = gradcore.LSTM(4, 8, rng=np.random.default_rng(0)), np.ones((5, 2, 4), np.float32)
+    assert meanfield.forecast(layer, x) == meanfield.forecast(layer, x)
 
 
 def test_gradients_that_end_or_overflow() -> None:
