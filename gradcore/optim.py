@@ -299,7 +299,7 @@ class Optimizer:
         >>> weight, grad = np.ones(2), np.ones(2)
         >>> SGD([(weight, grad)]).zero_grad()
         >>> grad
-        check_array([0., 0.])
+        array([0., 0.])
         """
         members = self._members()
         _refuse_moved("gradient of params", members.names, members.grads)
@@ -374,7 +374,7 @@ class Optimizer:
         >>> opt = SGD([(weight, grad)], lr=0.5)
         >>> norm = opt.step(max_norm=1.0)
         >>> norm, norm.clipped, weight
-        (5.0, True, check_array([0.7, 0.6]))
+        (5.0, True, array([0.7, 0.6]))
         """
         limit = math.inf if max_norm is None else check_limit(max_norm, self.n_steps)
         scale = check_number("scale", scale, least=sys.float_info.min, most=sys.float_info.max)
@@ -479,7 +479,7 @@ class Optimizer:
         >>> norm = opt.step()
         >>> state = opt.state_dict()
         >>> state["n_steps"], state["moments"]
-        (1, {'momentum_buffer': {'w': check_array([1., 1.])}})
+        (1, {'momentum_buffer': {'w': array([1., 1.])}})
         """
         moments: dict[str, dict[str, Array]] = {}
         for part, names in zip(self._parts, self._names(), strict=True):
@@ -678,7 +678,7 @@ class SGD(Optimizer):
     >>> norm, norm.clipped
     (5.0, True)
     >>> weight
-    check_array([0.7, 0.6])
+    array([0.7, 0.6])
 
     Two groups, one of them with a learning rate of its own:
 
@@ -687,7 +687,7 @@ class SGD(Optimizer):
     >>> opt.step().per_array
     {'0.weight': 5.0, '1.bias': 2.0}
     >>> bias
-    check_array([0.8])
+    array([0.8])
     >>> opt.groups[1].lr = 0.05
     """
 
@@ -810,7 +810,7 @@ class Adam(_Adaptive):
     >>> opt = Adam([(weight, grad)], lr=0.1)
     >>> norm = opt.step()
     >>> weight.round(6)
-    check_array([0.9, 1.1])
+    array([0.9, 1.1])
     """
 
     amsgrad: bool
@@ -882,7 +882,7 @@ class AdamW(Adam):
     >>> opt = AdamW([(weight, grad)], lr=0.1, weight_decay=0.5)
     >>> norm = opt.step()
     >>> weight.round(6)
-    check_array([0.95, 1.05])
+    array([0.95, 1.05])
     """
 
     def __init__(
@@ -975,7 +975,7 @@ class SPAM(_Adaptive):
     >>> grad[0] = 1000.0
     >>> norm = opt.step()
     >>> opt.n_spikes, opt.state_dict()["moments"]["exp_avg"]["0"].round(3)
-    (1, check_array([0.314, 0.19 ]))
+    (1, array([0.314, 0.19 ]))
     """
 
     threshold: float
@@ -1076,7 +1076,7 @@ class RMSprop(Optimizer):
     >>> opt = RMSprop([(weight, grad)], lr=0.1)
     >>> norm = opt.step()
     >>> weight.round(6)
-    check_array([0., 2.])
+    array([0., 2.])
     """
 
     alpha: float
@@ -1175,7 +1175,7 @@ class Adagrad(Optimizer):
     >>> opt = Adagrad([(weight, grad)], lr=0.1)
     >>> norm = opt.step()
     >>> weight.round(6)
-    check_array([0.9, 1.1])
+    array([0.9, 1.1])
     """
 
     lr_decay: float
@@ -1205,7 +1205,7 @@ class Adagrad(Optimizer):
     ) -> None:
         self._start(params, locals())
         members = self._members()
-        for i, part in enumerate(self._parts):  # at once, as PyTorch does: later the first value is of no use
+        for i, part in enumerate(self._parts):  # now, as in PyTorch: the value is not used later
             part.moments["sum"] = self._new_moments(self._of_group(i), members.params[members.parts[i]])
 
     def _change(self, index: int | None, name: str, value: Any) -> None:

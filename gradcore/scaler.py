@@ -1,4 +1,4 @@
-"""Loss scaling: gradients that would underflow are computed many times as large, and the step divides them again."""
+"""Loss scaling: multiply the loss so that small gradients do not underflow, and divide them again in the step."""
 
 from __future__ import annotations
 
@@ -28,26 +28,28 @@ from gradcore.optim import Optimizer
 from gradcore.schedule import Schedule
 from gradcore.threshold import Threshold
 
+__all__ = ["GradScaler"]
+
 
 class GradScaler:
-    """Scales the loss by as much as gradients can bear, with PyTorch's names, defaults and rule.
+    """Scale the loss as far as the gradients allow, with PyTorch's names, defaults and rule [1]_.
 
-    In every iteration ``scale``, ``step`` and ``update``, in this order; `unscale_` before `step` where the gradients
-    themselves are wanted. A step whose gradients are not finite is skipped, and the scale multiplied by
-    `backoff_factor`; after `growth_interval` steps without one it is multiplied by `growth_factor`.
+    Each iteration calls ``scale``, ``step`` and ``update``, in this order, and `unscale_` before `step` to inspect or
+    clip the gradients. A step with gradients that are not finite is skipped, and the scale is multiplied by
+    `backoff_factor`. After `growth_interval` consecutive good steps it is multiplied by `growth_factor`.
 
     Parameters
     ----------
     init_scale : float
         The scale of the first iteration, positive.
     growth_factor : float
-        Above 1.
+        The factor after good steps, above 1.
     backoff_factor : float
-        Between 0 and 1.
+        The factor after a skipped step, between 0 and 1.
     growth_interval : int
-        At least 1.
+        The number of consecutive good steps before the scale grows, at least 1.
     enabled : bool
-        Without it nothing is scaled, and `step` is the optimizer's.
+        Whether to scale at all; if not, `step` is the optimizer's.
 
     Raises
     ------
@@ -56,8 +58,12 @@ class GradScaler:
 
     Notes
     -----
-    Micikevicius et al., "Mixed precision training", 2018, section 3.2; ``torch.amp.GradScaler``. As there, the scale is
-    a number of float32: it grows no more where it would be infinite. Here it does not become 0 either.
+    As in ``torch.amp.GradScaler``, the scale is a float32 and stops growing before it would be infinite. Here it does
+    not become 0 either.
+
+    References
+    ----------
+    .. [1] P. Micikevicius et al., "Mixed precision training", 2018, section 3.2.
 
     Examples
     --------
@@ -66,7 +72,7 @@ class GradScaler:
     >>> weight, grad = np.array([1.0, 1.0]), np.zeros(2)
     >>> opt = optim.SGD([(weight, grad)], lr=0.5)
     >>> scaler = GradScaler(init_scale=1024.0)
-    >>> grad[...] = scaler.scale(np.array([3.0, 4.0]))  # in the place of a backward pass
+    >>> grad[...] = scaler.scale(np.array([3.0, 4.0]))  # in place of a backward pass
     >>> norm = scaler.step(opt, max_norm=1.0)
     >>> norm, weight
     (5.0, array([0.7, 0.6]))
@@ -102,23 +108,30 @@ class GradScaler:
         self._growth_interval, self._growth_tracker = interval, good_steps
 
     def _forget(self) -> None:
-        """What happened since the last update."""
+        """Forget what happened since the last update."""
         self._unscaled: list[tuple[list[Array], GradNorm]] = []
         self._stepped: list[list[Array]] = []
-        self._found: list[bool] = []  # for each look at gradients, whether something was not finite
+        self._found: list[bool] = []  # for each pass over gradients, whether an entry was not finite
 
     def scale(self, value: Any) -> Any:
-        """The loss, or the gradient that starts the backward pass, times the scale.
+        """Multiply the loss, or the gradient that starts the backward pass, by the scale.
 
         Parameters
         ----------
         value : float or array
-            An array of float16, float32 or float64 comes back as another one of that dtype.
+            The loss or the gradient; an array of float16, float32 or float64 is not changed.
 
         Returns
         -------
         float or array
-            Infinite where the dtype cannot hold it: the step is going to be skipped.
+            The product, in the dtype of the array. It is infinite if the dtype cannot represent it; the step will then
+            be skipped.
+
+        Examples
+        --------
+        >>> from gradcore import GradScaler
+        >>> GradScaler(init_scale=8.0).scale(0.5)
+        4.0
         """
         if isinstance(value, np.ndarray):
             refuse_mask("value", value)
@@ -129,36 +142,46 @@ class GradScaler:
             with np.errstate(over="ignore"):
                 wide = np.multiply(value, self._scale, dtype=np.promote_types(value.dtype, FLOAT32))
                 return wide.astype(value.dtype, copy=False)
-        loss = check_real("value", value)  # NaN is no mistake of the caller's
+        loss = check_real("value", value)  # NaN is allowed: it is not the caller's mistake
         return loss * self._scale if self._enabled else loss
 
     def unscale_(self, grads: Any) -> GradNorm:
-        """Divide gradients by the scale, in place, so that they can be looked at or clipped before `step`.
+        """Divide gradients in place by the scale, to inspect or clip them before `step`.
 
         Parameters
         ----------
-        grads : array, iterable or dict of arrays, layer, model, optimizer
-            As for `clip_grad_norm_`.
+        grads : array, iterable or dict of arrays or layers, layer, model, optimizer
+            The gradients, as for `clip_grad_norm_`.
 
         Returns
         -------
         GradNorm
-            The norm over the scale. With `.skipped`, an entry is not finite: nothing was divided, and `step` will skip
-            whatever happens to the gradients before it.
+            The norm divided by the scale. If it is `.skipped`, an entry is not finite: nothing was divided, and `step`
+            will skip even if the gradients change before it.
 
         Raises
         ------
         RuntimeError
-            If some of them were unscaled already, or used in a step, since the last `update`.
+            If some of the gradients were unscaled, or used in a step, since the last `update`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore import GradScaler
+        >>> grad = np.array([6.0, 8.0])
+        >>> GradScaler(init_scale=2.0).unscale_([grad])
+        5.0
+        >>> grad
+        array([3., 4.])
         """
         found = Gradients(grads, write=True)
         norm, *factors = found.measure(2.0, np.inf, "skip", self.get_scale())
         if not self._enabled:
             return norm
         if _shared(found.views, [views for views, _ in self._unscaled]):
-            raise RuntimeError("unscale_: some of the gradients were unscaled already since the last update")
+            raise RuntimeError("unscale_: some of the gradients were already unscaled since the last update")
         if _shared(found.views, self._stepped):
-            raise RuntimeError("unscale_: some of the gradients were used in a step already since the last update")
+            raise RuntimeError("unscale_: some of the gradients were already used in a step since the last update")
         if not norm.skipped:
             found.multiply(np.full((len(found.arrays), 2), factors))
         self._unscaled.append((found.views, norm))
@@ -166,36 +189,46 @@ class GradScaler:
         return norm
 
     def step(self, optimizer: Optimizer, max_norm: float | Threshold | Schedule | None = None) -> GradNorm:
-        """A step of the optimizer with the gradients over the scale, or none if one is not finite.
+        """Take a step of the optimizer with the gradients divided by the scale, or skip it if one is not finite.
 
-        Gradients that were not unscaled before are not written: the step divides on the way.
+        Gradients that were not unscaled before are not written: the step divides as it reads them.
 
         Parameters
         ----------
         optimizer : Optimizer
-            Of `gradcore.optim`.
+            An optimizer of `gradcore.optim`.
         max_norm : float, Threshold or schedule, optional
-            As for the optimizer's step: a limit for the gradients over the scale.
+            The limit for the norm of the divided gradients, as for the optimizer's step.
 
         Returns
         -------
         GradNorm
-            The norm over the scale, before clipping, and what was done.
+            The norm before clipping, divided by the scale, and what was done.
 
         Raises
         ------
         RuntimeError
-            If the gradients were used in a step already since the last `update`.
+            If the gradients were used in a step since the last `update`.
         ValueError
             If only some of the optimizer's gradients were unscaled, or `max_norm` is negative or NaN.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore import GradScaler, optim
+        >>> weight, grad = np.array([1.0, 1.0]), np.array([6.0, 8.0])
+        >>> GradScaler(init_scale=2.0).step(optim.SGD([(weight, grad)], lr=0.1))
+        5.0
+        >>> weight
+        array([0.7, 0.6])
         """
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected one of gradcore.optim, got {type(optimizer).__name__}")
+            raise TypeError(f"optimizer: expected an optimizer of gradcore.optim, got {type(optimizer).__name__}")
         if not self._enabled:
             return optimizer.step(max_norm)
         found = Gradients(optimizer, write=False)
         if _shared(found.views, self._stepped):
-            raise RuntimeError("step: the gradients were used in a step already since the last update")
+            raise RuntimeError("step: the gradients were already used in a step since the last update")
         unscaled = _shared(found.views, [views for views, _ in self._unscaled])
         if 0 < unscaled < _shared(found.views, [found.views]):
             raise ValueError("optimizer: only some of its gradients were unscaled since the last update")
@@ -210,12 +243,23 @@ class GradScaler:
         return norm
 
     def update(self) -> None:
-        """Go on to the next iteration: less scale after one that was not finite, more after many that were.
+        """Finish the iteration: lower the scale after gradients that were not finite, raise it after many that were.
 
         Raises
         ------
         RuntimeError
-            If there was no `step` or `unscale_` since the last one.
+            If there was no `step` or `unscale_` since the last `update`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore import GradScaler
+        >>> scaler = GradScaler(init_scale=8.0)
+        >>> scaler.unscale_([np.array([np.inf])]).skipped
+        True
+        >>> scaler.update()
+        >>> scaler.get_scale()
+        4.0
         """
         if not self._enabled:
             return
@@ -233,16 +277,34 @@ class GradScaler:
         self._forget()
 
     def get_scale(self) -> float:
-        """The scale; 1 when not enabled."""
+        """Return the current scale.
+
+        Returns
+        -------
+        float
+            The scale; 1 if scaling is not enabled.
+
+        Examples
+        --------
+        >>> from gradcore import GradScaler
+        >>> GradScaler().get_scale(), GradScaler(enabled=False).get_scale()
+        (65536.0, 1.0)
+        """
         return self._scale if self._enabled else 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next iteration depends on, as numbers; to be taken after `update`.
+        """Return the numbers on which the next iteration depends; call it after `update`.
 
         Returns
         -------
         dict
-            With the keys of ``torch.amp.GradScaler``; empty when not enabled.
+            The numbers, with the keys of ``torch.amp.GradScaler``; empty if scaling is not enabled.
+
+        Examples
+        --------
+        >>> from gradcore import GradScaler
+        >>> GradScaler(init_scale=8.0).state_dict()["scale"]
+        8.0
         """
         if not self._enabled:
             return {}
@@ -255,14 +317,27 @@ class GradScaler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, here or in PyTorch; does nothing when not enabled.
+        """Restore a state, also one of PyTorch's; do nothing if scaling is not enabled.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            What `state_dict` returned, here or in PyTorch.
 
         Raises
         ------
         KeyError
-            If something is missing or unknown; a scaler that was not enabled has an empty state.
+            If an entry is missing or unknown; a scaler that was not enabled has an empty state.
         TypeError, ValueError
-            If it is no mapping, or a number is out of range; nothing is changed.
+            If it is not a mapping, or a number is out of range; nothing is changed.
+
+        Examples
+        --------
+        >>> from gradcore import GradScaler
+        >>> scaler = GradScaler()
+        >>> scaler.load_state_dict(GradScaler(init_scale=8.0).state_dict())
+        >>> scaler.get_scale()
+        8.0
         """
         if not self._enabled:
             return
@@ -279,14 +354,14 @@ class GradScaler:
 
 
 def _float32(value: float) -> float:
-    """Rounded as PyTorch's scale is, which is a float32."""
+    """Round to float32, the dtype of PyTorch's scale."""
     with np.errstate(over="ignore", under="ignore"):
         return float(np.float32(value))
 
 
 def _shared(views: list[Array], others: list[list[Array]]) -> int:
-    """How many bytes of the memory that the views reach over are reached over by others."""
-    begins: list[int] = []  # of what they reach over, joined where it meets
+    """Count the bytes between the first and last of each view that lie between those of another array."""
+    begins: list[int] = []  # of the ranges of the others, merged where they meet
     ends: list[int] = []
     for begin, end in sorted(_kernels.bounds(a) for other in others for a in other):
         if ends and begin <= ends[-1]:

@@ -1,26 +1,36 @@
-"""Schedules: callables of the step, for a learning rate and for a clip threshold alike.
+"""Schedules: callables that map the step, counted from 0, to a learning rate or a clip threshold.
 
-They hold no state, so a run that goes on from a checkpoint needs nothing but its number of steps. Their `repr` creates
-them anew, equal ones compare equal, and they can be pickled. Steps count from 0. Any other callable of the step serves
-as well as these.
+They have no state, so a run that resumes from a checkpoint only needs its number of steps. Their `repr` constructs
+them, equal ones compare equal, and they can be pickled. Any other callable of the step works as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gradcore._check import check_int, check_number
 
-__all__ = ["chain", "constant", "cosine", "exponential", "linear", "one_cycle", "step"]
+__all__ = ["Schedule", "chain", "constant", "cosine", "exponential", "linear", "one_cycle", "step"]
 
-Schedule = Callable[[int], float]
+
+class Schedule(Protocol):  # numpydoc ignore=PR01
+    """Protocol of schedules: a callable that maps the step to a number.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> layer = gradcore.Linear(2, 2)
+    >>> optimizer = gradcore.optim.SGD(layer, lr=lambda step: 0.1 / (1 + step))
+    """
+
+    def __call__(self, step: int, /) -> float:
+        """Return the value at a step, counted from 0."""
 
 
 class _Checked:
-    """A schedule whose fields are integers above 0 where they count steps, else numbers of at least 0."""
+    """A schedule whose fields are checked: integers above 0 if they count steps, else numbers of at least 0."""
 
     _counts = ("steps", "every")
     _finite = True
@@ -35,12 +45,12 @@ class _Checked:
 
 @dataclass(frozen=True)
 class constant(_Checked):
-    r"""The same value at every step: :math:`s_t = v`.
+    r"""Keep the same value at every step: :math:`s_t = v`.
 
     Parameters
     ----------
     value : float
-        v, at least 0; ``inf`` is a threshold that never clips.
+        The value v, at least 0; ``inf`` is a threshold that never clips.
 
     Examples
     --------
@@ -59,16 +69,16 @@ class constant(_Checked):
 
 @dataclass(frozen=True)
 class linear(_Checked):
-    r"""Along a line, up or down: :math:`s_t = a\,(1 - t / N) + b\, t / N` up to :math:`t = N`, then b.
+    r"""Follow a line, up or down: :math:`s_t = a\,(1 - t / N) + b\, t / N` until :math:`t = N`, then b.
 
-    It warms up with ``linear(0.0, lr, steps)``.
+    ``linear(0.0, lr, steps)`` is a warm-up.
 
     Parameters
     ----------
     start, end : float
-        a and b, at least 0.
+        The values a and b, at least 0.
     steps : int
-        N, at least 1.
+        The number of steps N, at least 1.
 
     Examples
     --------
@@ -89,18 +99,20 @@ class linear(_Checked):
 
 @dataclass(frozen=True)
 class cosine(_Checked):
-    r"""Along half a cosine: :math:`s_t = b + (a - b) (1 + \cos(\pi t / N)) / 2` up to :math:`t = N`, then b.
+    r"""Follow half a cosine: :math:`s_t = b + (a - b) (1 + \cos(\pi t / N)) / 2` until :math:`t = N`, then b.
+
+    This is the schedule of [1]_ without restarts.
 
     Parameters
     ----------
     start, end : float
-        a and b, at least 0.
+        The values a and b, at least 0.
     steps : int
-        N, at least 1.
+        The number of steps N, at least 1.
 
-    Notes
-    -----
-    Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, equation 5, without restarts.
+    References
+    ----------
+    .. [1] I. Loshchilov, F. Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, equation 5.
 
     Examples
     --------
@@ -121,16 +133,16 @@ class cosine(_Checked):
 
 @dataclass(frozen=True)
 class step(_Checked):
-    r"""A factor at regular intervals: :math:`s_t = v f^{\lfloor t / n \rfloor}`.
+    r"""Multiply by a factor at regular intervals: :math:`s_t = v f^{\lfloor t / n \rfloor}`.
 
     Parameters
     ----------
     value : float
-        v, at least 0.
+        The first value v, at least 0.
     factor : float
-        f, at least 0.
+        The factor f, at least 0.
     every : int
-        n, at least 1.
+        The number of steps n between changes, at least 1.
 
     Examples
     --------
@@ -150,14 +162,14 @@ class step(_Checked):
 
 @dataclass(frozen=True)
 class exponential(_Checked):
-    r"""A factor at every step: :math:`s_t = v f^t`.
+    r"""Multiply by a factor at every step: :math:`s_t = v f^t`.
 
     Parameters
     ----------
     value : float
-        v, at least 0.
+        The first value v, at least 0.
     factor : float
-        f, at least 0.
+        The factor f, at least 0.
 
     Examples
     --------
@@ -175,26 +187,30 @@ class exponential(_Checked):
 
 @dataclass(frozen=True)
 class one_cycle(_Checked):
-    r"""Up to a peak and far down again, each along half a cosine, as PyTorch's OneCycleLR.
+    r"""Rise to a peak and fall far below the start, each along half a cosine, as PyTorch's OneCycleLR [1]_.
 
-    It rises from :math:`p / d` at step 0 to the peak p at step :math:`k = r N - 1`, and falls to :math:`p / (d\, e)` at
-    step :math:`N - 1`, where it stays. k need not be an integer.
+    The value rises from :math:`p / d` at step 0 to the peak p at step :math:`k = r N - 1`, which need not be an
+    integer, and falls to :math:`p / (d\, e)` at step :math:`N - 1`, where it stays.
 
     Parameters
     ----------
     peak : float
-        p, at least 0.
+        The peak p, at least 0.
     steps : int
-        N, at least 1.
+        The number of steps N, at least 1.
     pct_start : float
-        r, from 0 to 1.
+        The fraction r of the steps until the peak, from 0 to 1.
     div_factor, final_div_factor : float
-        d and e, above 0.
+        The factors d and e, above 0.
 
     Notes
     -----
-    Smith, Topin, "Super-convergence: very fast training of neural networks using large learning rates", 2018; the form
-    is PyTorch's. A momentum that cycles against the learning rate is not part of it.
+    The form is PyTorch's. It does not include a momentum that cycles against the learning rate.
+
+    References
+    ----------
+    .. [1] L. N. Smith, N. Topin, "Super-convergence: very fast training of neural networks using large learning rates",
+       2018.
 
     Examples
     --------
@@ -227,14 +243,13 @@ class one_cycle(_Checked):
 
 @dataclass(frozen=True, init=False, repr=False)
 class chain:
-    """Schedules one after the other, each with steps counted from its own beginning.
+    """Run schedules one after the other, each counting steps from its own beginning.
 
     Parameters
     ----------
-    *stages : (schedule, int)
-        Schedules, and for how many steps each lasts, at least 1.
-    last : schedule
-        Without an end; the last positional argument.
+    *stages_and_last : (schedule, int) or schedule
+        Pairs of a schedule and the number of steps that it lasts, at least 1. The last argument is a schedule without
+        an end.
 
     Examples
     --------
@@ -276,9 +291,9 @@ class chain:
 
 
 def _half_cosine(start: float, end: float, done: float, left: float) -> float:
-    """From start to end, with so much of the way done and so much left.
+    """Return the value on half a cosine from start to end, after a part that is done and before one that is left.
 
-    (1 + cos x) / 2 is the square of cos(x / 2), which keeps its digits where the sum cancels, at the end of the way.
+    (1 + cos x) / 2 is computed as the square of cos(x / 2), which keeps its digits near the end, where the sum cancels.
     """
     if left <= 0:
         return end

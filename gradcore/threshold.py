@@ -213,7 +213,7 @@ class ZClip:
         >>> threshold = ZClip(warmup_steps=2)
         >>> limit = threshold.update(3.0)
         >>> threshold.state_dict()
-        {'first': check_array([3.]), 'mean': 0.0, 'deviation': 0.0}
+        {'first': array([3.]), 'mean': 0.0, 'deviation': 0.0}
         """
         return {"first": np.array(self._first), "mean": self._mean, "deviation": self._deviation}
 
@@ -339,7 +339,7 @@ class AutoClip:
         >>> threshold = AutoClip()
         >>> limit = threshold.update(3.0)
         >>> threshold.state_dict()
-        {'norms': check_array([3.])}
+        {'norms': array([3.])}
         """
         return {"norms": np.array(self._norms)}
 
@@ -462,7 +462,7 @@ class FromFirst:
         >>> threshold = FromFirst(steps=2)
         >>> limit = threshold.update(3.0)
         >>> threshold.state_dict()
-        {'first': check_array([3.])}
+        {'first': array([3.])}
         """
         return {"first": np.array(self._first)}
 
