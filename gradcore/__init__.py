@@ -16,6 +16,7 @@ if _find_spec("gradcore._kernels") is None:
 from gradcore import data, init, losses, optim, schedule, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
+from gradcore.diagnosis import diagnose
 from gradcore.linear import (
     ELU,
     GELU,
@@ -69,6 +70,7 @@ __all__ = [
     "clip_grad_units_",
     "clip_grad_value_",
     "data",
+    "diagnose",
     "fit",
     "get_num_threads",
     "grad_norm",

@@ -766,7 +766,7 @@ def fit(
         drawn = _states(model)
         try:
             interrupt.at_once = True
-            for epoch, x, target, options in _all_batches(batches, epochs):
+            for epoch, x, target, options in each_batch(batches, epochs):
                 model.zero_grad()
                 y, tape = model.forward(x, **options)
                 value, dy = loss(y, target)
@@ -821,7 +821,7 @@ def _states(model: Any) -> list[tuple[np.random.Generator, Any]]:
     return [(generator, generator.bit_generator.state) for generator in getattr(model, "generators", list)()]
 
 
-def _all_batches(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dict[str, Any]]]:
+def each_batch(batches: Any, epochs: int) -> Iterator[tuple[int, Any, Any, dict[str, Any]]]:
     """Yield epoch, x, target and further arguments of `forward` for every batch."""
     for epoch in range(epochs):
         n = 0

@@ -52,7 +52,7 @@ from test_calls import (
 from tools import Array
 
 import gradcore
-from gradcore import _kernels, data, diagnose, losses, monitor, optim, threshold
+from gradcore import _kernels, data, diagnosis, losses, monitor, optim, threshold
 
 # ---- calls that test_calls.py has no recipe for ----------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ def _(rng: np.random.Generator) -> Any:
 @extra("diagnose")
 def _(rng: np.random.Generator) -> Any:
     def run(**options: Any) -> Any:
-        return diagnose.diagnose(diagnose.configure(**options)).to_dict()
+        return diagnosis.study(diagnosis.configure(**options)).to_dict()
 
     return run, {"source": "adding", "hidden": 3, "seq_len": 6, "batch": 2, "steps": 2, "cell": "rnn", "seed": 1}
 

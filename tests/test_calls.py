@@ -26,7 +26,8 @@ from conftest import LONG
 from tools import Array, read_only, unaligned
 
 import gradcore
-from gradcore import claims, data, init, losses, meanfield, monitor, optim, report, schedule, spectral, threshold
+from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore.diagnosis import figures
 
 pytestmark = pytest.mark.kernels
 
@@ -902,9 +903,9 @@ FIGURES: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
 
 
 def _figure(name: str, given: Callable[[np.random.Generator], dict[str, Any]]) -> None:
-    @recipe(f"report.{name}")
+    @recipe(f"diagnosis.figures.{name}")
     def _(rng: np.random.Generator) -> Any:
-        return getattr(report, name), {**given(rng), "title": "What was found"}
+        return getattr(figures, name), {**given(rng), "title": "What was found"}
 
 
 for _name, _given in FIGURES.items():
@@ -1432,11 +1433,11 @@ def test_a_target_is_a_name_or_a_number() -> None:
 
 def test_figures_of_what_does_not_fit() -> None:
     for call, message in (
-        (lambda: report.plot_time_steps(np.ones((2, 3)), title="t", names=["a"]), "^names: expected 2"),
-        (lambda: report.plot_time_steps(np.ones((2, 3)), np.ones(4), title="t"), "^forecast: expected the shape"),
-        (lambda: report.plot_time_steps(np.ones((2, 2, 3)), title="t"), "^norms: expected shape"),
-        (lambda: report.plot_training({"a": np.ones((2, 2))}, title="t"), r"^norms\['a'\]: expected shape"),
-        (lambda: report.plot_trials({"a": np.ones(9)}, title="t", window=0), "^window: expected"),
+        (lambda: figures.plot_time_steps(np.ones((2, 3)), title="t", names=["a"]), "^names: expected 2"),
+        (lambda: figures.plot_time_steps(np.ones((2, 3)), np.ones(4), title="t"), "^forecast: expected the shape"),
+        (lambda: figures.plot_time_steps(np.ones((2, 2, 3)), title="t"), "^norms: expected shape"),
+        (lambda: figures.plot_training({"a": np.ones((2, 2))}, title="t"), r"^norms\['a'\]: expected shape"),
+        (lambda: figures.plot_trials({"a": np.ones(9)}, title="t", window=0), "^window: expected"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -1444,12 +1445,12 @@ def test_figures_of_what_does_not_fit() -> None:
 
 def test_figures_of_nothing_and_of_the_largest_numbers() -> None:
     most = np.full(3, np.finfo(np.float64).max)
-    for draw in (report.plot_training, report.plot_eigenvalues, report.plot_spectrum, report.plot_trials):
+    for draw in (figures.plot_training, figures.plot_eigenvalues, figures.plot_spectrum, figures.plot_trials):
         with pytest.raises(ValueError, match="expected at least one name"):
             draw({}, title="t")
         draw({"a": most}, title="t").canvas.draw()
-    report.plot_time_steps(most, most, title="t").canvas.draw()
-    report.plot_trials({"a": np.ones(9)}, title="t", window=2**39)
+    figures.plot_time_steps(most, most, title="t").canvas.draw()
+    figures.plot_trials({"a": np.ones(9)}, title="t", window=2**39)
 
 
 def test_nobody_remembers_for_ever() -> None:

@@ -21,8 +21,6 @@ from tools import HANG
 
 import gradcore
 from gradcore import cli
-from gradcore import diagnose as work
-from gradcore.data import load
 
 # One thread: the results have the same bits for any number, and the machines that test are shared.
 ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent), "GRADCORE_NUM_THREADS": "1"}
@@ -64,7 +62,7 @@ def sunspots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The main job with its defaults, as a user runs it: through a pipe."""
     folder = tmp_path_factory.mktemp("sunspots")
     out = folder / "new" / "out"
-    command = [sys.executable, "-m", "gradcore.cli", "diagnose", "sunspots", "--out", str(out)]
+    command = [sys.executable, "-m", "gradcore", "diagnose", "sunspots", "--out", str(out)]
     command += ["--json", str(folder / "found.json")]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, check=False, cwd=folder, env=ENV)
@@ -84,13 +82,13 @@ def test_the_main_job_is_done_and_says_everything_in_order(sunspots: dict[str, A
     assert sunspots["errors"] == ""
     parts = ["1. Forecast", "spectral radius", "Lyapunov", "necessary", "sufficient", "2. Measurement"]
     parts += ["rate, ln per step         predicted      at most     measured", "3. Training as configured"]
-    parts += ["4. Threshold and remedies", "Suggested: gain", "norm clipping", "step clipping"]
+    parts += ["4. Thresholds and remedies", "Suggested: gain", "norm clipping", "step clipping"]
     tried = sunspots["json"]["suggestions"]["tried"][0]["name"]
-    parts += ["orthogonal initialisation", f"\n  {tried:29}", "LSTM instead of RNN", "5. Verdict"]
+    parts += ["orthogonal initialization", f"\n  {tried:29}", "LSTM instead of RNN", "5. Verdict"]
     parts += ["Python", "import gradcore", "Wrote"]
     places = [sunspots["text"].index(part) for part in parts]
     assert places == sorted(places)
-    assert "chosen so that the gradients explode" in " ".join(sunspots["text"].split())
+    assert "This default is chosen to explode" in " ".join(sunspots["text"].split())
 
 
 def test_output_fits_eighty_columns_and_has_no_colour_codes(sunspots: dict[str, Any]) -> None:
@@ -107,7 +105,8 @@ def test_the_default_start_explodes_as_it_says(sunspots: dict[str, Any]) -> None
     configured, *remedies = found["trials"]
     assert configured["largest_norm"] > 1e3
     assert min(trial["loss"] for trial in remedies) < 0.5 * configured["loss"]
-    assert found["verdict"]["best"] != "as configured"
+    assert found["verdict"]["kind"] == "explodes"
+    assert found["verdict"]["remedy"] is not None
 
 
 def test_folder_holds_the_figures_and_the_same_json(sunspots: dict[str, Any]) -> None:
@@ -124,126 +123,10 @@ def test_the_printed_python_runs_and_repeats_the_trial(sunspots: dict[str, Any])
     assert printed == found["verdict"]["python"]
     names: dict[str, Any] = {}
     exec(printed, names)
-    (trial,) = (trial for trial in found["trials"] if trial["name"] == found["verdict"]["best"])
+    (trial,) = (trial for trial in found["trials"] if trial["name"] == found["verdict"]["remedy"])
     assert names["history"].loss.tolist() == trial["history"]["loss"]
-
-
-@pytest.mark.parametrize(
-    ("source", "options"),
-    [
-        ("adding", {"cell": "lstm", "layers": 2, "init": "orthogonal", "gain": 0.9}),
-        ("temporal-order", {"init": "eye", "optimizer": "adam", "lr": 0.001}),
-        ("copy", {"cell": "gru", "seq_len": 12, "gain": 1.5}),
-        ("sunspots", {"seq_len": 20, "optimizer": "rmsprop", "seed": 3}),
-        ("table.csv", {"target": "b", "seq_len": 9}),
-        ("text", {"seq_len": 9, "init": "normal", "optimizer": "adagrad"}),
-        ("copy", {"cell": "lstm", "layers": 2, "seq_len": 5, "gate_bias": 2.5}),
-        ("adding", {"cell": "gru", "init": "eye", "seq_len": 9, "gate_bias": -1.0}),
-    ],
-)
-@pytest.mark.parametrize("clip", [{}, {"max_norm": 0.5}, {"step_clip": 0.25}])
-def test_python_lines_repeat_every_kind_of_trial(
-    source: str, options: dict[str, Any], clip: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("table.csv").write_text("a,b\n" + "".join(f"{i},{i * i % 17}\n" for i in range(40)), encoding="utf-8")
-    Path("text").write_text("to be or not to be that is the question", encoding="utf-8")
-    config = work.configure(source, steps=6, hidden=5, batch=3, **options)
-    task = load(config.source, config.seq_len, target=config.target)
-    trial = work._train(config, task, "trial", **clip)
-    names: dict[str, Any] = {}
-    exec(work.python_lines(config, task, **clip), names)
-    assert names["history"].loss.tolist() == trial.history.loss.tolist()
-    assert len(trial.history) == 6
-
-
-def test_a_gate_bias_is_that_of_the_gates_that_keep_the_state() -> None:
-    config = work.configure("adding", cell="lstm", layers=2, hidden=3, gate_bias=2.0)
-    layer = work.build(config, load("adding")).layers[0]
-    for level in (0, 1):
-        total = layer.params[f"bias_ih_l{level}"] + layer.params[f"bias_hh_l{level}"]
-        np.testing.assert_array_equal(total[3:6], 2)
-        assert (total != 2).sum() == 9
-    with pytest.raises(ValueError, match="gate_bias: expected None, since rnn has no gates, got 2"):
-        work.configure("adding", gate_bias=2.0)
-    with pytest.raises(ValueError, match="gate_bias: expected a finite number, got inf"):
-        work.configure("adding", cell="gru", gate_bias=math.inf)
-
-
-@pytest.fixture(scope="module", params=["rnn", "lstm", "gru"])
-def stack(request: pytest.FixtureRequest) -> work.Diagnosis:
-    """Two layers of every cell."""
-    gradcore.set_num_threads(1)
-    options = {"hidden": 12, "layers": 2, "gain": 3.0, "seq_len": 40, "steps": 6, "batch": 4, "seed": 3}
-    return work.diagnose(work.configure("sunspots", cell=request.param, **options))
-
-
-def forecast_of(config: work.Config) -> tuple[Any, Any, Any, Any]:
-    """Task, model, x and target of the forecast."""
-    task = load(config.source, config.seq_len)
-    return task, work.build(config, task), *task.draw(np.random.default_rng(config.seed), work.SAMPLES)
-
-
-def test_rates_of_every_layer_stand_side_by_side(stack: work.Diagnosis) -> None:
-    _, model, x, target = forecast_of(stack.start.config)
-    growth = gradcore.spectral.predict_growth(model.layers[0], x, horizon=39)
-    y, tape = model.forward(x)
-    model.backward(tape, gradcore.losses.mse(y, target)[1])
-    found = strict(json.dumps(stack.to_dict()))["comparison"]["layers"]
-    assert [layer["name"] for layer in found] == ["l0", "l1"]
-    for index, (layer, forecast) in enumerate(zip(found, growth.layers, strict=True)):
-        assert layer["predicted"] == forecast.rate
-        assert layer["upper_bound"] == forecast.upper_bound
-        assert layer["with_above"] == forecast.rate_with_above
-        assert layer["measured"] == gradcore.spectral.measure_growth(tape.tapes[0], index=index)
-        assert layer["predicted"] <= layer["upper_bound"]
-        # 40 steps and 12 units: the two agree about, not exactly.
-        assert layer["measured"] == pytest.approx(layer["with_above"], abs=0.1)
-
-
-def test_exponents_are_those_of_each_layer_on_the_sources_sequences(stack: work.Diagnosis) -> None:
-    config = stack.start.config
-    _, model, x, _ = forecast_of(config)
-    found = strict(json.dumps(stack.to_dict()))["forecast"]["spectra"]
-    for index, layer in enumerate(found):
-        want = gradcore.spectral.lyapunov_spectrum(model.layers[0], x[:, : work.FEW], transient=10, index=index)
-        assert [float(exponent) for exponent in layer["exponents"]] == want.tolist()  # "-Infinity" is among them
-        assert layer["largest"] == want[0]
-        assert layer["dimension"] == gradcore.spectral.kaplan_yorke(want)
-        assert layer["state_size"] == len(want) == (24 if config.cell == "lstm" else 12)
-
-
-def test_the_dimension_is_a_lower_bound_where_exponents_are_left_out() -> None:
-    exponents = np.array([1.0, 0.5])
-    assert work.Spectrum(exponents, 1.0, 2.0, 3).filled == "at least 2"
-    assert work.Spectrum(exponents, 1.0, 2.0, 2).filled == "2"
-    assert work.Spectrum(exponents, 1.0, 1.25, 3).filled == "1.25"
-
-
-def test_suggestions_are_tried_and_their_python_repeats_the_trials(stack: work.Diagnosis) -> None:
-    config = stack.start.config
-    task, _, x, target = forecast_of(config)
-    assert stack.suggestions.missing == ()
-    changes = [set(suggestion.changes) for suggestion in stack.suggestions.tried]
-    assert changes == ([{"gain"}] if config.cell == "rnn" else [{"gain"}, {"gate_bias"}])
-    trials = {trial.name: trial for trial in stack.trials}
-    for suggestion in stack.suggestions.tried:
-        trial = trials[suggestion.name]
-        names: dict[str, Any] = {}
-        exec(work.python_lines(trial.config, task), names)
-        assert names["history"].loss.tolist() == trial.history.loss.tolist()
-        assert names["history"].loss.tolist() != stack.trials[0].history.loss.tolist()
-        model = work.build(trial.config, task)
-        growth = gradcore.spectral.predict_growth(model.layers[0], x, horizon=39)
-        assert suggestion.predicted == growth.rate
-        y, tape = model.forward(x)
-        model.backward(tape, gradcore.losses.mse(y, target)[1])
-        assert suggestion.measured == gradcore.spectral.measure_growth(tape.tapes[0])
-        # That of the bias alone is not told to be 0, but it lets far more through than the layer's own.
-        assert abs(suggestion.predicted) < (0.02 if "gain" in suggestion.changes else 0.15)
-        assert abs(suggestion.predicted) < abs(stack.forecast.rate)
-    if config.cell != "rnn":
-        assert stack.suggestions.tried[1].changes["gate_bias"] == pytest.approx(math.log(39), rel=1e-2)
+    assert trial["loss"] == found["verdict"]["loss"]
+    assert trial["python"] == printed
 
 
 def test_the_gain_suggested_for_sunspots_keeps_the_norm_and_trains_better(sunspots: dict[str, Any]) -> None:
@@ -252,21 +135,8 @@ def test_the_gain_suggested_for_sunspots_keeps_the_norm_and_trains_better(sunspo
     assert abs(suggestion["measured"]) < 0.01
     configured, *remedies = sunspots["json"]["trials"]
     (trial,) = (trial for trial in remedies if trial["name"] == suggestion["name"])
-    assert trial["config"]["gain"] == suggestion["changes"]["gain"] == pytest.approx(1.5, abs=0.1)
+    assert trial["changes"]["gain"] == suggestion["changes"]["gain"] == pytest.approx(1.5, abs=0.1)
     assert trial["loss"] < 0.5 * configured["loss"]
-
-
-def test_a_gain_that_changes_nothing_or_does_not_exist_is_not_tried() -> None:
-    config = work.configure("sunspots")
-    task, _, x, target = forecast_of(config)
-    factor = gradcore.meanfield.suggest_gain(work.build(config, task).layers[0], x[:, : work.FEW])
-    for wanted, said in (
-        ({"gain": config.gain * factor * 1.005}, "The configured gain is"),
-        ({"init": "eye", "gain": 1.0}, "No gain from 1/64 to 64"),
-    ):
-        found = work._suggest(work.configure("sunspots", **{"init": "normal"} | wanted), task, x, target)
-        assert found.tried == ()
-        assert found.missing[0].startswith(said)
 
 
 def test_same_seed_same_diagnosis(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -286,11 +156,11 @@ def test_every_cell_and_kind_of_loss(source: str, cell: str, capsys: pytest.Capt
     status, out, err = run("diagnose", source, *options, capsys=capsys)
     assert (status, err) == (0, "")
     assert "weight_hh_l1" in out
-    assert "layer 1, measured" in out
+    assert "0.l1, measured" in out
     assert ("LSTM instead of RNN" in out) == (cell == "rnn")
     assert "Suggested: gain" in out
     assert ("-gate bias" in out) == (cell != "rnn")
-    assert re.search(r"rate, ln per step .* with above +measured\n  layer 0 .*\n  layer 1 ", out)
+    assert re.search(r"rate, ln per step .* with above +measured\n  0\.l0 .*\n  0\.l1 ", out)
 
 
 EXTREMES = [("--gain", "1e30"), ("--gain", "1e-30"), ("--lr", "1e30"), ("--lr", "1e-300"), ("--seq-len", "2")]
@@ -308,58 +178,6 @@ def test_extremes_end_in_a_diagnosis(
     strict((out / "diagnosis.json").read_text("utf-8"))
 
 
-def test_the_last_steps_gradient_is_what_is_measured() -> None:
-    """Where the loss has a target at every step, the measurement takes the last one alone."""
-    task = load("copy", 10)
-    config = work.configure("copy", seq_len=10, hidden=6)
-    model = work.build(config, task)
-    x, target = task.draw(np.random.default_rng(0), 4)
-    found = work._measure(task, model, x, target)
-    y, tape = model.forward(x)
-    dy = np.zeros_like(y)
-    dy[-1] = gradcore.losses.softmax_cross_entropy(y[-1], target[-1])[1]
-    model.backward(tape, dy)
-    np.testing.assert_array_equal(found.norms, tape.tapes[0].telemetry.dh_norm)
-
-
-class TestThreshold:
-    """The thresholds follow the early norms."""
-
-    @staticmethod
-    def trial(norms: Any, output: float, losses: Any = None) -> work.Trial:
-        history = gradcore.History()
-        for norm, loss in zip(norms, losses or np.ones(len(norms)), strict=True):
-            history.append(loss, norm)
-        n = len(history)
-        history.per_array.update  # the attribute is built anew at each access: tables are filled below
-        names = ["2.weight", "2.bias"]
-        rows = np.tile([output, 0.0], (n, 1))
-        history._tables["per_array"] = names, gradcore.train._Rows(rows)
-        history._tables["dh_last"] = ["0.l0"], gradcore.train._Rows(np.full((n, 1), 6.0))
-        config = work.Config("adding", batch=9, steps=n)
-        return work.Trial("t", config, None, None, 1.0, 1.0, 0, 0, 1.0, (), history)
-
-    def test_usual_norms_are_cut_above_their_quantile(self) -> None:
-        found = work._choose_threshold(self.trial(np.linspace(1, 2, 500), output=5.0))
-        assert found.max_norm == pytest.approx(np.quantile(np.linspace(1, 2, 500)[:100], 0.95), rel=1e-2)
-        assert found.step_clip == pytest.approx(6.0 / 3)
-        assert found.steps_seen == 100
-
-    def test_explosions_are_cut_at_what_passed_no_time_step(self) -> None:
-        found = work._choose_threshold(self.trial(np.logspace(0, 9, 500), output=1.5))
-        assert found.max_norm == 3.0
-
-    def test_what_comes_after_a_departure_does_not_count(self) -> None:
-        losses = np.concatenate([np.ones(7), np.full(493, 1e9)])
-        assert work._choose_threshold(self.trial(np.ones(500), 1.0, losses.tolist())).steps_seen == 7
-
-    @pytest.mark.parametrize("norm", [math.nan, math.inf, 0.0])
-    def test_without_a_usable_norm_the_usual_value_stands(self, norm: float) -> None:
-        found = work._choose_threshold(self.trial([norm] * 20, output=1.0))
-        assert found.max_norm == 1.0
-        assert "usual value" in found.reason
-
-
 # ---- everything wrong ends in one line -------------------------------------------------------------------------------
 
 SERIES = "value\n" + "".join(f"{i % 7}\n" for i in range(60))
@@ -374,7 +192,7 @@ WRONG_INPUT = {
     "column": (SERIES, ["--target", "price"], r'has no column "price"; its columns are value'),
 }
 WRONG_USE = {
-    "no command": ([], "Missing command"),
+    "no command": (["--"], "Missing command"),
     "unknown command": (["train"], "No such command 'train'"),
     "no source": (["diagnose"], "Missing argument 'SOURCE'"),
     "unknown option": (["diagnose", "sunspots", "--depth", "3"], "No such option: --depth"),
@@ -385,7 +203,7 @@ WRONG_USE = {
     "short window": (["diagnose", "sunspots", "--seq-len", "1"], "seq_len: expected an integer of at least 2"),
     "long window": (["diagnose", "sunspots", "--seq-len", "309"], "a seq_len of 308 would fit"),
     "seed": (["diagnose", "sunspots", "--seed", "-1"], "seed: expected"),
-    "cell": (["diagnose", "sunspots", "--cell", "mlp"], "cell: expected one of rnn, lstm, gru, got 'mlp'"),
+    "cell": (["diagnose", "sunspots", "--cell", "mlp"], "cell: expected 'rnn' or 'lstm' or 'gru', got 'mlp'"),
     "init": (["diagnose", "sunspots", "--init", "best"], "init: expected one of default,"),
     "optimizer": (["diagnose", "sunspots", "--optimizer", "lbfgs"], "optimizer: expected one of sgd,"),
     "nan": (["diagnose", "sunspots", "--lr", "nan"], "lr: expected a number above 0, got nan"),
@@ -607,7 +425,7 @@ def test_a_failure_while_writing_leaves_what_was_there(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-@pytest.mark.parametrize("moment", ["1. Forecast", "4. Threshold"])
+@pytest.mark.parametrize("moment", ["1. Forecast", "4. Thresholds"])
 def test_ctrl_c_ends_it_and_leaves_nothing(moment: str, tmp_path: Path) -> None:
     argv = ["diagnose", "adding", "--steps", "300", "--hidden", "16", "--out", str(tmp_path / "out")]
     argv += ["--json", str(tmp_path / "found.json")]
@@ -652,7 +470,7 @@ def test_ctrl_c_while_figures_are_written_leaves_nothing(
 
 
 def test_a_closed_pipe_ends_it_quietly() -> None:
-    command = [sys.executable, "-m", "gradcore.cli", "diagnose", "adding", *QUICK]
+    command = [sys.executable, "-m", "gradcore", "diagnose", "adding", *QUICK]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -663,6 +481,42 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version", capsys=capsys) == (0, f"gradcore {gradcore.__version__}\n", "")
+
+
+def test_without_words_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "Usage: gradcore" in out
+    assert "diagnose" in out
+    assert run("--help", capsys=capsys)[1] == out
+
+
+def test_a_dash_writes_json_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("diagnose", "adding", *QUICK, "--out", "figures", "--json", "-", capsys=capsys)
+    assert (status, err) == (0, "")
+    assert strict(out) == strict(Path("figures", "diagnosis.json").read_text("utf-8"))
+    status, out, err = run("info", "--json", "-", capsys=capsys)
+    assert (status, strict(out), err) == (0, gradcore.info(), "")
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+
+
+def test_one_quantity_is_one_number(sunspots: dict[str, Any]) -> None:
+    """Rates, factors, losses and norms read the same wherever they are said."""
+    found, text = sunspots["json"], " ".join(sunspots["text"].split())
+    measured, expected = found["measurement"], found["forecast"]
+    for rate, factor in ((measured["rate"], measured["factor"]), (expected["rate"], expected["factor"])):
+        assert f"by a factor of {math.exp(rate):.4f} a step, {factor:.0f} over 99 steps" in text
+    assert text.count(f"{measured['factor']:.0f} over 99 steps") == 2
+    assert f"{measured['factor']:.0f} over 99 steps" in found["verdict"]["finding"]
+    assert not re.search(r"\d\.?\d*e\+0", text.split("5. Verdict")[1])
+    assert text.count(f"{found['trials'][0]['loss']:.3f}") == 3  # section 3, the table, the verdict
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -688,7 +542,7 @@ def test_help_fits_eighty_columns(argv: list[str], capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_encoding_of_the_terminal(encoding: str) -> None:
-    command = [sys.executable, "-m", "gradcore.cli", "diagnose", "adding", *QUICK]
+    command = [sys.executable, "-m", "gradcore", "diagnose", "adding", *QUICK]
     env = {**ENV, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
@@ -697,7 +551,7 @@ def test_any_encoding_of_the_terminal(encoding: str) -> None:
 
 
 def test_json_into_a_pipe_goes_through(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gradcore.cli", "info", "--json", "/dev/stdout"]
+    command = [sys.executable, "-m", "gradcore", "info", "--json", "/dev/stdout"]
     if not Path("/dev/stdout").exists():
         pytest.skip("no /dev/stdout here")
     for stdout in (subprocess.PIPE, (tmp_path / "log").open("w+b")):
@@ -711,7 +565,8 @@ def test_json_into_a_pipe_goes_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "argv"), [("typer", ["info"]), ("matplotlib", ["diagnose", "adding", "--out", "x"])]
+    ("package", "argv"),
+    [("typer", ["info"]), ("typer", []), ("matplotlib", ["diagnose", "adding", "--out", "x"])],
 )
 def test_a_missing_extra_is_named(package: str, argv: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from gradcore.cli import main; sys.exit(main({argv}))"

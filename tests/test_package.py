@@ -22,12 +22,13 @@ PACKAGE = ROOT / "gradcore"
 FLOORS = [
     {"_check", "_kernels", "_files", "_html", "reference"},
     {"_layer", "_threads", "progress", "schedule", "threshold"},
-    {"checkpoint", "init", "losses", "norm", "monitor", "regulariser", "report"},
+    {"checkpoint", "init", "losses", "norm", "monitor", "regulariser"},
     {"recurrent", "linear", "optim", "units", "data"},
     {"train", "scaler", "spectral"},
     {"claims", "meanfield"},
-    {"diagnose"},
+    {"diagnosis"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -33,7 +33,7 @@ def recurrent_layer(model: Any, *, name: str = "layer") -> tuple[Any, Path]:
 
 def recurrent_tape(tape: Any) -> Any:
     """Return a recurrent layer's tape or the only one in a model's."""
-    found = list(_recurrent_tapes(tape))
+    found = list(recurrent_tapes(tape))
     if len(found) == 1:
         return found[0][0]
     if found:
@@ -94,11 +94,12 @@ def _recurrent_members(model: Any, path: Path = ()) -> Iterator[tuple[Any, Path]
             yield from _recurrent_members(member, (*path, i))
 
 
-def _recurrent_tapes(tape: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
+def recurrent_tapes(tape: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
+    """Yield the tapes of recurrent layers within a tape, each with its place."""
     if is_recurrent(owner(tape)):
         yield tape, path
     for i, member in enumerate(getattr(tape, "tapes", ())):
-        yield from _recurrent_tapes(member, (*path, i))
+        yield from recurrent_tapes(member, (*path, i))
 
 
 def _reach(start: str, attribute: str, path: Path, layer: Any) -> str:

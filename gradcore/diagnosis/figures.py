@@ -1,6 +1,6 @@
-"""Figures of a diagnosis, from plain arrays: what the gradient does over time steps, over training, and why.
+"""Figures of a diagnosis, from plain arrays.
 
-Drawn on matplotlib's Figure, never through pyplot, so that no window system and no global state is touched.
+They are drawn on matplotlib's Figure, never through pyplot, which would touch a window system and global state.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradcore._check import Array, as_array, as_list, check_int, check_real, check_reals, check_room
+from gradcore.diagnosis.parts import Study
+from gradcore.diagnosis.wording import VERBS, number, per_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers; black comes first.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+__all__ = ["figures", "plot_eigenvalues", "plot_spectrum", "plot_time_steps", "plot_training", "plot_trials"]
+
+# Okabe and Ito's palette, which color-blind readers can tell apart; black comes first.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MANY = 14  # matrices with a line in the legend
 MARKERS = "os^Dvp*"
-LARGEST = 1e300  # matplotlib leaves a margin, which has to be a number too
+LARGEST = 1e300  # matplotlib adds a margin, which has to be finite too
 SIZE = (7.2, 4.0)  # inches
 DPI = 150
 
@@ -62,17 +66,25 @@ def _complex(name: str, value: Any) -> Array:
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
+    """Axes in the style of all figures: the finding as title at the left edge, a light grid, no box."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('figures need matplotlib: pip install "gradcore[cli]"') from None
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The legend of all figures: beside the axes, where it hides nothing; smaller if it is long."""
+    handles, labels = axes.get_legend_handles_labels()
+    size = 9 if len(labels) < 10 else 7
+    figure.legend(handles, labels, frameon=False, loc="outside right center", fontsize=size)
 
 
 def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
@@ -86,6 +98,9 @@ def _log_axis(axes: Axes, values: Sequence[Array]) -> None:
     # The limits first, and not too far out: matplotlib's own choice of limits and ticks may overflow.
     axes.set_ylim(10.0 ** max(low - margin, -250), 10.0 ** min(high + margin, 250))
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    few = high + margin - max(low - margin, -250) < 2  # decades, so that their powers of ten are too few labels
+    axes.yaxis.set_minor_formatter(lambda value, _: number(value) if few and f"{value:e}"[0] in "25" else "")
 
 
 def _finite(values: Any) -> Array:
@@ -96,22 +111,23 @@ def _finite(values: Any) -> Array:
 
 
 def plot_time_steps(norms: Any, forecast: Any = None, *, title: str, names: Sequence[str] | None = None) -> Figure:
-    """The norm of dL/dh_t at every time step, one line a layer, and the forecast beside it.
+    """Plot the norm of dL/dh at each time step, a line for each layer, and its forecast.
 
     Parameters
     ----------
     norms : array_like, (layers, T)
-        L2 norms; steps that are not finite or zero are left out.
+        L2 norms; those that are zero or not finite are left out.
     forecast : array_like, (T,) or (layers, T), optional
-        The forecast of the same norms.
+        Forecast of the same norms.
     title : str
         The finding.
     names : sequence of str, optional
-        Of the layers; "layer 0" and so on when not given.
+        Names of the layers; by default "layer 0" and so on.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The figure, to be saved or shown.
 
     Raises
     ------
@@ -128,141 +144,144 @@ def plot_time_steps(norms: Any, forecast: Any = None, *, title: str, names: Sequ
     figure, axes = _figure(title)
     steps = np.arange(measured.shape[1])
     for i, row in enumerate(measured):
-        axes.plot(steps, _finite(row), color=COLOURS[1 + i % 6], linewidth=2, label=f"measured, {names[i]}")
+        axes.plot(steps, _finite(row), color=COLORS[1 + i % 6], linewidth=2, label=f"measured, {names[i]}")
     for i, row in enumerate(lines):
         label = "forecast" if len(lines) == 1 else None if i else "forecast, each layer"
-        axes.plot(steps, _finite(row), color=COLOURS[0], linewidth=1.4, linestyle=(0, (5, 3)), label=label)
+        axes.plot(steps, _finite(row), color=COLORS[0], linewidth=1.4, linestyle=(0, (5, 3)), label=label)
     _log_axis(axes, [measured, lines])
     axes.set_xlabel("time step t   (the loss is at the last one; its gradient flows to the left)")
     axes.set_ylabel("norm of dL/dh$_t$")
     axes.set_xlim(0, max(len(steps) - 1, 1))
-    axes.legend(frameon=False)
+    _legend(figure, axes)
     return figure
 
 
 def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | None = None) -> Figure:
-    """The gradient norm over training, a line a run; steps whose norm is not finite are marked at the top.
+    """Plot the gradient norm over training, a line for each run; steps that are not finite are marked at the top.
 
     Parameters
     ----------
     norms : mapping of str to array_like (steps,)
-        By run: norm of all gradients before clipping.
+        For each run the norm of all gradients, before clipping.
     title : str
         The finding.
     threshold : float, optional
-        A clipping threshold, drawn across.
+        Clipping threshold.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The figure, to be saved or shown.
     """
     rows = _named("norms", norms, _floats)
     threshold = None if threshold is None else check_real("threshold", threshold)
     figure, axes = _figure(title)
     _log_axis(axes, [*rows.values(), *([] if threshold is None else [np.array([threshold])])])
     for i, (name, values) in enumerate(rows.items()):
-        axes.plot(_finite(values), color=COLOURS[i % len(COLOURS)], linewidth=1.2, label=name)
+        axes.plot(_finite(values), color=COLORS[i % len(COLORS)], linewidth=1.2, label=name)
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             top = np.full(bad.size, axes.get_ylim()[1])
-            axes.plot(bad, top, "x", color=COLOURS[i % len(COLOURS)], clip_on=False, label=f"{name}: not finite")
+            axes.plot(bad, top, "x", color=COLORS[i % len(COLORS)], clip_on=False, label=f"{name}: not finite")
     if threshold is not None:
         axes.axhline(
-            threshold, color=COLOURS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:g}"
+            threshold, color=COLORS[2], linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {number(threshold)}"
         )
     axes.set_xlabel("training step")
     axes.set_ylabel("norm of all gradients, before clipping")
     axes.set_xlim(0, max([2, *map(len, rows.values())]) - 1)
-    axes.legend(frameon=False)
+    _legend(figure, axes)
     return figure
 
 
 def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
-    """Eigenvalues of recurrent matrices in the complex plane, with the unit circle.
+    """Plot the eigenvalues of recurrent matrices in the complex plane, with the unit circle.
 
     Parameters
     ----------
     eigenvalues : mapping of str to ndarray (H,)
-        By matrix.
+        Eigenvalues of each matrix.
     title : str
         The finding.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The figure, to be saved or shown.
     """
     spectra = _named("eigenvalues", eigenvalues, _complex)
     figure, axes = _figure(title)
     angle = np.linspace(0, 2 * np.pi, 361)
-    axes.plot(np.cos(angle), np.sin(angle), color=COLOURS[0], linewidth=1.4, label="unit circle")
+    axes.plot(np.cos(angle), np.sin(angle), color=COLORS[0], linewidth=1.4, label="unit circle")
     reach = 1.0
     for i, (name, values) in enumerate(spectra.items()):
         radius = float(np.abs(values).max(initial=0.0))
         reach = max(reach, min(radius, LARGEST))
-        label = f"{name}: radius {radius:.3g}" if i < MANY else f"_{name}"  # matplotlib leaves out names with _
-        colour, marker = COLOURS[1 + i % 6], MARKERS[i % len(MARKERS)]
+        label = f"{name}: radius {number(radius)}" if i < MANY else f"_{name}"  # matplotlib leaves out names with _
+        color, marker = COLORS[1 + i % 6], MARKERS[i % len(MARKERS)]
         shown = values[np.abs(values) < LARGEST]
-        axes.scatter(shown.real, shown.imag, s=22, alpha=0.8, label=label, color=colour, marker=marker)
-    axes.set_xlim(-1.1 * reach, 1.1 * reach)
+        axes.scatter(shown.real, shown.imag, s=22, alpha=0.8, label=label, color=color, marker=marker)
     axes.set_ylim(-1.1 * reach, 1.1 * reach)
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", adjustable="datalim")  # the plane fills the figure
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10 if len(spectra) < 6 else 8)
+    _legend(figure, axes)
     return figure
 
 
 def plot_spectrum(exponents: Mapping[str, Array], *, title: str) -> Figure:
-    """Lyapunov exponents, largest first, a line a layer, whose largest the legend names.
+    """Plot Lyapunov exponents, largest first, a line for each layer.
 
     Parameters
     ----------
     exponents : mapping of str to ndarray (k,)
-        By layer, as `spectral.lyapunov_spectrum` returns them; those of -inf are left out.
+        For each layer what `gradcore.spectral.lyapunov_spectrum` returns; -inf is left out.
     title : str
         The finding.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The figure, to be saved or shown.
     """
     spectra = _named("exponents", exponents, _floats)
     figure, axes = _figure(title)
     from matplotlib.ticker import MaxNLocator  # behind _figure, which says what is missing
 
-    axes.axhline(0, color=COLOURS[0], linewidth=1.4, label="small changes last")
+    axes.axhline(0, color=COLORS[0], linewidth=1.4, label="small changes last")
     for i, (name, values) in enumerate(spectra.items()):
         shown = np.where(np.abs(values) < LARGEST, values, np.nan)
-        label = f"{name}, largest {values.max(initial=-math.inf):.3g}"
+        label = f"{name}, largest {values.max(initial=-math.inf):.4f}"
         marker = MARKERS[i % len(MARKERS)]
         axes.plot(
-            np.arange(1, len(values) + 1), shown, color=COLOURS[1 + i % 6], marker=marker, markersize=4, label=label
+            np.arange(1, len(values) + 1), shown, color=COLORS[1 + i % 6], marker=marker, markersize=4, label=label
         )
     axes.set_xlim(0.5, max([1, *map(len, spectra.values())]) + 0.5)
     axes.set_xlabel("exponent, from the largest")
     axes.set_ylabel("growth, ln per step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.legend(frameon=False, fontsize=10 if len(spectra) < 6 else 8)
+    _legend(figure, axes)
     return figure
 
 
 def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None = None, window: int = 10) -> Figure:
-    """The losses of several trials over training, each a running median; a trial that diverged ends in a cross.
+    """Plot the running median of the loss of several trials; one that leaves the figure is marked.
 
     Parameters
     ----------
     losses : mapping of str to array_like (steps,)
-        By trial.
+        Loss of each trial.
     title : str
         The finding.
     baseline : float, optional
-        The loss of an answer that ignores the input.
+        Loss of the best answer that ignores the input.
     window : int
-        Steps of the running median, which lets neither noise nor one spike hide the course.
+        Number of steps of the running median, which hides noise and single spikes.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The figure, to be saved or shown.
     """
     rows, window = _named("losses", losses, _floats), check_int("window", window, least=1)
     baseline = None if baseline is None else check_real("baseline", baseline)
@@ -276,23 +295,23 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
         axes.axhline(baseline, color="#666666", linewidth=1.2, linestyle=":", label="best constant answer")
     top = axes.get_ylim()[1]
     for i, (name, values) in enumerate(smooth.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(_finite(values), color=colour, linewidth=1.8, linestyle=("-", "--", "-.")[i % 3], label=name)
+        color = COLORS[i % len(COLORS)]
+        axes.plot(_finite(values), color=color, linewidth=1.8, linestyle=("-", "--", "-.")[i % 3], label=name)
         gone = np.flatnonzero(~(values <= top))
         if gone.size:
-            axes.plot(gone[0], top, "^", color=colour, markersize=10, clip_on=False, zorder=5)
+            axes.plot(gone[0], top, "^", color=color, markersize=10, clip_on=False, zorder=5)
             largest = rows[name].max(initial=0.0)
-            text = f"leaves, up to {largest:.0e}" if math.isfinite(largest) else "leaves, not finite"
-            axes.annotate(text, (gone[0], top), xytext=(8, -10), textcoords="offset points", fontsize=8, color=colour)
+            text = f"leaves, up to {number(largest)}" if math.isfinite(largest) else "leaves, not finite"
+            axes.annotate(text, (gone[0], top), xytext=(8, -10), textcoords="offset points", fontsize=8, color=color)
     axes.set_xlabel("training step")
-    axes.set_ylabel("loss")
+    axes.set_ylabel(f"loss, median of the last {window} steps" if window > 1 else "loss")
     axes.set_xlim(0, max([2, *map(len, smooth.values())]) - 1)
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center")
+    _legend(figure, axes)
     return figure
 
 
 def _running_median(values: Array, window: int) -> Array:
-    """The median of the last `window` values at each step; NaN from the first that is not finite on."""
+    """The median of the last `window` values at each step; NaN from the first value that is not finite."""
     if not len(values):
         return values
     stop = int(np.argmin(np.isfinite(values))) if not np.isfinite(values).all() else len(values)
@@ -305,26 +324,39 @@ def _running_median(values: Array, window: int) -> Array:
     return out
 
 
-# ---- of a diagnosis --------------------------------------------------------------------------------------------------
+# ---- of a study ------------------------------------------------------------------------------------------------------
 
 
-def figures(diagnosis: Any) -> dict[str, Figure]:
-    """The five figures of a `Diagnosis`, by file name without suffix.
+def figures(study: Study) -> dict[str, Figure]:
+    """Draw the five figures of a study.
+
+    Parameters
+    ----------
+    study : Study
+        What `gradcore.diagnosis.study` returned.
+
+    Returns
+    -------
+    dict of str to matplotlib.figure.Figure
+        By file name without suffix.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
 
     Examples
     --------
-    >>> from gradcore.diagnose import configure, diagnose
-    >>> from gradcore.report import figures
-    >>> drawn = figures(diagnose(configure("sunspots", steps=5, hidden=8)))
+    >>> from gradcore.diagnosis import configure, study
+    >>> from gradcore.diagnosis.figures import figures
+    >>> drawn = figures(study(configure("sunspots", steps=5, hidden=8)))
     >>> sorted(drawn)
     ['eigenvalues', 'spectrum', 'time_steps', 'training', 'trials']
     """
-    forecast, measurement, trials = diagnosis.forecast, diagnosis.measurement, diagnosis.trials
+    forecast, measurement, trials = study.forecast, study.measurement, study.trials
     configured, clipped = trials[0], trials[1]
-    verb = {"explodes": "explodes", "vanishes": "vanishes", "stable": "is stable"}[measurement.verdict]
     inside = [matrix.eigenvalues for matrix in forecast.matrices]
     outside = sum(int((np.abs(values) > 1).sum()) for values in inside)
-    rate, back = math.exp(measurement.rate), measurement.norms.shape[1] - 1
     finite = [trial for trial in trials if math.isfinite(trial.loss)]
     best = min(finite, key=lambda trial: trial.loss) if finite else None
     liveliest = max(forecast.spectra, key=lambda spectrum: spectrum.largest)
@@ -334,11 +366,13 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
         "time_steps": plot_time_steps(
             measurement.norms,
             measurement.norms[:, -1:] * forecast.curves,
-            title=f"The gradient {verb}: ×{rate:.3f} a step, ×{measurement.factor:.3g} over {back} steps",
+            title=f"The gradient {VERBS[measurement.verdict]}: ×{per_step(measurement.rate)} a step, "
+            f"×{number(measurement.factor)} over {forecast.horizon} steps",
+            names=measurement.names,
         ),
         "training": plot_training(
             {trial.name: trial.history.grad_norm for trial in (configured, clipped)},
-            title=f"As configured the norm reaches {configured.largest_norm:.2g}{unfinished}",
+            title=f"As configured, the norm reaches {number(configured.largest_norm)}{unfinished}",
             threshold=clipped.max_norm,
         ),
         "eigenvalues": plot_eigenvalues(
@@ -346,12 +380,12 @@ def figures(diagnosis: Any) -> dict[str, Figure]:
             title=f"{outside} of {sum(map(len, inside))} eigenvalues lie outside the unit circle",
         ),
         "spectrum": plot_spectrum(
-            {f"layer {i}: dimension {found.filled}": found.exponents for i, found in enumerate(forecast.spectra)},
-            title=f"{above} Lyapunov exponents above 0, the largest {liveliest.largest:.3g} a step",
+            {f"{found.name}: dimension {found.filled}": found.exponents for found in forecast.spectra},
+            title=f"{above} Lyapunov exponents above 0, the largest {liveliest.largest:.4f} a step",
         ),
         "trials": plot_trials(
             {trial.name: trial.history.loss for trial in trials},
-            title=f"Lowest loss: {best.name}, {best.loss:.3g}" if best else "No trial kept a finite loss",
-            baseline=diagnosis.start.baseline,
+            title=f"Lowest loss: {best.name}, {number(best.loss)}" if best else "No trial kept a finite loss",
+            baseline=study.start.baseline,
         ),
     }

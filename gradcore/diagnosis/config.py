@@ -1,0 +1,221 @@
+"""What the command line is asked to diagnose, and the problem that this poses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gradcore._check import check_choice, check_int, check_number
+from gradcore.data import Task
+from gradcore.diagnosis.problem import Problem
+from gradcore.diagnosis.recipe import Call, ForEachGate, Known, Let, Name, Recipe, SetRows, Step, call
+
+__all__ = ["CELLS", "INITS", "KEEPING", "OPTIMIZERS", "SUNSPOTS", "Config", "configure", "program", "task_of"]
+
+CELLS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+KEEPING = {"lstm": "forget", "gru": "update"}  # the gate that keeps the state, the second one in both
+INITS = ("default", "normal", "orthogonal", "eye")
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
+
+# The default of `sunspots` is to show an explosion. All else starts as its layers do by default.
+SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
+
+LARGEST_GAIN = 1e30  # float32 also has to hold weights of the gains that are tried around it
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to diagnose. `configure` makes one with the defaults that suit the source.
+
+    Parameters
+    ----------
+    source : str
+        What to learn, as `gradcore.data.load` takes it.
+    target : str or int, optional
+        Column of a table to forecast.
+    cell : {"rnn", "lstm", "gru"}
+        Kind of recurrent layer.
+    hidden : int
+        Number of units H.
+    layers : int
+        Number of recurrent layers.
+    init : {"default", "normal", "orthogonal", "eye"}
+        How recurrent matrices start: U(±1/√H), N(0, 1/H), random orthogonal or identity.
+    gain : float
+        Factor on the recurrent matrices.
+    seq_len : int, optional
+        Number of steps of a sequence; by default what suits the source.
+    batch : int
+        Number of sequences in a batch.
+    steps : int
+        Number of training steps.
+    lr : float
+        Learning rate.
+    optimizer : {"sgd", "adam", "adamw", "rmsprop", "adagrad"}
+        Rule of the update.
+    seed : int
+        Seed of weights and batches.
+    gate_bias : float, optional
+        Bias of the gate that keeps the state, for LSTM and GRU; by default the layer's own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is invalid.
+    """
+
+    source: str
+    target: str | int | None = None
+    cell: str = "rnn"
+    hidden: int = 64
+    layers: int = 1
+    init: str = "default"
+    gain: float = 1.0
+    seq_len: int | None = None
+    batch: int = 32
+    steps: int = 300
+    lr: float = 0.02
+    optimizer: str = "sgd"
+    seed: int = 0
+    gate_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("cell", CELLS), ("init", INITS), ("optimizer", OPTIMIZERS)):
+            check_choice(name, getattr(self, name), known)
+        for name in ("hidden", "layers", "batch", "steps"):
+            check_int(name, getattr(self, name), least=1)
+        check_int("seed", self.seed)
+        check_number("gain", self.gain, above=0.0, most=LARGEST_GAIN)
+        if not math.isfinite(check_number("lr", self.lr, above=0.0)):
+            raise ValueError(f"lr: expected a finite number, got {self.lr}")
+        if self.gate_bias is not None:
+            if self.cell not in KEEPING:
+                raise ValueError(f"gate_bias: expected None, since {self.cell} has no gates, got {self.gate_bias}")
+            if not math.isfinite(check_number("gate_bias", self.gate_bias)):
+                raise ValueError(f"gate_bias: expected a finite number, got {self.gate_bias}")
+
+    def problem(self, task: Task) -> Problem:
+        """Return the training run of this configuration, as recipes.
+
+        Parameters
+        ----------
+        task : Task
+            What `task_of` returned for the same source.
+
+        Returns
+        -------
+        Problem
+            Whose makers are of type `Recipe`.
+        """
+        sizes = (task.input_size, self.hidden) + ((self.layers,) if self.layers != 1 else ())
+        read = () if task.every_step else (call("gradcore.LastStep"),)
+        model: list[Step] = [
+            Let("rng", call("np.random.default_rng", self.seed)),
+            Let("recurrent", call(f"gradcore.{CELLS[self.cell]}", *sizes, rng=Name("rng"))),
+            *self._start(),
+            *self._gate_biases(),
+            Let("output", call("gradcore.Linear", self.hidden, task.output_size, rng=Name("rng"))),
+            Let("model", call("gradcore.Sequential", Name("recurrent"), *read, Name("output"))),
+        ]
+        data: list[Step] = [
+            Known("task", task, _load(self)),
+            Let("batches", call("task.batches", self.batch, self.steps, seed=self.seed)),
+        ]
+        rule = call(f"gradcore.optim.{OPTIMIZERS[self.optimizer]}", Name("model"), lr=self.lr)
+        optimizer = Recipe([Let("optimizer", rule)], "optimizer", takes=["model"])
+        return Problem(Recipe(model, "model"), Recipe(data, "batches"), task.loss, optimizer)
+
+    def _start(self) -> list[Step]:
+        """The start of the recurrent matrices, where it is not the layer's own."""
+        gate, rng = Name("gate"), Name("rng")
+        scale = [call("np.multiply", gate, self.gain, out=gate)] if self.gain != 1 else []
+        body: list[Call] = {
+            "default": scale,
+            "normal": [call("gradcore.init.normal_", gate, std=self.gain / math.sqrt(self.hidden), rng=rng)],
+            "orthogonal": [call("gradcore.init.orthogonal_", gate, gain=self.gain, rng=rng)],
+            "eye": [call("gradcore.init.eye_", gate), *scale],
+        }[self.init]
+        return [ForEachGate(self.hidden, tuple(body))] if body else []
+
+    def _gate_biases(self) -> list[Step]:
+        if self.gate_bias is None:
+            return []
+        values = {"bias_ih": self.gate_bias, "bias_hh": 0.0}
+        return [
+            SetRows(f"{name}_l{layer}", self.hidden, 2 * self.hidden, value)
+            for layer in range(self.layers)
+            for name, value in values.items()
+        ]
+
+
+def configure(source: str, **options: Any) -> Config:
+    """Return a configuration with the source's defaults for each option that is missing or None.
+
+    Parameters
+    ----------
+    source : str
+        What to learn.
+    **options
+        The other parameters of `Config`.
+
+    Returns
+    -------
+    Config
+        The configuration.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis import configure
+    >>> configure("sunspots").gain, configure("adding", hidden=8, lr=None).lr
+    (1.8, 0.02)
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    plain_rnn = given.get("cell", "rnn") == "rnn" and "init" not in given
+    return Config(source, **((SUNSPOTS if source == "sunspots" and plain_rnn else {}) | given))
+
+
+def _load(config: Config) -> Call:
+    given = {"seq_len": config.seq_len, "target": config.target}
+    return call("gradcore.data.load", config.source, **{name: v for name, v in given.items() if v is not None})
+
+
+def task_of(config: Config) -> Task:
+    """Open the source of a configuration.
+
+    Parameters
+    ----------
+    config : Config
+        What to diagnose.
+
+    Returns
+    -------
+    Task
+        What its model is to learn.
+
+    Raises
+    ------
+    gradcore.data.SourceError
+        If the source cannot be read or learned from.
+    """
+    task: Task = Recipe([Let("task", _load(config))], "task")()
+    return task
+
+
+def program(problem: Problem) -> str:
+    """Return the Python that trains a configuration's problem to the same numbers.
+
+    Parameters
+    ----------
+    problem : Problem
+        What `Config.problem` returned, changed by remedies or not.
+
+    Returns
+    -------
+    str
+        Lines that leave the `History` in the variable ``history``.
+    """
+    names = map(Name, ("model", "batches", "task.loss", "optimizer"))
+    fit = Let("history", call("gradcore.fit", *names, epochs=1, **problem.clipping))
+    parts = (problem.data, problem.model, problem.optimizer, *fit.lines())
+    return "\n".join(["import gradcore", "import numpy as np", "", *map(str, parts)])

@@ -1,0 +1,62 @@
+"""What is trained, as makers of its parts, and what changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gradcore._check import Array
+
+__all__ = ["Problem", "Remedy"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training run that has not begun: makers of its parts, so that each run starts from the same place.
+
+    Parameters
+    ----------
+    model : callable
+        ``model()`` returns a new model.
+    data : callable
+        ``data()`` returns the batches, the same ones each time, as `gradcore.fit` takes them.
+    loss : callable
+        ``loss(y, target)`` returns the loss and its gradient with respect to y.
+    optimizer : callable
+        ``optimizer(model)`` returns an optimizer of the model's parameters.
+    max_norm, step_clip : float, optional
+        Thresholds of `gradcore.fit`; None does not clip.
+    """
+
+    model: Callable[[], Any]
+    data: Callable[[], Iterable[Any]]
+    loss: Callable[[Array, Any], tuple[float, Array]]
+    optimizer: Callable[[Any], Any]
+    max_norm: float | None = None
+    step_clip: float | None = None
+
+    @property
+    def clipping(self) -> dict[str, float]:
+        """The thresholds that are set, as arguments of `gradcore.fit`."""
+        given = {"max_norm": self.max_norm, "step_clip": self.step_clip}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that may help.
+
+    Parameters
+    ----------
+    name : str
+        What it is, in words.
+    changes : dict
+        The options of `Config`, `max_norm` or `step_clip` that it sets.
+    apply : callable
+        ``apply(problem)`` returns the changed problem.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    apply: Callable[[Problem], Problem]

@@ -1,0 +1,236 @@
+"""The stages of a diagnosis: forecast, measurement, comparison, training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradcore import spectral
+from gradcore._check import Array
+from gradcore.diagnosis.config import program
+from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement, Spectrum, TimeForecast, Trial
+from gradcore.diagnosis.problem import Problem
+from gradcore.diagnosis.wording import times
+from gradcore.monitor import GradientMonitor
+from gradcore.recurrent import GRU, LSTM, RNN
+from gradcore.spectral.members import owner, recurrent_tapes
+from gradcore.spectral.verdict import judge
+from gradcore.train import StepRecord, fit
+
+__all__ = ["compare", "forecast", "measure", "predict", "recurrent_layers", "train"]
+
+FEW = 8  # sequences along which Lyapunov exponents are computed
+EXPONENTS = 64  # of a layer, at most
+GATES = {RNN: ("",), LSTM: (", gate i", ", gate f", ", gate g", ", gate o"), GRU: (", gate r", ", gate z", ", gate n")}
+
+
+def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
+    """Return the recurrent layers of a model, each with its place and with what x becomes before it."""
+    found = []
+    for tape, path in recurrent_tapes(model.forward(x)[1]):
+        inside = tape._batch.unpack(tape.inputs[0])
+        layer = owner(tape)
+        found.append((_place(path), layer, inside.swapaxes(0, 1) if layer.batch_first else inside))
+    return found
+
+
+def _place(path: tuple[int, ...]) -> str:
+    """What the names of a member's parameters begin with: "", or "0." in a model."""
+    return "".join(f"{i}." for i in path)
+
+
+def predict(model: Any, x: Array, horizon: int) -> list[tuple[str, Any, Array, spectral.GrowthPrediction]]:
+    """Forecast the growth in each recurrent layer of a model: place, layer, its input, forecast."""
+    return [
+        (place, layer, inside, spectral.predict_growth(layer, inside, horizon=horizon))
+        for place, layer, inside in recurrent_layers(model, x)
+    ]
+
+
+def forecast(model: Any, x: Array, horizon: int) -> TimeForecast:
+    """Say what a gradient will do on its way back through the recurrent layers of a model."""
+    found = predict(model, x, horizon)
+    matrices: list[Matrix] = []
+    spectra: list[Spectrum] = []
+    growths: list[spectral.LayerGrowth] = []
+    shown: list[spectral.LayerGrowth] = []
+    above: tuple[list[spectral.LayerGrowth], ...] = ([], [])  # by direction
+    for place, layer, inside, growth in reversed(found):
+        matrices = [*_matrices(place, layer), *matrices]
+        spectra = [*_spectra(place, layer, inside), *spectra]
+        for level in reversed(range(layer.num_layers)):
+            own = growth.layers[level * layer.num_directions : (level + 1) * layer.num_directions]
+            # A layer also gets the gradients of the layers above it, of which the fastest shows.
+            fastest = [max([one, *upper], key=lambda one: one.rate) for one, upper in zip(own, above, strict=False)]
+            growths = [
+                *(
+                    dataclasses.replace(one, name=place + one.name, rate_with_above=most.rate)
+                    for one, most in zip(own, fastest, strict=True)
+                ),
+                *growths,
+            ]
+            shown = [*fastest, *shown]
+            for upper, one in zip(above, own, strict=False):
+                upper.append(one)
+    curves = np.full((len(shown), _steps(found[0][1], x)), np.nan)
+    for row, growing in zip(curves, shown, strict=True):
+        with np.errstate(over="ignore"):
+            row[len(row) - len(growing.log_norm) :] = np.exp(growing.log_norm[::-1])
+    worst = max((growth for *_, growth in found), key=lambda one: one.rate)
+    return TimeForecast(
+        matrices=tuple(matrices),
+        conditions=worst.conditions,
+        rate=worst.rate,
+        factor=worst.factor,
+        verdict=worst.verdict,
+        horizon=horizon,
+        curves=curves,
+        layers=tuple(growths),
+        spectra=tuple(spectra),
+    )
+
+
+def _steps(layer: Any, x: Array) -> int:
+    return len(x[0]) if layer.batch_first else len(x)
+
+
+def _matrices(place: str, layer: Any) -> Iterator[Matrix]:
+    H = layer.hidden_size
+    for name, weight in layer.params.items():
+        if name.startswith("weight_hh"):
+            for gate, block in zip(GATES[type(layer)], weight.reshape(-1, H, H), strict=True):
+                eigenvalues = np.linalg.eigvals(block.astype(np.float64))
+                radius = float(np.abs(eigenvalues).max())
+                yield Matrix(place + name + gate, radius, spectral.spectral_norm(block), eigenvalues)
+
+
+def _spectra(place: str, layer: Any, x: Array) -> Iterator[Spectrum]:
+    if layer.bidirectional:  # no joint state goes from step to step
+        return
+    state_size = layer.hidden_size * (2 if isinstance(layer, LSTM) else 1)
+    few = x[:FEW] if layer.batch_first else x[:, :FEW]
+    for index in range(layer.num_layers):
+        # A quarter of the steps is left for the states to forget their start, and for the directions to settle.
+        exponents = spectral.lyapunov_spectrum(
+            layer, few, k=min(EXPONENTS, state_size), transient=_steps(layer, x) // 4, index=index
+        )
+        dimension = spectral.kaplan_yorke(exponents)
+        yield Spectrum(f"{place}l{index}", exponents, float(exponents[0]), dimension, state_size)
+
+
+def measure(
+    model: Any, x: Array, target: Any, loss: Callable[[Array, Any], tuple[float, Array]], horizon: int
+) -> Measurement:
+    """Carry a gradient back through time, and leave the model's own gradients at zero.
+
+    It is that of the last step's share of the loss, so that what arrives at an earlier step has come through the
+    recurrence alone; for layers that run from the last step to the first, that of the first step's share.
+    """
+    rows = _carried_back(model, x, target, loss, -1)
+    if any(row.reverse for row in rows):
+        other_way = _carried_back(model, x, target, loss, 0)
+        rows = [back if row.reverse else row for row, back in zip(rows, other_way, strict=True)]
+    names, norms, rates = zip(*((row.name, row.norms, row.rate) for row in rows), strict=True)
+    rate = max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
+    verdict = judge(rate, horizon)
+    return Measurement(names, np.array(norms), rates, rate, times(rate, horizon), verdict)
+
+
+class _Row(NamedTuple):
+    """The norms of dL/dh in one layer and direction, and their growth."""
+
+    name: str
+    level: str
+    reverse: bool
+    norms: Array
+    rate: float
+
+
+def _carried_back(
+    model: Any, x: Array, target: Any, loss: Callable[[Array, Any], tuple[float, Array]], step: int
+) -> list[_Row]:
+    """Carry back the share of the loss that one step has, or all of it where y has no axis of time."""
+    model.zero_grad()
+    y, tape = model.forward(x)
+    dy = loss(y, target)[1]
+    found = list(recurrent_tapes(tape))
+    if dy.ndim == 3:
+        at = (slice(None), step) if owner(found[0][0]).batch_first else step
+        share = np.zeros_like(dy)
+        share[at] = dy[at]
+        dy = share
+    model.backward(tape, dy)
+    model.zero_grad()
+    rows: list[_Row] = []
+    for own, path in found:
+        for index, norms in enumerate(own.telemetry.dh_norm):
+            level, direction = divmod(index, owner(own).num_directions)
+            name = f"{_place(path)}l{level}"
+            rate = spectral.measure_growth(own, index=index)
+            rows.append(_Row(name + "_reverse" * direction, name, direction == 1, norms, rate))
+    # What has been carried through time above, the other way, arrives at every step: its growth is not this layer's.
+    return [
+        row._replace(rate=math.nan)
+        if any(above.reverse != row.reverse and np.count_nonzero(above.norms) > 1 for above in _above(row, rows))
+        else row
+        for row in rows
+    ]
+
+
+def _above(row: _Row, rows: list[_Row]) -> list[_Row]:
+    last = max(i for i, other in enumerate(rows) if other.level == row.level)
+    return rows[last + 1 :]
+
+
+def compare(forecast: TimeForecast, measurement: Measurement) -> Comparison:
+    """Put forecast and measurement side by side."""
+    return Comparison(
+        tuple(
+            LayerRates(layer.name, layer.rate, layer.upper_bound, layer.rate_with_above, measured)
+            for layer, measured in zip(forecast.layers, measurement.rates, strict=True)
+        )
+    )
+
+
+def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = None) -> Trial:
+    """Train a problem whose makers are recipes; a model that the problem has made already may be passed."""
+    model = problem.model() if model is None else model
+    monitor = GradientMonitor()
+    step_clipped: list[bool] = []
+
+    def count(record: StepRecord) -> None:
+        step_clipped.append(any(tape.telemetry.n_clipped.any() for tape, _ in recurrent_tapes(record.tape)))
+
+    history = fit(
+        model,
+        problem.data(),
+        problem.loss,
+        problem.optimizer(model),
+        epochs=1,
+        max_norm=problem.max_norm,
+        step_clip=problem.step_clip,
+        monitor=monitor,
+        callbacks=[count],
+    )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    norms = history.grad_norm
+    finite = np.isfinite(norms) & np.isfinite(history.loss)
+    return Trial(
+        name=name,
+        changes=changes,
+        max_norm=problem.max_norm,
+        step_clip=problem.step_clip,
+        loss=float(history.loss[-max(len(history) // 10, 1) :].mean()),
+        largest_norm=float(norms[np.isfinite(norms)].max(initial=0.0)),
+        clipped_steps=int((history.clipped | step_clipped).sum()),
+        nonfinite_steps=int((~finite).sum()),
+        seconds=float(history.seconds[-1]),
+        findings=tuple(monitor.findings),
+        history=history,
+        python=program(problem),
+    )
