@@ -170,26 +170,37 @@ def test_no_flag_that_ships_what_only_this_machine_runs() -> None:
     assert not re.search(r"march=native|ffast-math|Ofast", code)
 
 
-class TestReadme:
-    text = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+class TestPages:
+    """The pages of the project: README.md, docs/ and what lies beside them."""
+
+    pages = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+    each_page = pytest.mark.parametrize("page", pages, ids=lambda page: page.relative_to(ROOT).as_posix())
 
     def test_the_test_command_is_the_one_that_runs(self) -> None:
         command = 'pip install -e ".[test]" && pytest'
-        assert command in self.text
+        assert command in (ROOT / "README.md").read_text()
         assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
-    def test_the_example_runs_as_printed(self, tmp_path: Path) -> None:
-        examples = re.findall(r"```python\n(.*?)```", self.text, flags=re.S)
-        assert examples
-        for code in examples:
-            words, env = [sys.executable, "-W", "error", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
-            run = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
-            assert run.returncode == 0, run.stderr
-            assert run.stdout.strip()
+    @pytest.mark.parametrize(
+        "code",
+        [
+            pytest.param(code, id=f"{page.stem}-{i}", marks=[pytest.mark.peers] if "import torch" in code else [])
+            for page in pages
+            for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S))
+        ],
+    )
+    def test_an_example_runs_as_printed(self, code: str, tmp_path: Path) -> None:
+        if "import torch" in code:
+            pytest.importorskip("torch")
+        words, env = [sys.executable, "-W", "error", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+        run = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.strip()
 
-    def test_links_lead_somewhere(self) -> None:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", self.text):
-            assert (ROOT / target).exists(), target
+    @each_page
+    def test_links_lead_somewhere(self, page: Path) -> None:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
 
 
 def test_no_tracked_file_is_large() -> None:
