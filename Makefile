@@ -36,4 +36,4 @@ c leaks wheel peers:
 
 # What numpydoc finds missing in public docstrings, file by file.
 docstrings:
-	python tests/docstrings.py
+	python tests/*docstrings.py
