@@ -1,4 +1,4 @@
-"""What every layer and model has: one flat buffer of parameters, one of gradients, and named views of both."""
+"""The base of layers and models: a flat buffer of parameters, one of gradients, and named views of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 from weakref import WeakSet
 
 import numpy as np
@@ -18,7 +18,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
-    """n zeros that begin on a cache line."""
+    """Return n zeros that begin on a cache line."""
     check_room(n, dtype.itemsize)
     raw = np.zeros(n * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -26,25 +26,25 @@ def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
 
 
 class Pool:
-    """Lends buffers and keeps a few of those given back: fresh megabytes at every step would cost page faults.
+    """Lend buffers and keep some of those given back, since fresh memory at every step would cost page faults.
 
-    Threads share it without a lock, which a fork could leave taken in the child for ever: what changes it is one
-    operation of a dict, and those are atomic, in free-threaded Pythons too.
+    Threads share it without a lock, which a fork could leave locked in the child for ever. Each change is one operation
+    of a dict, which is atomic, in free-threaded Pythons too.
     """
 
     KEEP = 16
-    SMALL = 32 * 1024  # bytes: NumPy and the allocator reuse these well enough themselves
+    SMALL = 32 * 1024  # bytes; NumPy and the allocator reuse smaller arrays well enough
 
     def __init__(self) -> None:
         self._free: dict[int, Array] = {}  # by identity
 
     def take(self, n_bytes: int) -> Array:
-        """The smallest free buffer of n_bytes or more, unless it is far too large; else a new one."""
+        """Return the smallest free buffer of at least n_bytes, or a new one if there is none or it is far too large."""
         best, least = None, 2 * n_bytes + 4097
         for buffer in list(self._free.values()):
             if n_bytes <= len(buffer) < least:
                 best, least = buffer, len(buffer)
-        if best is not None and self._free.pop(id(best), None) is not None:  # else another thread was faster
+        if best is not None and self._free.pop(id(best), None) is not None:  # unless another thread was faster
             return best
         check_room(n_bytes, 1)
         raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
@@ -52,13 +52,14 @@ class Pool:
         return raw[start : start + n_bytes]
 
     def give(self, buffer: Array) -> None:
+        """Take a buffer back."""
         self._free[id(buffer)] = buffer
         if len(self._free) > self.KEEP:
             for oldest in list(self._free)[: -self.KEEP]:
                 self._free.pop(oldest, None)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An uninitialised array for a caller, whose memory comes back when the last view of it is gone."""
+        """Return an uninitialized array, whose memory comes back with its last view."""
         n_bytes = math.prod(shape) * dtype.itemsize
         if n_bytes <= self.SMALL:
             return np.empty(shape, dtype)
@@ -69,7 +70,7 @@ class Pool:
 
 
 class _Lent:
-    """The base of an array in a pool's memory: NumPy keeps it alive as long as the array or any view of it."""
+    """The base of an array in a pool's memory, which NumPy keeps alive as long as the array or any view of it."""
 
     def __init__(self, pool: Pool, buffer: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._pool, self._buffer = pool, buffer
@@ -201,13 +202,29 @@ class Views(dict[str, Array]):
 
 
 def split(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Views of these shapes, one behind the other."""
+    """Return views of these shapes, one behind the other."""
     views, start = {}, 0
     for name, shape in shapes.items():
         end = start + math.prod(shape)
         views[name] = flat[start:end].reshape(shape)
         start = end
     return views
+
+
+class Sequences(NamedTuple):
+    """What `Sequential` knows of the sequences that one layer passes to the next."""
+
+    source: str = ""  # the recurrent layer that they come from
+    batch_first: bool | None = None  # whether they are (B, T, F) instead of (T, B, F); None if unknown
+    reverse: bool = False  # whether they hold outputs of a reverse direction
+
+    def refuse_other_axes(self, where: str, batch_first: bool) -> None:
+        """Raise if a layer expects another order of the axes."""
+        if self.batch_first is not None and self.batch_first != batch_first:
+            raise ValueError(
+                f"{where}: has batch_first={batch_first}, and {self.source} below it has "
+                f"batch_first={self.batch_first}; give both the same"
+            )
 
 
 class Layer:
@@ -294,32 +311,63 @@ class Layer:
         return copy.deepcopy(self)  # parameters cannot live in the buffers of two
 
     def zero_grad(self) -> None:
-        """Set every gradient to zero."""
+        """Set every gradient to zero.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.Linear(2, 1)
+        >>> y, tape = layer.forward(np.ones((3, 2), np.float32))
+        >>> dx = layer.backward(tape, np.ones_like(y))
+        >>> layer.zero_grad()
+        >>> layer.flat_grads
+        array([0., 0., 0.], dtype=float32)
+        """
         self.flat_grads.fill(0)
 
     def _drop_gradients(self) -> None:
-        """After a backward pass that was cut short, by Ctrl-C or for want of memory: half of one is worth nothing."""
+        """Set the gradients to zero after an interrupted backward pass, which has added a part of them."""
         with self._adding.lock:
             self.flat_grads.fill(0)
 
     def state_dict(self) -> dict[str, Array]:
-        """A copy of every parameter, by name."""
+        """Return a copy of every parameter, by name.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The copies.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> list(gradcore.Linear(3, 2).state_dict())
+        ['weight', 'bias']
+        """
         return {name: value.copy() for name, value in self.params.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Copy parameters in; nothing is changed unless all of them fit.
+        """Copy parameters in; change nothing unless all of them fit.
 
         Parameters
         ----------
         state_dict : mapping of str to ndarray
-            Just the names of `params`, with their shapes and the layer's dtype.
+            An array for each name in `params`, of the same shape and the layer's dtype.
 
         Raises
         ------
         KeyError
             If a name is missing or unknown.
         TypeError, ValueError
-            If a value has another dtype or shape.
+            If a value has the wrong dtype or shape.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> layer, other = gradcore.Linear(3, 2), gradcore.Linear(3, 2)
+        >>> layer.load_state_dict(other.state_dict())
+        >>> bool((layer.flat_params == other.flat_params).all())
+        True
         """
         self._params.load("state_dict", state_dict)
 
@@ -345,11 +393,18 @@ class Layer:
         """
         return []
 
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        """Check that the layer, called `where` in errors, fits those below it, and return what it passes on.
+
+        A layer that says nothing may do anything with the axes.
+        """
+        return Sequences()
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._describe())})"
 
     def _describe(self) -> Iterator[str]:
-        """The constructor's arguments, as written."""
+        """Yield the constructor's arguments as they would be written, but for defaults."""
         if self.dtype != np.float32:
             yield f"dtype={self.dtype.name!r}"
 

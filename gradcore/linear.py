@@ -1,4 +1,4 @@
-"""Feed-forward layers, and the models that chain layers of any kind."""
+"""Feed-forward layers, and models that chain layers of any kind."""
 
 from __future__ import annotations
 
@@ -27,25 +27,37 @@ from gradcore._check import (
     check_rng,
     check_room,
 )
-from gradcore._layer import Layer, Pool, Views, aligned_zeros
+from gradcore._layer import Layer, Pool, Sequences, Views, aligned_zeros
 from gradcore.norm import grad_norm
 
 Generator = np.random.Generator
 
 
 class Tape:
-    """What a feed-forward layer keeps for `backward`: the arrays themselves, not copies, so leave x and y unchanged.
+    """Keep what a feed-forward layer's `backward` needs: arrays, not copies, so leave x and y unchanged until then.
 
-    Attributes
+    Parameters
     ----------
+    layer : Layer
+        The layer, whose `forward` makes the tape.
     kept : ndarray
-        x or y, whichever the gradient is computed from.
+        Either x or y, whichever the gradient is computed from.
     shape : tuple of int
-        Of y.
+        The shape of y.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> y, tape = gradcore.Linear(3, 2).forward(np.ones((5, 3), np.float32))
+    >>> tape
+    <Tape of Linear(3, 2): y (5, 2)>
     """
 
     def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...]) -> None:
         self.layer, self.kept, self.shape = layer, kept, shape
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.layer!r}: y {self.shape}>"
 
 
 def _check_tape(layer: Layer, tape: Any) -> None:
@@ -54,30 +66,28 @@ def _check_tape(layer: Layer, tape: Any) -> None:
 
 
 class Linear(Layer):
-    r"""Affine map :math:`y = x W^T + b` of the last axis.
+    r"""Affine map of the last axis: :math:`y = x W^T + b`.
 
-    Parameters are drawn from :math:`U(-1/\sqrt{in}, 1/\sqrt{in})`, as PyTorch does.
+    Parameters are drawn from :math:`U(-1/\sqrt{n}, 1/\sqrt{n})` with n = `in_features`, as PyTorch does. `params` holds
+    ``weight`` (out_features, in_features) and ``bias`` (out_features,).
 
     Parameters
     ----------
-    in_features, out_features : int
-        Sizes of the last axis of x and of y.
+    in_features : int
+        The size of the last axis of x.
+    out_features : int
+        The size of the last axis of y.
     bias : bool
-        Whether there is b.
+        Whether there is a bias b.
     dtype : dtype
-        float32 or float64.
+        The dtype of parameters, inputs and outputs, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        Draws the parameters.
-
-    Attributes
-    ----------
-    params : dict
-        ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+        The generator, or the seed of one, that draws the parameters.
 
     Examples
     --------
     >>> import numpy as np, gradcore
-    >>> layer = gradcore.Linear(3, 2, rng=np.random.default_rng(0))
+    >>> layer = gradcore.Linear(3, 2, rng=0)
     >>> y, tape = layer.forward(np.ones((5, 4, 3), np.float32))
     >>> dx = layer.backward(tape, np.ones_like(y))
     >>> y.shape, dx.shape, layer.grads["bias"]
@@ -103,26 +113,52 @@ class Linear(Layer):
         init.uniform_(self.flat_params, -bound, bound, rng=rng)
 
     def __call__(self, x: Array) -> Array:
-        """The output for x, keeping nothing. See `forward`."""
-        return self.forward(x)[0]
-
-    def forward(self, x: Array) -> tuple[Array, Tape]:
-        """The output, and what `backward` needs.
+        """Return the output without keeping a tape.
 
         Parameters
         ----------
         x : ndarray, (..., in_features)
-            Of the layer's dtype.
+            The input, of the layer's dtype.
+
+        Returns
+        -------
+        ndarray, (..., out_features)
+            The output.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gradcore.Linear(3, 2)(np.ones((5, 3), np.float32)).shape
+        (5, 2)
+        """
+        return self.forward(x)[0]
+
+    def forward(self, x: Array) -> tuple[Array, Tape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray, (..., in_features)
+            The input, of the layer's dtype.
 
         Returns
         -------
         y : ndarray, (..., out_features)
+            The output.
         tape : Tape
+            What `backward` needs.
 
         Raises
         ------
         TypeError, ValueError
-            If x has another dtype or shape.
+            If x has the wrong dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> y, tape = gradcore.Linear(3, 2).forward(np.ones((5, 3), np.float32))
+        >>> y.shape
+        (5, 2)
         """
         shape = as_array("x", x).shape
         if shape[-1:] != (self.in_features,):
@@ -134,25 +170,36 @@ class Linear(Layer):
         return y, Tape(self, x, y.shape)
 
     def backward(self, tape: Tape, dy: Array) -> Array:
-        """The gradient by x; those by the parameters are added into `grads`.
+        """Return the gradient with respect to x, and add those of the parameters to `grads`.
 
-        If Ctrl-C or a lack of memory ends it half way, `grads` are zero.
+        If interrupted or out of memory, it resets `grads` to zero.
 
         Parameters
         ----------
         tape : Tape
-            What `forward` returned.
+            The tape from this layer's `forward`.
         dy : ndarray, (..., out_features)
-            The gradient by y.
+            The gradient with respect to y.
 
         Returns
         -------
-        dx : ndarray, (..., in_features)
+        ndarray, (..., in_features)
+            The gradient with respect to x.
 
         Raises
         ------
         TypeError, ValueError
-            If dy has another dtype or shape than y, or the tape is another layer's.
+            If dy has another dtype or shape than y, or the tape comes from another layer.
+        RuntimeError
+            If a signal handler calls it in the middle of a backward pass of the same layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.Linear(3, 2)
+        >>> y, tape = layer.forward(np.ones((5, 3), np.float32))
+        >>> layer.backward(tape, np.ones_like(y)).shape
+        (5, 3)
         """
         _check_tape(self, tape)
         dy = check_array("dy", dy, self.dtype, tape.shape)
@@ -169,6 +216,9 @@ class Linear(Layer):
         self._pool.give(work)
         return dx
 
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        return before
+
     def _describe(self) -> Iterator[str]:
         yield f"{self.in_features}, {self.out_features}"
         if "bias" not in self.params:
@@ -177,12 +227,18 @@ class Linear(Layer):
 
 
 class Activation(Layer):
-    """Base of the activations: element by element, any shape, no parameters.
+    """Base of the activations, which act on each element and have no parameters.
 
     Parameters
     ----------
     dtype : dtype
-        float32 or float64; within a `Sequential` it becomes that of the layers with parameters.
+        The dtype of inputs and outputs, float32 or float64; a `Sequential` sets it to that of its parameters.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> isinstance(gradcore.Tanh(), gradcore.linear.Activation)
+    True
     """
 
     _kind: int
@@ -195,27 +251,52 @@ class Activation(Layer):
         self._pool = Pool()
 
     def __call__(self, x: Array) -> Array:
-        """The output for x, keeping nothing. See `forward`."""
-        return self.forward(x)[0]
-
-    def forward(self, x: Array) -> tuple[Array, ActivationTape]:
-        """The output, and what `backward` needs.
+        """Return the output without keeping a tape.
 
         Parameters
         ----------
         x : ndarray
-            Any shape, of the layer's dtype.
+            The input, of any shape and the layer's dtype.
+
+        Returns
+        -------
+        ndarray
+            The output, of the shape of x.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gradcore.ReLU()(np.float32([-1, 1]))
+        array([0., 1.], dtype=float32)
+        """
+        return self.forward(x)[0]
+
+    def forward(self, x: Array) -> tuple[Array, ActivationTape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input, of any shape and the layer's dtype.
 
         Returns
         -------
         y : ndarray
-            Of the shape of x.
+            The output, of the shape of x.
         tape : ActivationTape
+            What `backward` needs.
 
         Raises
         ------
         TypeError
-            If x has another dtype.
+            If x has the wrong dtype.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> y, tape = gradcore.ReLU().forward(np.float32([-1, 1]))
+        >>> y
+        array([0., 1.], dtype=float32)
         """
         x = check_array("x", x, self.dtype, as_array("x", x).shape)
         y = self._pool.empty(x.shape, self.dtype)
@@ -224,24 +305,32 @@ class Activation(Layer):
         return y, ActivationTape(self, y if self._keeps_output else x, y.shape, function)
 
     def backward(self, tape: ActivationTape, dy: Array) -> Array:
-        """The gradient by x.
+        """Return the gradient with respect to x.
 
         Parameters
         ----------
         tape : ActivationTape
-            What `forward` returned.
+            The tape from this layer's `forward`.
         dy : ndarray
-            The gradient by y.
+            The gradient with respect to y.
 
         Returns
         -------
-        dx : ndarray
-            Of the shape of x.
+        ndarray
+            The gradient with respect to x, of the shape of x.
 
         Raises
         ------
         TypeError, ValueError
-            If dy has another dtype or shape than y, or the tape is another layer's.
+            If dy has another dtype or shape than y, or the tape comes from another layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.ReLU()
+        >>> y, tape = layer.forward(np.float32([-1, 1]))
+        >>> layer.backward(tape, np.float32([3, 3]))
+        array([0., 3.], dtype=float32)
         """
         _check_tape(self, tape)
         dy = check_array("dy", dy, self.dtype, tape.shape)
@@ -249,14 +338,30 @@ class Activation(Layer):
         _kernels.activation_backward(*tape.function, tape.kept, dy, dx)
         return dx
 
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        return before
+
 
 class ActivationTape(Tape):
-    """What an activation keeps for `backward`.
+    """Keep what an activation's `backward` needs.
 
-    Attributes
+    Parameters
     ----------
+    layer : Activation
+        The layer, whose `forward` makes the tape.
+    kept : ndarray
+        Either x or y, whichever the gradient is computed from.
+    shape : tuple of int
+        The shape of y.
     function : tuple
         The function and its constants as they were in `forward`, for the kernels.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> y, tape = gradcore.Tanh().forward(np.ones(3, np.float32))
+    >>> tape
+    <ActivationTape of Tanh(): y (3,)>
     """
 
     def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...], function: tuple[int, float, float]) -> None:
@@ -265,7 +370,12 @@ class ActivationTape(Tape):
 
 
 class Identity(Activation):
-    """y = x.
+    """Return the input: y = x.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
 
     Examples
     --------
@@ -278,7 +388,12 @@ class Identity(Activation):
 
 
 class Tanh(Activation):
-    """y = tanh(x), dy/dx = 1 - y^2.
+    """Hyperbolic tangent: y = tanh(x), dy/dx = 1 - y^2.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
 
     Examples
     --------
@@ -292,7 +407,12 @@ class Tanh(Activation):
 
 
 class Sigmoid(Activation):
-    """y = 1 / (1 + exp(-x)), dy/dx = y (1 - y).
+    """Logistic function: y = 1 / (1 + exp(-x)), dy/dx = y (1 - y).
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
 
     Examples
     --------
@@ -306,7 +426,12 @@ class Sigmoid(Activation):
 
 
 class ReLU(Activation):
-    """y = max(0, x); the derivative at 0 is 0.
+    """Rectified linear unit: y = max(0, x). The derivative at 0 is 0.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
 
     Examples
     --------
@@ -320,13 +445,14 @@ class ReLU(Activation):
 
 
 class LeakyReLU(Activation):
-    """y = x for x > 0, negative_slope x otherwise.
+    """Leaky rectified linear unit: y = x for x > 0, negative_slope x otherwise.
 
     Parameters
     ----------
     negative_slope : float
+        The slope for negative x.
     dtype : dtype
-        float32 or float64.
+        The dtype of inputs and outputs, float32 or float64.
 
     Examples
     --------
@@ -356,13 +482,14 @@ class LeakyReLU(Activation):
 
 
 class ELU(Activation):
-    """y = x for x > 0, alpha (exp(x) - 1) otherwise.
+    """Exponential linear unit: y = x for x > 0, alpha (exp(x) - 1) otherwise.
 
     Parameters
     ----------
     alpha : float
+        Minus the limit of y for large negative x.
     dtype : dtype
-        float32 or float64.
+        The dtype of inputs and outputs, float32 or float64.
 
     References
     ----------
@@ -396,7 +523,14 @@ class ELU(Activation):
 
 
 class SELU(Activation):
-    """y = scale x for x > 0, scale alpha (exp(x) - 1) otherwise: standard normal inputs stay so; with `lecun_normal_`.
+    """Scaled exponential linear unit: y = scale x for x > 0, scale alpha (exp(x) - 1) otherwise.
+
+    With weights from `init.lecun_normal_`, activations keep mean 0 and variance 1 from layer to layer.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
 
     References
     ----------
@@ -414,14 +548,14 @@ class SELU(Activation):
 
 
 class GELU(Activation):
-    """y = x P(Z <= x), Z standard normal.
+    """Gaussian error linear unit: y = x P(Z <= x) with Z standard normal.
 
     Parameters
     ----------
     approximate : {"none", "tanh"}
-        "tanh" takes (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 for the probability.
+        "tanh" approximates the probability by (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
     dtype : dtype
-        float32 or float64.
+        The dtype of inputs and outputs, float32 or float64.
 
     References
     ----------
@@ -456,15 +590,16 @@ class GELU(Activation):
 
 
 class Softplus(Activation):
-    """y = log(1 + exp(beta x)) / beta, and x itself where beta x is above the threshold.
+    """Smooth rectified linear unit: y = log(1 + exp(beta x)) / beta, and x where beta x exceeds the threshold.
 
     Parameters
     ----------
     beta : float
-        Above 0.
+        The sharpness, above 0.
     threshold : float
+        The value of beta x above which y = x.
     dtype : dtype
-        float32 or float64.
+        The dtype of inputs and outputs, float32 or float64.
 
     Examples
     --------
@@ -503,14 +638,18 @@ class Softplus(Activation):
 
 
 class LastStep(Layer):
-    """Each sequence's last output: (T, B, F) -> (B, F), what a recurrent model with one answer per sequence needs.
+    """Take each sequence's last output, (T, B, F) -> (B, F), for models with one answer per sequence.
+
+    In a `Sequential` it needs the `batch_first` of the recurrent layer below, and refuses a bidirectional one: at the
+    last step the reverse direction has read one step only. The final state of both directions is ``tape.state`` of the
+    recurrent layer.
 
     Parameters
     ----------
     batch_first : bool
-        x is (B, T, F).
+        Whether x is (B, T, F) instead of (T, B, F).
     dtype : dtype
-        float32 or float64; within a `Sequential` it becomes that of the layers with parameters.
+        The dtype of inputs and outputs, float32 or float64; a `Sequential` sets it to that of its parameters.
 
     Examples
     --------
@@ -527,27 +666,56 @@ class LastStep(Layer):
         self._allocate({})
 
     def __call__(self, x: Array, lengths: Any = None) -> Array:
-        """The output for x, keeping nothing. See `forward`."""
-        return self.forward(x, lengths)[0]
-
-    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, LastStepTape]:
-        """The output, and what `backward` needs.
+        """Return the output without keeping a tape.
 
         Parameters
         ----------
         x : ndarray, (T, B, F), or (B, T, F) with `batch_first`
+            The sequences, of the layer's dtype.
         lengths : array_like of int, (B,), optional
-            The length of each sequence; T by default. A sequence of length 0 gives zeros.
+            The length of each sequence; T by default.
+
+        Returns
+        -------
+        ndarray, (B, F)
+            The last output of each sequence; zeros for a sequence of length 0.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gradcore.LastStep()(np.float32([[[1]], [[2]], [[3]]]), lengths=[2])
+        array([[2.]], dtype=float32)
+        """
+        return self.forward(x, lengths)[0]
+
+    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, LastStepTape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray, (T, B, F), or (B, T, F) with `batch_first`
+            The sequences, of the layer's dtype.
+        lengths : array_like of int, (B,), optional
+            The length of each sequence; T by default.
 
         Returns
         -------
         y : ndarray, (B, F)
+            The last output of each sequence; zeros for a sequence of length 0.
         tape : LastStepTape
+            What `backward` needs.
 
         Raises
         ------
         TypeError, ValueError
-            If x or lengths have another dtype or shape.
+            If x or lengths have the wrong dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> y, tape = gradcore.LastStep().forward(np.ones((7, 2, 3), np.float32))
+        >>> y.shape
+        (2, 3)
         """
         x = check_array("x", x, self.dtype, ("B", "T", "F") if self.batch_first else ("T", "B", "F"))
         steps = x.swapaxes(0, 1) if self.batch_first else x  # (T, B, F)
@@ -561,30 +729,48 @@ class LastStep(Layer):
         return y, LastStepTape(self, x.shape, last[live], live)
 
     def backward(self, tape: LastStepTape, dy: Array) -> Array:
-        """The gradient by x.
+        """Return the gradient with respect to x, which is zero but at each sequence's last step.
 
         Parameters
         ----------
         tape : LastStepTape
-            What `forward` returned.
+            The tape from this layer's `forward`.
         dy : ndarray, (B, F)
-            The gradient by y.
+            The gradient with respect to y.
 
         Returns
         -------
-        dx : ndarray
-            Of the shape of x.
+        ndarray
+            The gradient with respect to x, of the shape of x.
 
         Raises
         ------
         TypeError, ValueError
-            If dy has another dtype or shape than y, or the tape is another layer's.
+            If dy has another dtype or shape than y, or the tape comes from another layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.LastStep()
+        >>> y, tape = layer.forward(np.ones((3, 1, 1), np.float32))
+        >>> layer.backward(tape, np.float32([[5]])).ravel()
+        array([0., 0., 5.], dtype=float32)
         """
         _check_tape(self, tape)
         dx = np.zeros(tape.shape, self.dtype)
         steps = dx.swapaxes(0, 1) if self.batch_first else dx
         steps[tape.last, tape.live] = check_array("dy", dy, self.dtype, steps.shape[1:])[tape.live]
         return dx
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        before.refuse_other_axes(where, self.batch_first)
+        if before.reverse:
+            raise ValueError(
+                f"{where}: LastStep takes the output at each sequence's last step, where the reverse direction of "
+                f"{before.source} has read one step only; use a layer with bidirectional=False, or take the final "
+                "state from its tape.state"
+            )
+        return Sequences()
 
     def _describe(self) -> Iterator[str]:
         if self.batch_first:
@@ -593,31 +779,74 @@ class LastStep(Layer):
 
 
 class LastStepTape:
-    """What `LastStep` keeps for `backward`: the shape of x, and the last step of each sequence that has any."""
+    """Keep what `LastStep`'s `backward` needs.
+
+    Parameters
+    ----------
+    layer : LastStep
+        The layer, whose `forward` makes the tape.
+    shape : tuple of int
+        The shape of x.
+    last : ndarray of int
+        The last step of each sequence in `live`.
+    live : ndarray of int
+        The sequences that have any steps.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> y, tape = gradcore.LastStep().forward(np.ones((7, 3, 2), np.float32), lengths=[4, 0, 7])
+    >>> tape.last, tape.live
+    (array([3, 6]), array([0, 2]))
+    """
 
     def __init__(self, layer: LastStep, shape: tuple[int, ...], last: Array, live: Array) -> None:
         self.layer, self.shape, self.last, self.live = layer, shape, last, live
 
+    def __repr__(self) -> str:
+        return f"<LastStepTape of {self.layer!r}: x {self.shape}>"
+
 
 class SequentialTape:
-    """What `Sequential` keeps for `backward`.
+    """Keep what `Sequential`'s `backward` needs.
+
+    Parameters
+    ----------
+    layer : Sequential
+        The model, whose `forward` makes the tape.
+    tapes : tuple
+        The layers' own tapes.
 
     Attributes
     ----------
-    tapes : tuple
-        Each layer's own tape.
-    d_norm : ndarray, (number of layers + 1,), float64
-        After `backward`: L2 norms of dL/d(input of layer i), then that of dL/dy. From last to first they show where the
-        gradient grows or vanishes.
-    """
+    d_norm : ndarray, (number of layers + 1,), float64, or None
+        The L2 norms of dL/d(input of layer i), then that of dL/dy; set by `backward`. From last to first they show
+        where the gradient grows or vanishes.
 
-    d_norm: Array | None = None
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> model = gradcore.Sequential(gradcore.Linear(3, 2), gradcore.Tanh())
+    >>> y, tape = model.forward(np.ones((5, 3), np.float32))
+    >>> dx = model.backward(tape, np.ones_like(y))
+    >>> tape.tapes[0], tape.d_norm.shape
+    (<Tape of Linear(3, 2): y (5, 2)>, (3,))
+    """
 
     def __init__(self, layer: Sequential, tapes: tuple[Any, ...]) -> None:
         self.layer, self.tapes = layer, tapes
+        self.d_norm: Array | None = None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the layers are applied one after the other; a subclass may do otherwise in a `forward` of its own."""
+        return self.layer.is_chain
+
+    def __repr__(self) -> str:
+        return f"<SequentialTape of {type(self.layer).__name__}: {len(self.tapes)} layers>"
 
 
-# The arguments that a model hands to those of its members that have them, and of which method.
+# The arguments that a model passes on to the members that take them, and of which method.
 _HANDED_ON = {"lengths": "forward", "step_clip": "backward", "regulariser": "backward"}
 
 # Which model holds a layer's parameters in its buffers.
@@ -625,26 +854,32 @@ _OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
 
 
 class Sequential(Layer):
-    """A chain of layers of any kind, whose parameters and gradients move into one flat buffer each.
+    """Chain layers of any kind, and gather their parameters and gradients in one flat buffer each.
 
-    The parameters are called by position and name, as in PyTorch: ``0.weight``, ``2.weight_ih_l0``. A layer belongs to
-    one model only. Layers without parameters take the dtype of those that have some.
+    Parameters are named by position, as in PyTorch: ``0.weight``, ``2.weight_ih_l0``. A layer belongs to one model
+    only. Its parameters and gradients move into the model's buffers: `params` and `grads` of the layer follow, but
+    arrays taken from them before become read-only, so build an optimizer afterwards. Layers without parameters take the
+    dtype of those with parameters.
+
+    ``len(model)`` is the number of layers, ``model[i]`` one of them, and a slice a tuple of layers.
 
     Parameters
     ----------
     *layers : Layer
-        Feed-forward, recurrent, or themselves `Sequential`. A recurrent layer starts from zeros and hands on its y
+        Feed-forward or recurrent layers, or other models. A recurrent layer starts from zeros and passes y on.
 
     Attributes
     ----------
     layers : tuple of Layer
+        The members.
 
     Raises
     ------
     TypeError
         If a member is not a layer, or the dtypes differ.
     ValueError
-        If a layer occurs twice or belongs to another model.
+        If a layer occurs twice or belongs to another model, if layers differ in `batch_first`, or if `LastStep` follows
+        a bidirectional layer.
 
     Examples
     --------
@@ -655,8 +890,8 @@ class Sequential(Layer):
     >>> dx = model.backward(tape, np.ones_like(y))
     >>> y.shape, dx.shape, tape.d_norm.shape
     ((5, 1), (20, 5, 3), (4,))
-    >>> list(model.params)[-2:]
-    ['2.weight', '2.bias']
+    >>> model[2], list(model.params)[-2:]
+    (Linear(8, 1), ['2.weight', '2.bias'])
     """
 
     layers: tuple[Any, ...]
@@ -677,6 +912,7 @@ class Sequential(Layer):
             found = " and ".join(f"{dtype} (layers[{i}])" for dtype, i in dtypes.items())
             raise TypeError(f"layers: expected one dtype, got {found}")
         self.layers = layers
+        self._sequences_within("", Sequences())
         self.dtype = next(iter(dtypes), layers[0].dtype if layers else np.dtype(np.float32))
         self._taken = {name: tuple(_takes(layer, name) for layer in layers) for name in _HANDED_ON}
         for layer in layers:
@@ -686,6 +922,29 @@ class Sequential(Layer):
         empty = np.empty(0, self.dtype)
         self._params, self._grads = Views("params", {}, empty), Views("grads", {}, empty)
         self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return self.layers[index]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the layers are applied one after the other; a subclass may do otherwise in a `forward` of its own."""
+        return type(self).forward is Sequential.forward
+
+    def _sequences_within(self, prefix: str, before: Sequences) -> Sequences:
+        """Check that members fit their neighbors, and return what the last one passes on."""
+        for i, layer in enumerate(self.layers):
+            before = layer._sequences_after(f"{prefix}layers[{i}]", before)
+        return before
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        return self._sequences_within(f"{where}.", before) if self.is_chain else Sequences()
 
     def _bind(self, flat_params: Array, flat_grads: Array) -> None:
         """Move the members' parameters and gradients into parts of these buffers."""
@@ -710,7 +969,19 @@ class Sequential(Layer):
             layer._drop_gradients()
 
     def generators(self) -> list[Generator]:
-        """Return the generators of all members, in order."""
+        """Return the generators of all members, in order.
+
+        Returns
+        -------
+        list of numpy.random.Generator
+            One for each layer that draws; the same one several times where layers share it.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> gradcore.Sequential(gradcore.Linear(3, 2)).generators()
+        []
+        """
         return [rng for layer in self.layers for rng in layer.generators()]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -719,7 +990,27 @@ class Sequential(Layer):
             _OWNERS[layer] = ref(self)
 
     def __call__(self, x: Array, lengths: Any = None) -> Array:
-        """The output for x, keeping nothing; no dropout. See `forward`."""
+        """Return the output, without dropout and without a tape.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input of the first layer.
+        lengths : array_like of int, (B,), optional
+            The length of each sequence, for the recurrent layers and `LastStep`.
+
+        Returns
+        -------
+        ndarray
+            The output of the last layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.GRU(3, 4), gradcore.LastStep(), gradcore.Linear(4, 1))
+        >>> model(np.ones((7, 2, 3), np.float32), lengths=[7, 5]).shape
+        (2, 1)
+        """
         _check_taken("lengths", lengths, self._taken["lengths"])
         for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
             y = layer(x, lengths=lengths) if takes else layer(x)
@@ -727,25 +1018,34 @@ class Sequential(Layer):
         return x
 
     def forward(self, x: Array, lengths: Any = None) -> tuple[Array, SequentialTape]:
-        """The output, and what `backward` needs.
+        """Return the output, and the tape that `backward` needs.
 
         Parameters
         ----------
         x : ndarray
-            What the first layer takes.
+            The input of the first layer.
         lengths : array_like of int, (B,), optional
-            Handed to the recurrent layers and to `LastStep`.
+            The length of each sequence, for the recurrent layers and `LastStep`.
 
         Returns
         -------
         y : ndarray
-            What the last layer returns.
+            The output of the last layer.
         tape : SequentialTape
+            What `backward` needs.
 
         Raises
         ------
         TypeError, ValueError
-            If a layer is given another dtype or shape than it takes, or no layer takes `lengths`.
+            If a layer gets the wrong dtype or shape, or no layer takes `lengths`.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.Linear(3, 4), gradcore.ReLU(), gradcore.Linear(4, 1))
+        >>> y, tape = model.forward(np.ones((5, 3), np.float32))
+        >>> y.shape, len(tape.tapes)
+        ((5, 1), 3)
         """
         _check_taken("lengths", lengths, self._taken["lengths"])
         tapes = []
@@ -762,31 +1062,42 @@ class Sequential(Layer):
         step_clip: float | None = None,
         regulariser: Callable[..., float] | None = None,
     ) -> Array:
-        """The gradient by x; those by the parameters are added into `grads`.
+        """Return the gradient with respect to x, and add those of the parameters to `grads`.
 
-        If Ctrl-C or a lack of memory ends it half way, `grads` are zero.
+        It sets `tape.d_norm`. If interrupted or out of memory, it resets `grads` to zero.
 
         Parameters
         ----------
         tape : SequentialTape
-            What `forward` returned; its `d_norm` is filled.
+            The tape from this model's `forward`.
         dy : ndarray
-            The gradient by y.
+            The gradient with respect to y.
         step_clip : float, optional
-            Handed to the recurrent layers.
+            The limit of each sequence's dL/dh_t, for the recurrent layers.
         regulariser : Regulariser, optional
-            Likewise.
+            A term of the loss whose gradient is added, for the recurrent layers.
 
         Returns
         -------
-        dx : ndarray
-            Of the shape of x.
+        ndarray
+            The gradient with respect to x, of the shape of x.
 
         Raises
         ------
         TypeError, ValueError
-            If dy has another dtype or shape than y, or the tape is another layer's, or no layer takes `step_clip` or
-            `regulariser`, or one takes the regulariser that it is not made for.
+            If dy has another dtype or shape than y, if the tape comes from another layer, if no layer takes `step_clip`
+            or `regulariser`, or if a layer is not one that the regularizer is made for.
+        RuntimeError
+            If a signal handler calls it in the middle of a backward pass of one of the layers.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.GRU(3, 4), gradcore.LastStep(), gradcore.Linear(4, 1))
+        >>> y, tape = model.forward(np.ones((7, 2, 3), np.float32))
+        >>> dx = model.backward(tape, np.ones_like(y), step_clip=1.0)
+        >>> dx.shape, tape.d_norm.shape
+        ((7, 2, 3), (4,))
         """
         _check_tape(self, tape)
         options = {"step_clip": step_clip, "regulariser": regulariser}
@@ -821,7 +1132,7 @@ class Sequential(Layer):
 
 
 def _takes(layer: Any, name: str) -> bool:
-    """Whether the layer, or for a model one of its members, has this argument."""
+    """Whether the layer, or any member of a model, has this argument."""
     if isinstance(layer, Sequential):
         return any(layer._taken[name])
     return name in inspect.signature(getattr(layer, _HANDED_ON[name])).parameters
@@ -850,7 +1161,7 @@ _ACTIVATIONS: dict[str, type[Activation]] = {
     "softplus": Softplus,
 }
 
-# How each initialiser fills a weight that an activation of this name follows; the others need more arguments.
+# How each initializer fills a weight that an activation of this name follows; the others need more arguments.
 _INITS: dict[str, Callable[[Array, str, Generator], Array]] = {
     "xavier_uniform": lambda w, name, rng: init.xavier_uniform_(w, init.calculate_gain(name), rng=rng),
     "xavier_normal": lambda w, name, rng: init.xavier_normal_(w, init.calculate_gain(name), rng=rng),
@@ -865,31 +1176,34 @@ _INITS: dict[str, Callable[[Array, str, Generator], Array]] = {
 
 
 class MLP(Sequential):
-    """Linear layers with an activation between them; none after the last.
+    """Multilayer perceptron: linear layers with an activation between them, and none after the last.
 
-    Weights are drawn by `init` with the gain that fits the activation, in all layers alike (He et al., 2015, section
-    2.2); biases are zero.
+    Weights are drawn by `init` with the gain that fits the activation, in all layers alike [1]_; biases are zero.
 
     Parameters
     ----------
     sizes : sequence of int
-        Features of the input, of each hidden layer, and of the output; two at least.
+        The number of features of the input, of each hidden layer, and of the output; at least two.
     activation : str
-        "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu" or "softplus".
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu" or "softplus".
     init : str
-        A name of `gradcore.init` without the underscore at its end: "xavier_uniform", "xavier_normal",
+        The initializer, a name of `gradcore.init` without the final underscore: "xavier_uniform", "xavier_normal",
         "kaiming_uniform", "kaiming_normal", "lecun_normal", "orthogonal", "eye", "uniform" or "normal".
     bias : bool
         Whether the linear layers have biases.
     dtype : dtype
-        float32 or float64.
+        The dtype of parameters, inputs and outputs, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        Draws the weights.
+        The generator, or the seed of one, that draws the weights.
 
     Raises
     ------
     ValueError
         If there are fewer than two sizes, or a name is unknown.
+
+    References
+    ----------
+    .. [1] He, Zhang, Ren and Sun, "Delving deep into rectifiers", arXiv 1502.01852, 2015, section 2.2.
 
     Examples
     --------
@@ -924,3 +1238,14 @@ class MLP(Sequential):
             _INITS[init](layer.params["weight"], activation, rng)
             layers += [layer, _ACTIVATIONS[activation](dtype=dtype)]
         super().__init__(*layers[:-1])
+        self.sizes, self.activation, self.init = tuple(checked), activation, init
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{list(self.sizes)}"
+        if self.activation != "relu":
+            yield f"{self.activation!r}"
+        if self.init != "kaiming_normal":
+            yield f"init={self.init!r}"
+        if "bias" not in self.layers[0].params:
+            yield "bias=False"
+        yield from Layer._describe(self)

@@ -579,7 +579,7 @@ def _told(rate: float, horizon: int, layers: list[LayerField]) -> Forecast:
 
 def _flat(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The linear layers and activations of a model, with their places in it."""
-    if isinstance(model, Sequential):
+    if isinstance(model, Sequential) and model.is_chain:
         for i, layer in enumerate(model.layers):
             yield from _flat(layer, f"{name}.{i}" if name else f"{i}")
     elif isinstance(model, (Linear, Activation)):

@@ -770,9 +770,11 @@ def _layer_growth(tape: Any) -> Iterator[float]:
 
     Recurrent layers are compared with each other at the last time step, where time has not yet done its part.
     """
+    if not getattr(tape, "is_chain", True):  # what the layers of a branch multiply says nothing of the whole
+        return
     d_norm = getattr(tape, "d_norm", None)
     for i, member in enumerate(getattr(tape, "tapes", ())):
-        if hasattr(member, "telemetry") or hasattr(member, "tapes"):
+        if hasattr(member, "telemetry") or getattr(member, "is_chain", False):
             yield from _layer_growth(member)
         elif d_norm is not None:
             yield _log_ratio(float(d_norm[i]), float(d_norm[i + 1]))

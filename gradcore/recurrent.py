@@ -26,7 +26,7 @@ from gradcore._check import (
     check_rng,
     check_room,
 )
-from gradcore._layer import ALIGNMENT, Layer, Pool
+from gradcore._layer import ALIGNMENT, Layer, Pool, Sequences
 
 State = Any  # h, or (h, c) for LSTM
 
@@ -478,6 +478,10 @@ class _Recurrent(Layer):
     def _weights(self, arrays: dict[str, Array], k: int) -> list[Array | None]:
         """Return w_ih, w_hh, b_ih, b_hh of layer and direction k, from params or from grads."""
         return [arrays.get(name) for name in self._names[k]]
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        before.refuse_other_axes(where, self.batch_first)
+        return Sequences(where, self.batch_first, self.bidirectional)
 
     def _describe(self) -> Iterator[str]:
         yield f"{self.input_size}, {self.hidden_size}"

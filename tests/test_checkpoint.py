@@ -235,7 +235,7 @@ class Run:
         a, b, self.batches = {"one": [made[0]] * 3, "one each": made, "own": [None, None, made[2]]}[generators]
         self.model = gradcore.Sequential(
             gradcore.RNN(3, 8, num_layers=2, dropout=0.4, rng=a),
-            gradcore.Sequential(gradcore.GRU(8, 6, num_layers=2, dropout=0.3, bidirectional=True, rng=b)),
+            gradcore.Sequential(gradcore.GRU(8, 12, num_layers=2, dropout=0.3, rng=b)),
             gradcore.LastStep(),
             gradcore.Linear(12, 1, rng=self.batches),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import math
 import pickle
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from tools import LAYOUTS, Array, central_difference, relative_error, same_bits
 
 import gradcore
-from gradcore import reference
+from gradcore import meanfield, reference
+from gradcore.monitor import GradientMonitor
 
 pytestmark = pytest.mark.kernels
 
@@ -57,7 +59,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "Sequential": lambda: gradcore.Sequential(
         gradcore.Linear(3, 7, dtype=np.float64, rng=np.random.default_rng(1)),
         gradcore.Sequential(gradcore.GELU(), gradcore.Linear(7, 4, dtype=np.float64, rng=np.random.default_rng(2))),
-        gradcore.LSTM(4, 3, bidirectional=True, dtype=np.float64, rng=np.random.default_rng(3)),
+        gradcore.LSTM(4, 6, dtype=np.float64, rng=np.random.default_rng(3)),
         gradcore.LastStep(),
         gradcore.Linear(6, 2, dtype=np.float64, rng=np.random.default_rng(4)),
     ),
@@ -71,7 +73,7 @@ def example(shape: tuple[int, ...] = (5, 4, 3), seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(0, 1.5, shape)
 
 
-# ---- gradients -------------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------------------------
 
 
 @layers
@@ -149,7 +151,7 @@ def test_activations_equal_their_twins(name: str, dtype: Any) -> None:
     assert relative_error(layer.backward(tape, dy), want) < tolerance
 
 
-# ---- accuracy and the ends of the range ------------------------------------------------------------------------------
+# ---- accuracy and the ends of the range ----------------------------------------------------------------------------
 
 # Beyond the twins: each against a formula that has no cancellation, in float64, relative at every single point.
 SLOPES: dict[str, tuple[Callable[..., Any], Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -228,7 +230,7 @@ def test_huge_and_nonfinite_inputs(name: str, dtype: Any) -> None:
     assert np.isnan(layer.backward(tape, x)[17])
 
 
-# ---- peers -----------------------------------------------------------------------------------------------------------
+# ---- peers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.peers
@@ -271,7 +273,7 @@ def test_a_model_equals_torch() -> None:
         assert relative_error(model.grads[name], p.grad.numpy()) < 1e-10
 
 
-# ---- what every layer holds ------------------------------------------------------------------------------------------
+# ---- what every layer holds ----------------------------------------------------------------------------------------
 
 
 @layers
@@ -386,7 +388,7 @@ def test_buffers(name: str) -> None:
     assert same_bits(other.flat_params, layer.flat_params)
 
 
-# ---- Linear and the activations --------------------------------------------------------------------------------------
+# ---- Linear and the activations ------------------------------------------------------------------------------------
 
 
 def test_linear_is_drawn_as_torch_draws_it() -> None:
@@ -496,7 +498,7 @@ def test_reprs_say_how_the_layer_was_built() -> None:
     assert repr(gradcore.Sequential(gradcore.LeakyReLU(0.3))) == "Sequential(LeakyReLU(0.3))"
 
 
-# ---- LastStep --------------------------------------------------------------------------------------------------------
+# ---- LastStep ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -520,7 +522,7 @@ def test_last_step_refuses() -> None:
         gradcore.LastStep()(x, [1, 2, 6, 3])
 
 
-# ---- Sequential ------------------------------------------------------------------------------------------------------
+# ---- Sequential ----------------------------------------------------------------------------------------------------
 
 
 def recurrent_model() -> gradcore.Sequential:
@@ -651,7 +653,7 @@ def test_an_empty_model_is_the_identity() -> None:
     assert tape.tapes == ()
 
 
-# ---- MLP -------------------------------------------------------------------------------------------------------------
+# ---- MLP -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"])
@@ -706,7 +708,7 @@ def test_he_keeps_the_signal_of_a_deep_relu_network_and_xavier_loses_it() -> Non
     assert norms["xavier_normal"] / norms["kaiming_normal"] == pytest.approx(2 ** (-30 / 2), rel=1e-6)
 
 
-# ---- where the outputs live ------------------------------------------------------------------------------------------
+# ---- where the outputs live ----------------------------------------------------------------------------------------
 
 
 def test_memory_of_an_output_is_used_again_only_when_every_view_is_gone() -> None:
@@ -746,3 +748,189 @@ def test_what_is_no_array_is_refused_by_name(layer: Any) -> None:
 def test_a_size_beyond_memory_is_refused_with_the_bound() -> None:
     with pytest.raises(ValueError, match=r"in_features: expected an integer of less than 2\*\*40, got 1099511627776"):
         gradcore.Linear(2**40, 1)
+
+
+# ---- neighbors in a model ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_layers_must_agree_on_the_order_of_axes(cell: str) -> None:
+    recurrent = functools.partial(getattr(gradcore, cell), 3, 3)
+    message = r"layers\[{}\]: has batch_first={}, and layers\[{}\] below it has batch_first={}; give both the same"
+    with pytest.raises(ValueError, match=message.format(1, False, 0, True)):
+        gradcore.Sequential(recurrent(batch_first=True), gradcore.LastStep())
+    with pytest.raises(ValueError, match=message.format(3, True, 0, False)):
+        gradcore.Sequential(recurrent(), gradcore.Tanh(), gradcore.Linear(3, 3), gradcore.LastStep(batch_first=True))
+    with pytest.raises(ValueError, match=message.format(1, False, 0, True)):
+        gradcore.Sequential(recurrent(batch_first=True), recurrent())
+    inner = gradcore.Sequential(gradcore.Linear(3, 3), gradcore.LastStep())
+    with pytest.raises(ValueError, match=message.format(r"1\]\.layers\[1", False, r"0\]\.layers\[0", True)):
+        gradcore.Sequential(gradcore.Sequential(recurrent(batch_first=True)), inner)
+    head = gradcore.LastStep(batch_first=True), gradcore.Linear(3, 1)
+    model = gradcore.Sequential(recurrent(batch_first=True), *head)
+    assert model(np.ones((6, 9, 3), np.float32)).shape == (6, 1)
+
+
+def test_what_is_refused_is_left_free() -> None:
+    lstm = gradcore.LSTM(3, 3, batch_first=True)
+    with pytest.raises(ValueError, match="batch_first"):
+        gradcore.Sequential(lstm, gradcore.LastStep())
+    gradcore.Sequential(lstm, gradcore.LastStep(batch_first=True))
+
+
+def test_the_last_step_of_a_reverse_direction_is_refused() -> None:
+    message = r"layers\[{}\]: LastStep takes .* where the reverse direction of layers\[0\] has read one step only"
+    with pytest.raises(ValueError, match=message.format(1)):
+        gradcore.Sequential(gradcore.LSTM(3, 4, bidirectional=True), gradcore.LastStep())
+    with pytest.raises(ValueError, match=message.format(3)):
+        gradcore.Sequential(
+            gradcore.LSTM(3, 4, bidirectional=True), gradcore.Linear(8, 4), gradcore.ReLU(), gradcore.LastStep()
+        )
+    # A layer of one direction has read all outputs of the one below at its last step.
+    model = gradcore.Sequential(gradcore.LSTM(3, 4, bidirectional=True), gradcore.GRU(8, 2), gradcore.LastStep())
+    assert model(np.ones((6, 9, 3), np.float32)).shape == (9, 2)
+
+
+class Turned(gradcore.Sequential):
+    """Layers that see (B, T, F) as (T, B, F)."""
+
+    def forward(self, x: Any, lengths: Any = None) -> Any:
+        y, tape = super().forward(np.ascontiguousarray(x.swapaxes(0, 1)), lengths)
+        return np.ascontiguousarray(y.swapaxes(0, 1)), tape
+
+
+def test_of_a_forward_of_its_own_nothing_is_known() -> None:
+    turned = Turned(gradcore.GRU(3, 4))
+    model = gradcore.Sequential(gradcore.GRU(3, 3, batch_first=True), turned, gradcore.LastStep(batch_first=True))
+    assert model.forward(np.ones((5, 7, 3), np.float32))[0].shape == (5, 4)
+
+
+# ---- a chain, and what is none -------------------------------------------------------------------------------------
+
+
+class Residual(gradcore.Sequential):
+    """x + f(x)"""
+
+    def forward(self, x: Any, lengths: Any = None) -> Any:
+        y, tape = super().forward(x, lengths)
+        return x + y, tape
+
+    def backward(self, tape: Any, dy: Any, **options: Any) -> Any:
+        return dy + super().backward(tape, dy, **options)
+
+
+class Counted(gradcore.Sequential):
+    """A chain whose backward does something besides."""
+
+    n = 0
+
+    def backward(self, tape: Any, dy: Any, **options: Any) -> Any:
+        self.n += 1
+        return super().backward(tape, dy, **options)
+
+
+@pytest.mark.parametrize(("kind", "chain"), [(gradcore.Sequential, True), (Counted, True), (Residual, False)], ids=str)
+def test_a_tape_says_whether_its_model_is_a_chain(kind: Any, chain: bool) -> None:
+    model = kind(gradcore.Linear(3, 3), gradcore.Tanh())
+    _, tape = model.forward(np.ones((2, 3), np.float32))
+    assert model.is_chain is tape.is_chain is chain
+    assert gradcore.MLP([3, 2]).is_chain
+
+
+def test_a_model_of_residual_blocks_is_not_judged_as_a_chain() -> None:
+    """Sixty blocks whose branches shrink the gradient by far, so that their product would be about 1e-90."""
+    rng = np.random.default_rng(0)
+    blocks = [
+        Residual(gradcore.Linear(64, 64, rng=rng), gradcore.ReLU(), gradcore.Linear(64, 64, rng=rng)) for _ in range(60)
+    ]
+    model = gradcore.Sequential(*blocks)
+    y, tape = model.forward(rng.standard_normal((32, 64)).astype(np.float32))
+    model.backward(tape, np.ones_like(y))
+    branches = [block.d_norm[0] / block.d_norm[-1] for block in tape.tapes]
+    assert np.sum(np.log(branches)) < -40
+    assert 0.1 < tape.d_norm[0] / tape.d_norm[-1] < 10
+    monitor = GradientMonitor()
+    for step in range(10):
+        monitor.update(step, 1.0, 1.0, model, tape)
+    assert [finding.kind for finding in monitor.findings if "layers" in finding.kind] == []
+    chain = gradcore.Sequential(*[copy.deepcopy(layer) for block in blocks for layer in block])
+    y, tape = chain.forward(rng.standard_normal((32, 64)).astype(np.float32))
+    chain.backward(tape, np.ones_like(y))
+    for step in range(10):
+        monitor.update(step, 1.0, 1.0, chain, tape)
+    assert "vanishing_in_layers" in [finding.kind for finding in monitor.findings]
+
+
+def test_a_residual_block_that_grows_the_gradient_is_reported() -> None:
+    blocks = []
+    for _ in range(20):
+        linear = gradcore.Linear(8, 8, bias=False)
+        linear.params["weight"] = 2 * np.eye(8, dtype=np.float32)  # x + 2 x: a factor of 3 a block
+        blocks.append(Residual(linear))
+    model = gradcore.Sequential(*blocks)
+    y, tape = model.forward(np.ones((4, 8), np.float32))
+    model.backward(tape, np.ones_like(y))
+    monitor = GradientMonitor()
+    for step in range(10):
+        monitor.update(step, 1.0, 1.0, model, tape)
+    (found,) = [finding for finding in monitor.findings if finding.kind == "exploding_in_layers"]
+    assert found.numbers["log_growth_per_step"] == pytest.approx(math.log(3), rel=1e-5)
+    assert found.numbers["steps"] == 20
+
+
+def test_the_mean_field_of_a_residual_model_is_refused() -> None:
+    block = Residual(gradcore.Linear(8, 8), gradcore.Tanh())
+    with pytest.raises(TypeError, match=r"got Residual$"):
+        meanfield.forecast(block)
+    with pytest.raises(TypeError, match=r"got Residual at 1$"):
+        meanfield.forecast(gradcore.Sequential(gradcore.Linear(8, 8), block))
+
+
+# ---- a model as a collection of layers -----------------------------------------------------------------------------
+
+
+def test_a_model_is_a_collection_of_its_layers() -> None:
+    layers = gradcore.Linear(3, 4), gradcore.Tanh(), gradcore.Linear(4, 2)
+    model = gradcore.Sequential(*layers)
+    assert len(model) == 3
+    assert tuple(model) == layers
+    assert model[0] is layers[0]
+    assert model[-1] is layers[2]
+    assert model[1:] == layers[1:]
+    with pytest.raises(IndexError):
+        model[3]
+    before = model.flat_params.copy()
+    for opt in (gradcore.optim.SGD(model, lr=1.0), gradcore.optim.SGD([{"params": model}], lr=1.0)):
+        model.flat_grads.fill(1)
+        opt.step()
+    np.testing.assert_allclose(model.flat_params, before - 2, rtol=1e-6)
+    assert gradcore.grad_norm(model) == pytest.approx(math.sqrt(model.flat_grads.size))
+
+
+REPRS = {
+    "Linear(3, 2, bias=False)", "Linear(3, 2, dtype='float64')", "Tanh()", "Softplus(2.0, 3.0)", "GELU('tanh')",
+    "LeakyReLU(0.3)", "LastStep(batch_first=True)", "RNN(3, 4, num_layers=2, bias=False, nonlinearity='relu')",
+    "LSTM(3, 4, num_layers=2, dropout=0.5, bidirectional=True, dtype='float64')", "GRU(3, 4, batch_first=True)",
+    "MLP([3, 4, 2])", "MLP([3, 2], 'tanh', init='orthogonal', bias=False, dtype='float64')",
+    "Sequential(GRU(3, 4), LastStep(), Sequential(Linear(4, 2)), MLP([2, 1]))", "Sequential()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", sorted(REPRS))
+def test_a_repr_makes_the_layer(text: str) -> None:
+    layer = eval(text, vars(gradcore).copy())
+    assert repr(layer) == text
+    assert repr(copy.deepcopy(layer)) == text
+    assert repr(pickle.loads(pickle.dumps(layer))) == text
+
+
+def test_the_repr_of_tapes_is_short() -> None:
+    model = gradcore.Sequential(gradcore.LSTM(3, 8), gradcore.LastStep(), gradcore.Linear(8, 1), gradcore.Tanh())
+    _, tape = model.forward(np.ones((7, 2, 3), np.float32))
+    assert repr(tape) == "<SequentialTape of Sequential: 4 layers>"
+    assert [repr(member) for member in tape.tapes] == [
+        "<Tape of LSTM(3, 8): T=7, B=2>",
+        "<LastStepTape of LastStep(): x (7, 2, 8)>",
+        "<Tape of Linear(8, 1): y (2, 1)>",
+        "<ActivationTape of Tanh(): y (2, 1)>",
+    ]
