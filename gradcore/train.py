@@ -20,10 +20,11 @@ import numpy as np
 from gradcore._check import Array, as_list, check_bool, check_int, check_names, check_path, check_real
 from gradcore._files import DAMAGE, floats, json_text, write_atomically
 from gradcore._html import html_table
-from gradcore.monitor import GradientMonitor, recurrent_profiles
+from gradcore.monitor import GradientMonitor
 from gradcore.norm import check_limit, check_policy
 from gradcore.progress import ProgressBar
 from gradcore.schedule import Schedule
+from gradcore.telemetry import recurrent_profiles
 from gradcore.threshold import Threshold
 
 __all__ = ["History", "StepRecord", "fit"]

@@ -196,7 +196,7 @@ def _(rng: np.random.Generator) -> Any:
     layer, tape = taped(rng, "RNN")
 
     def watch(layer: Any, tape: Any, norms: Any) -> Any:
-        seen = monitor.GradientMonitor(warmup=2, window=10)
+        seen = monitor.GradientMonitor(monitor.Thresholds(warmup=2, window=10))
         for step, norm in enumerate(norms):
             seen.update(step, norm, norm, layer, tape, max_norm=1.0)
         seen.finish()

@@ -26,7 +26,7 @@ from conftest import LONG
 from tools import Array, read_only, unaligned
 
 import gradcore
-from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
+from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, telemetry, threshold
 from gradcore.diagnosis import figures
 
 pytestmark = pytest.mark.kernels
@@ -760,9 +760,9 @@ def _(rng: np.random.Generator) -> Any:
     return meanfield.suggest_bias, {"layer": "lstm", "horizon": 20.0}
 
 
-@recipe("monitor.GradientMonitor")
+@recipe("monitor.Thresholds")
 def _(rng: np.random.Generator) -> Any:
-    return monitor.GradientMonitor, {
+    return monitor.Thresholds, {
         "window": 50, "warmup": 20, "patience": 5, "spike_z": 6.0, "usual_norm": (0.1, 10.0), "high_norm": 1e3,
         "oscillation": 1.0, "rise": 3.0, "max_weight": 1e6, "vanish_ratio": 1e-3, "explode_ratio": 1e3,
         "always_clipped": 0.9, "never_clipped_steps": 100, "skipped": 0.1, "check_weights_every": 10,
@@ -857,10 +857,10 @@ def _(rng: np.random.Generator) -> Any:
     return claims.as_markdown, {"claims": [claims.Claim("It helps.", True, {"loss": 0.5}, "It does.")]}
 
 
-@recipe("monitor.recurrent_profiles")
+@recipe("telemetry.recurrent_profiles")
 def _(rng: np.random.Generator) -> Any:
     _, tape = taped(rng, "RNN")
-    return lambda tape: list(monitor.recurrent_profiles(tape)), {"tape": tape}
+    return lambda tape: list(telemetry.recurrent_profiles(tape)), {"tape": tape}
 
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -1462,7 +1462,7 @@ def test_nobody_remembers_for_ever() -> None:
 
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8])
 def test_outputs_that_are_no_floats(dtype: Any) -> None:
-    watch = monitor.GradientMonitor(check_outputs_every=1)
+    watch = monitor.GradientMonitor(monitor.Thresholds(check_outputs_every=1))
     for step in range(4):
         found = watch.update(step, 1.0, 1.0, y=np.array([[0, 1], [1, 0], [100, -100]]).astype(dtype))
     assert [finding.kind for finding in watch.findings] == ["frozen_outputs"]

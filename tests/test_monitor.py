@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import gradcore
-from gradcore.monitor import ADVICE, SEVERITIES, GradientMonitor, recurrent_profiles
+from gradcore import rules
+from gradcore.monitor import ADVICE, SEVERITIES, GradientMonitor, Thresholds
+from gradcore.telemetry import recurrent_profiles
 
 
 class Norm(float):
@@ -61,7 +63,7 @@ def tape_with(dh_norm: Any, d_norm: Any = None, first_nonfinite: Any = None) -> 
 
 
 def watch(steps: list[dict[str, Any]], **thresholds: Any) -> GradientMonitor:
-    monitor = GradientMonitor(**thresholds)
+    monitor = GradientMonitor(Thresholds(**thresholds))
     for step, told in enumerate(steps):
         monitor.update(step, **told)
     monitor.finish()
@@ -257,7 +259,7 @@ def test_nothing_raises_or_warns_on_any_number(value):
     rng = np.random.default_rng(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        monitor = GradientMonitor(check_weights_every=1, check_outputs_every=1, window=10, warmup=5)
+        monitor = GradientMonitor(Thresholds(check_weights_every=1, check_outputs_every=1, window=10, warmup=5))
         for step in range(60):
             strange = value if step > 20 else rng.uniform(0.5, 1)
             tape = tape_with(np.full((2, 30), strange), d_norm=np.full(4, strange))
@@ -312,7 +314,188 @@ def test_to_dict_is_strict_json():
 )
 def test_bad_thresholds_are_named(name, value):
     with pytest.raises(ValueError, match=name):
-        GradientMonitor(**{name: value})
+        Thresholds(**{name: value})
+
+
+def test_thresholds_of_another_type_are_named():
+    with pytest.raises(TypeError, match="usual_norm: expected a pair"):
+        Thresholds(usual_norm=3.0)
+    with pytest.raises(TypeError, match="window: expected an integer, got float"):
+        Thresholds(window=50.0)
+    with pytest.raises(TypeError, match="thresholds: expected Thresholds, got dict"):
+        GradientMonitor({"window": 50})
+
+
+def test_thresholds_stay_as_they_are():
+    thresholds = Thresholds(usual_norm=[1, 2], rise=np.float32(4))
+    assert (thresholds.usual_norm, thresholds.rise) == ((1.0, 2.0), 4.0)
+    with pytest.raises(AttributeError):
+        thresholds.rise = 2.0
+    assert GradientMonitor(thresholds).thresholds is thresholds
+
+
+# ---- the numbers by which it judges ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "severity"), [(99, "moderate"), (101, "high")])
+def test_a_spike_is_severe_from_a_hundred_times_the_median_on(factor, severity):
+    steps = [{"loss": 1.0, "grad_norm": 1.0}] * 30 + [{"loss": 1.0, "grad_norm": float(factor)}]
+    (finding,) = [finding for finding in watch(steps).findings if finding.kind == "gradient_spike"]
+    assert finding.severity == severity
+    assert finding.numbers["factor"] == factor
+
+
+@pytest.mark.parametrize(("norm", "spikes"), [(math.exp(6 * 0.25) * 0.99, 0), (math.exp(6 * 0.25) * 1.01, 1)])
+def test_a_spike_begins_at_six_deviations_of_at_least_a_quarter(norm, spikes):
+    steps = [{"loss": 1.0, "grad_norm": 1.0}] * 30 + [{"loss": 1.0, "grad_norm": norm}]
+    assert [finding.kind for finding in watch(steps).findings] == ["gradient_spike"] * spikes
+
+
+@pytest.mark.parametrize(("n", "found"), [(19, False), (20, True)])
+def test_a_spike_is_judged_after_the_warmup(n, found):
+    steps = [{"loss": 1.0, "grad_norm": 1.0}] * n + [{"loss": 1.0, "grad_norm": 9.0}]
+    assert bool(watch(steps).findings) == found
+
+
+@pytest.mark.parametrize(("looks", "found"), [(1, []), (2, ["constant_outputs"])])
+def test_outputs_are_constant_when_two_looks_in_a_row_say_so(looks, found):
+    rng = np.random.default_rng(0)
+    outputs = [rng.standard_normal((8, 2)) for _ in range(50)]
+    for step in range(20, 20 + 10 * looks):
+        outputs[step] = np.tile(outputs[step][0], (8, 1))
+    monitor = watch([{"loss": 1.0, "grad_norm": 1.0, "y": y} for y in outputs])
+    assert [finding.kind for finding in monitor.findings] == found
+    assert [(finding.step, finding.count) for finding in monitor.findings] == [(20, 2)] * len(found)
+
+
+@pytest.mark.parametrize(("looks", "found"), [(2, []), (3, ["frozen_outputs"])])
+def test_outputs_are_frozen_when_two_looks_in_a_row_see_no_change(looks, found):
+    rng = np.random.default_rng(0)
+    outputs = [rng.standard_normal((8, 2)) for _ in range(60)]
+    for step in range(20, 20 + 10 * looks):
+        outputs[step] = outputs[20]
+    monitor = watch([{"loss": 1.0, "grad_norm": 1.0, "y": y} for y in outputs])
+    assert [finding.kind for finding in monitor.findings] == found
+
+
+@pytest.mark.parametrize(("n", "found"), [(2, []), (3, ["skipped_steps"])])
+def test_skipped_steps_are_reported_from_the_third_on(n, found):
+    steps = [{"loss": 1.0, "grad_norm": Norm(1.0, skipped=step < n)} for step in range(10)]
+    assert [finding.kind for finding in watch(steps).findings] == found
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.08, []), (0.1, ["skipped_steps"])])
+def test_skipped_steps_are_reported_from_a_tenth_of_the_window_on(share, found):
+    skipped = round(50 * share)
+    steps = [{"loss": 1.0, "grad_norm": Norm(1.0, skipped=step >= 50 - skipped)} for step in range(50)]
+    assert [finding.kind for finding in watch(steps).findings] == found
+
+
+@pytest.mark.parametrize(("norm", "found"), [(1000.0, []), (1001.0, ["large_gradients"])])
+def test_one_norm_above_a_thousand_is_reported_at_once(norm, found):
+    assert [finding.kind for finding in watch([{"loss": 1.0, "grad_norm": norm}]).findings] == found
+
+
+@pytest.mark.parametrize(("n", "found"), [(4, []), (5, ["large_gradients"])])
+def test_norms_out_of_the_usual_range_are_reported_when_they_last(n, found):
+    assert [finding.kind for finding in watch([{"loss": 1.0, "grad_norm": 11.0}] * n).findings] == found
+
+
+@pytest.mark.parametrize(
+    ("log10", "found"),
+    [(-2.9, []), (-3.1, ["moderate"]), (-7.1, ["high"]), (2.9, []), (3.1, ["moderate"]), (6.1, ["high"])],
+)
+@pytest.mark.parametrize("axis", ["time", "layers"])
+def test_growth_is_reported_from_a_thousand_on(axis, log10, found):
+    ratio = 10.0**log10
+    tape = (
+        tape_with([np.geomspace(ratio, 1, 30)])
+        if axis == "time"
+        else tape_with([np.ones(30)], d_norm=[ratio, 1.0, 1.0, 1.0])
+    )
+    monitor = watch([{"loss": 1.0, "grad_norm": 1.0, "tape": tape}] * 5)
+    kind = f"{'vanishing' if log10 < 0 else 'exploding'}_in_{axis}"
+    assert [(finding.kind, finding.severity) for finding in monitor.findings] == [
+        (kind, severity) for severity in found
+    ]
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.9, []), (0.92, ["always_clipping"])])
+def test_clipping_is_reported_above_nine_tenths_of_a_window(share, found):
+    clipped = round(50 * share)
+    steps = [{"loss": 1.0, "grad_norm": Norm(1.0, clipped=step < clipped), "max_norm": 1.0} for step in range(50)]
+    assert [finding.kind for finding in watch(steps).findings] == found
+
+
+@pytest.mark.parametrize(("n", "found"), [(99, []), (100, ["never_clipping"])])
+def test_a_threshold_without_effect_is_reported_after_a_hundred_steps(n, found):
+    steps = [{"loss": 1.0, "grad_norm": Norm(1.0), "max_norm": 5.0}] * n
+    assert [finding.kind for finding in watch(steps).findings] == found
+
+
+@pytest.mark.parametrize(("steps", "found"), [(5, []), (6, ["vanishing_in_time"])])
+def test_growth_in_time_needs_five_steps_to_show(steps, found):
+    tape = tape_with([np.geomspace(1e-4, 1, steps)])
+    monitor = watch([{"loss": 1.0, "grad_norm": 1.0, "tape": tape}] * 5)
+    assert [finding.kind for finding in monitor.findings] == found
+
+
+@pytest.mark.parametrize(("level", "found"), [(0.12, ["oscillating_loss"]), (0.08, [])])
+def test_a_loss_may_jump_once_it_has_come_down_to_a_tenth(level, found):
+    losses = [1.0] * 30 + [level * (0.1 if step % 2 else 1.9) for step in range(110)]
+    kinds = [finding.kind for finding in watch([{"loss": loss, "grad_norm": 1.0} for loss in losses]).findings]
+    assert [kind for kind in kinds if kind == "oscillating_loss"] == found
+
+
+@pytest.mark.parametrize(("wave", "found"), [([1, 9], ["oscillating_loss"]), ([-60, -20, 20, 60, 20, -20], [])])
+def test_a_loss_oscillates_only_if_it_turns_at_every_second_step(wave, found):
+    losses = wave * (120 // len(wave))
+    assert [finding.kind for finding in watch([{"loss": loss, "grad_norm": 1.0} for loss in losses]).findings] == found
+
+
+def test_norms_of_parameters_stand_in_for_a_tape():
+    norms = {"0.weight": 1e-9, "0.bias": 5.0, "2.weight": 1.0}
+    monitor = watch([{"loss": 1.0, "grad_norm": Norm(1.0, per_array=norms)}] * 5)
+    (finding,) = monitor.findings
+    assert (finding.kind, finding.severity, finding.numbers["steps"]) == ("vanishing_in_layers", "high", 1)
+    assert finding.numbers["factor"] == pytest.approx(1e-9)
+    assert "over 1 layer the" in finding.message
+
+
+# ---- how it is shown -------------------------------------------------------------------------------------------------
+
+
+def test_repr_counts_findings_by_severity():
+    assert repr(GradientMonitor()) == "GradientMonitor(no steps, no findings)"
+    monitor = watch([told | {"loss": math.nan, "grad_norm": 20.0} for told in healthy(50)])
+    assert repr(monitor).startswith(f"GradientMonitor(50 steps, {len(monitor.findings)} findings: 1 critical, ")
+
+
+def test_html_is_a_table_of_the_findings():
+    monitor = GradientMonitor()
+    monitor.update(0, 1.0, 1.0)
+    assert "No findings in 1 step." in monitor._repr_html_()
+    monitor.update(1, math.nan, Norm(1.0, n_nan=1, worst=("<w>", (0,))))
+    html = monitor._repr_html_()
+    assert html.count("<tr>") == 3
+    for text in ("critical", "nan_loss", "step 1", "The loss became nan", "&lt;w&gt;"):
+        assert text in html
+
+
+def test_a_new_rule_is_one_function(monkeypatch):
+    for name in ("EACH_STEP", "AT_END"):
+        registry = getattr(rules, name).copy()
+        monkeypatch.setattr(f"gradcore.rules.{name}", registry)
+        monkeypatch.setattr(f"gradcore.monitor.{name}", registry)
+    monkeypatch.setitem(ADVICE, "rounds", "")
+
+    @rules.at_end()
+    @rules.each_step(rounds="Take other numbers.", every="check_outputs_every")
+    def rounds(run, now):
+        yield rules.Symptom("rounds", "info", {"steps": run.n_steps}, f"Step {now.number} is a round number.")
+
+    (finding,) = watch([{"loss": 1.0, "grad_norm": 1.0}] * 25).findings
+    assert (finding.kind, finding.advice, finding.count) == ("rounds", "Take other numbers.", 4)
 
 
 def test_thresholds_are_obeyed():
@@ -446,7 +629,7 @@ def test_the_tape_of_a_layer_says_itself_which_rows_are_directions(whose):
 
 @pytest.mark.parametrize("y", [np.array([[False], [True]]), np.array([[-128], [127]], np.int8)], ids=["bool", "int8"])
 def test_outputs_whose_distance_their_dtype_cannot_hold_are_not_constant(y: Any) -> None:
-    monitor = GradientMonitor(check_outputs_every=1, patience=1)
+    monitor = GradientMonitor(Thresholds(check_outputs_every=1, patience=1))
     for step in range(5):
         monitor.update(step, 1.0, 1.0, y=y)
     assert not [finding for finding in monitor.findings if finding.kind == "constant_outputs"]

@@ -21,9 +21,9 @@ PACKAGE = ROOT / "gradcore"
 # A room, which is a module or a folder of modules, imports from lower floors only.
 FLOORS = [
     {"_check", "_kernels", "_files", "_html", "reference"},
-    {"_layer", "_threads", "progress", "schedule", "threshold"},
-    {"checkpoint", "init", "losses", "norm", "monitor", "regulariser"},
-    {"recurrent", "linear", "optim", "units", "data"},
+    {"_layer", "_threads", "findings", "progress", "schedule", "telemetry", "threshold"},
+    {"checkpoint", "init", "losses", "norm", "rules", "regulariser"},
+    {"recurrent", "linear", "monitor", "optim", "units", "data"},
     {"train", "scaler", "spectral"},
     {"claims", "meanfield"},
     {"diagnosis"},
@@ -147,7 +147,8 @@ def public_objects() -> list[tuple[str, object]]:
     for name in gradcore.__all__:
         value = getattr(gradcore, name)
         if inspect.ismodule(value):
-            found += [(f"{name}.{member}", getattr(value, member)) for member in getattr(value, "__all__", ())]
+            members = [(f"{name}.{member}", getattr(value, member)) for member in getattr(value, "__all__", ())]
+            found += [(member, thing) for member, thing in members if callable(thing)]
         elif callable(value):
             found.append((name, value))
     return found

@@ -23,7 +23,7 @@ import pytest
 
 import gradcore
 from gradcore import _files
-from gradcore.monitor import GradientMonitor
+from gradcore.monitor import GradientMonitor, Thresholds
 from gradcore.progress import ProgressBar
 from gradcore.train import COLUMNS, TABLES, StepRecord
 
@@ -350,7 +350,7 @@ def test_nonfinite_raise():
 
 
 def test_monitor_sees_every_step_and_the_end():
-    monitor = GradientMonitor(never_clipped_steps=10)
+    monitor = GradientMonitor(Thresholds(never_clipped_steps=10))
     run(max_norm=1e6, monitor=monitor)
     assert monitor.n_steps == 12
     assert "never_clipping" in {finding.kind for finding in monitor.findings}
