@@ -5,7 +5,6 @@ __version__ = "0.1.0"
 import typing as _typing
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
-from types import ModuleType as _ModuleType
 
 if _find_spec("gradcore._kernels") is None:
     raise ImportError(
@@ -13,10 +12,9 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import data, init, losses, optim, schedule, threshold
+from gradcore import init, losses, optim, schedule, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
-from gradcore.diagnosis import diagnose
 from gradcore.linear import (
     ELU,
     GELU,
@@ -40,7 +38,8 @@ from gradcore.train import History, fit
 from gradcore.units import UnitClip, clip_grad_units_
 
 if _typing.TYPE_CHECKING:
-    from gradcore import claims, meanfield, monitor, spectral
+    from gradcore import claims, data, meanfield, monitor, spectral
+    from gradcore.diagnosis import diagnose
 
 __all__ = [
     "ELU",
@@ -88,13 +87,16 @@ __all__ = [
     "threshold",
 ]
 
-_ON_FIRST_USE = ("claims", "meanfield", "monitor", "spectral")  # modules that training alone does not need
+# What training alone does not need, and the module that has it.
+_ON_FIRST_USE = {name: name for name in ("claims", "data", "meanfield", "monitor", "spectral")}
+_ON_FIRST_USE["diagnose"] = "diagnosis"
 
 
-def __getattr__(name: str) -> _ModuleType:
-    if name in _ON_FIRST_USE:
-        return _import_module(f"gradcore.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> _typing.Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _import_module(f"gradcore.{_ON_FIRST_USE[name]}")
+    return getattr(module, name, module)
 
 
 def __dir__() -> list[str]:

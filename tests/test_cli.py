@@ -575,3 +575,15 @@ def test_a_missing_extra_is_named(package: str, argv: list[str], tmp_path: Path)
     )
     assert done.returncode == 2
     assert 'pip install "gradcore[cli]"' in one_line(done.stderr)
+
+
+def test_missing_extras_are_named_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    argv = ["diagnose", "adding", *QUICK, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(cli, "study", lambda *_: pytest.fail("the work was begun"))
+    status, out, err = run(*argv, capsys=capsys)
+    assert (status, out, one_line(err)) == (2, "", f"gradcore: {cli.MISSING}\n")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert run("info", capsys=capsys) == (2, "", f"gradcore: {cli.MISSING}\n")

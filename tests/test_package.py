@@ -114,6 +114,14 @@ def test_import_loads_no_optional_package() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_training_alone_loads_nothing_else() -> None:
+    """What `import gradcore` leaves for its first use stays out until then."""
+    rest = ("claims", "data", "diagnosis", "meanfield", "spectral")
+    code = f"import sys, gradcore; print([name for name in {rest} if f'gradcore.{{name}}' in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_a_source_folder_without_kernels_says_so(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "gradcore", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     command = [sys.executable, "-S", "-c", "import gradcore"]  # -S: an installed copy is out of sight

@@ -8,19 +8,63 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Call", "ForEachGate", "Known", "Let", "Name", "Recipe", "SetRows", "Step", "call"]
+__all__ = ["Name", "Recipe", "call"]
 
 Names = dict[str, Any]
 
 
+class Step(Protocol):
+    """One statement of a recipe."""
+
+    def run(self, names: Names) -> Any:
+        """Do it.
+
+        Parameters
+        ----------
+        names : dict
+            Variables of the recipe by name, which it may set.
+
+        Returns
+        -------
+        object
+            Its value, if it has one.
+        """
+
+    def lines(self) -> list[str]:
+        """Say it in Python.
+
+        Returns
+        -------
+        list of str
+            Lines that do the same.
+        """
+
+
 @dataclass(frozen=True, repr=False)
 class Name:
-    """A variable of a recipe, or an attribute of one: ``task.loss``."""
+    """A variable of a recipe, or an attribute of one.
+
+    Parameters
+    ----------
+    path : str
+        Such as ``task.loss``.
+    """
 
     path: str
 
-    def run(self, names: Names) -> Any:
-        """Return what it stands for."""
+    def find(self, names: Names) -> Any:
+        """Look it up.
+
+        Parameters
+        ----------
+        names : dict
+            Variables of the recipe by name.
+
+        Returns
+        -------
+        object
+            What it stands for.
+        """
         first, *attributes = self.path.split(".")
         value = names[first]
         for attribute in attributes:
@@ -32,21 +76,29 @@ class Name:
 
 
 @dataclass(frozen=True, repr=False)
-class Call:
-    """A call of a function; `call` makes one. Arguments may be names and calls themselves."""
+class Call(Step):
+    """A call of a function; `call` makes one.
+
+    Parameters
+    ----------
+    function : Name
+        Name of the function.
+    args : tuple
+        Arguments by position, among them names and calls.
+    options : dict
+        Arguments by name.
+    """
 
     function: Name
     args: tuple[Any, ...]
     options: dict[str, Any]
 
     def run(self, names: Names) -> Any:
-        """Make the call and return its result."""
         args = [_value(arg, names) for arg in self.args]
         options = {name: _value(option, names) for name, option in self.options.items()}
-        return self.function.run(names)(*args, **options)
+        return self.function.find(names)(*args, **options)
 
     def lines(self) -> list[str]:
-        """The Python."""
         return [repr(self)]
 
     def __repr__(self) -> str:
@@ -55,66 +107,92 @@ class Call:
 
 
 def call(function: str, *args: Any, **options: Any) -> Call:
-    """Return a call of the function that this name has in a recipe."""
+    """Return a call of a function.
+
+    Parameters
+    ----------
+    function : str
+        Its name in a recipe, such as "gradcore.LSTM".
+    *args
+        Arguments by position, among them names and calls.
+    **options
+        Arguments by name.
+
+    Returns
+    -------
+    Call
+        The step.
+    """
     return Call(Name(function), args, options)
 
 
 def _value(arg: Any, names: Names) -> Any:
-    return arg.run(names) if isinstance(arg, (Name, Call)) else arg
-
-
-class Step(Protocol):
-    """One statement of a recipe."""
-
-    def run(self, names: Names) -> Any:
-        """Do it, with the variables of the recipe."""
-
-    def lines(self) -> list[str]:
-        """Return the Python that does it."""
+    return arg.find(names) if isinstance(arg, Name) else arg.run(names) if isinstance(arg, Call) else arg
 
 
 @dataclass(frozen=True)
-class Let:
-    """``name = value``."""
+class Let(Step):
+    """Set a variable.
+
+    Parameters
+    ----------
+    name : str
+        The variable.
+    value : Call
+        What gives its value.
+    """
 
     name: str
     value: Call
 
     def run(self, names: Names) -> None:
-        """Set the variable."""
         names[self.name] = self.value.run(names)
 
     def lines(self) -> list[str]:
-        """Return the Python that does it."""
         return [f"{self.name} = {self.value}"]
 
 
 @dataclass(frozen=True)
-class Known:
-    """``name = how`` whose result is known already, as of a file that has been read."""
+class Known(Step):
+    """Set a variable to what is known already, such as a file that has been read.
+
+    Parameters
+    ----------
+    name : str
+        The variable.
+    value : object
+        Its value.
+    how : Call
+        What gives the same value.
+    """
 
     name: str
     value: Any
     how: Call
 
     def run(self, names: Names) -> None:
-        """Set the variable."""
         names[self.name] = self.value
 
     def lines(self) -> list[str]:
-        """Return the Python that does it."""
         return [f"{self.name} = {self.how}"]
 
 
 @dataclass(frozen=True)
-class ForEachGate:
-    """The body for each square matrix `gate` among the recurrent weights of the layer `recurrent`."""
+class ForEachGate(Step):
+    """Do something with each square matrix `gate` among the recurrent weights of the layer `recurrent`.
+
+    Parameters
+    ----------
+    units : int
+        Number of rows of a gate.
+    body : tuple of Call
+        What is done.
+    """
 
     units: int
     body: tuple[Call, ...]
 
     def run(self, names: Names) -> None:
-        """Run the body for each gate."""
         for name, weight in names["recurrent"].params.items():
             if name.startswith("weight_hh"):
                 for gate in weight.reshape(-1, self.units, self.units):
@@ -122,7 +200,6 @@ class ForEachGate:
                         step.run(names | {"gate": gate})
 
     def lines(self) -> list[str]:
-        """Return the Python that does it."""
         return [
             "for name, weight in recurrent.params.items():",
             '    if name.startswith("weight_hh"):',
@@ -132,8 +209,18 @@ class ForEachGate:
 
 
 @dataclass(frozen=True)
-class SetRows:
-    """Give some rows of a parameter of the layer `recurrent` a value."""
+class SetRows(Step):
+    """Set some rows of a parameter of the layer `recurrent`.
+
+    Parameters
+    ----------
+    parameter : str
+        Name of the parameter.
+    first, end : int
+        The rows from `first` up to `end`, which is left out.
+    value : float
+        Their value.
+    """
 
     parameter: str
     first: int
@@ -141,12 +228,10 @@ class SetRows:
     value: float
 
     def run(self, names: Names) -> None:
-        """Set the rows."""
         names["recurrent"].params[self.parameter][self.first : self.end] = self.value
 
     def lines(self) -> list[str]:
-        """Return the Python that does it."""
-        return [f'recurrent.params["{self.parameter}"][{self.first} : {self.end}] = {self.value!r}']
+        return [f'recurrent.params["{self.parameter}"][{self.first}:{self.end}] = {self.value!r}']
 
 
 @dataclass(frozen=True)
@@ -158,7 +243,7 @@ class Recipe:
     steps : sequence of Step
         What is done, in this order.
     result : str
-        The variable that is returned.
+        The variable that a call returns.
     takes : sequence of str
         The variables that a call is given, in the order of its arguments.
     """

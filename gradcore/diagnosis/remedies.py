@@ -23,7 +23,18 @@ DEPARTED = 3.0  # those before the loss has risen to this many times its start
 
 
 def departed(losses: ArrayLike) -> Array:
-    """Return the steps at which the loss is not finite, or has risen far above its start."""
+    """Find the steps at which the loss is not finite, or has risen far above its start.
+
+    Parameters
+    ----------
+    losses : array_like, (steps,)
+        The loss of each step.
+
+    Returns
+    -------
+    ndarray of int
+        Their indices.
+    """
     values = np.asarray(losses)
     start = values[0] if math.isfinite(values[0]) else math.inf
     return np.flatnonzero(~(values < DEPARTED * start))
@@ -71,7 +82,24 @@ def _usable(norms: Array) -> Array:
 
 
 def reconfigured(name: str, config: Config, task: Task, **changes: Any) -> Remedy:
-    """Return a remedy that changes options of a configuration, and keeps a problem's clipping."""
+    """Return a remedy that changes options of a configuration, and keeps a problem's clipping.
+
+    Parameters
+    ----------
+    name : str
+        What it is, in words.
+    config : Config
+        The configuration.
+    task : Task
+        Its task.
+    **changes
+        The options that it sets.
+
+    Returns
+    -------
+    Remedy
+        The remedy.
+    """
 
     def apply(problem: Problem) -> Problem:
         changed = dataclasses.replace(config, **changes).problem(task)
@@ -81,7 +109,18 @@ def reconfigured(name: str, config: Config, task: Task, **changes: Any) -> Remed
 
 
 def clipping(thresholds: ClipThresholds) -> list[Remedy]:
-    """Return clipping of the norm, and of each time step."""
+    """Return clipping of the norm, and of each time step.
+
+    Parameters
+    ----------
+    thresholds : ClipThresholds
+        Where to clip.
+
+    Returns
+    -------
+    list of Remedy
+        The two remedies.
+    """
     return [
         _clipped(f"norm clipping at {number(thresholds.max_norm)}", max_norm=thresholds.max_norm),
         _clipped(f"step clipping at {number(thresholds.step_clip)}", step_clip=thresholds.step_clip),
@@ -96,7 +135,22 @@ def _clipped(name: str, **changes: Any) -> Remedy:
 
 
 def starts_and_cells(config: Config, task: Task) -> tuple[list[Remedy], list[Remedy]]:
-    """Return the other starts, and the other cells, that a configuration may try."""
+    """Return the other starts, and the other cells, that a configuration may try.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    task : Task
+        Its task.
+
+    Returns
+    -------
+    starts : list of Remedy
+        Other initial recurrent matrices.
+    cells : list of Remedy
+        Other cells.
+    """
     starts, cells = [], []
     if (config.init, config.gain) != ("orthogonal", 1.0):
         starts.append(reconfigured("orthogonal initialization", config, task, init="orthogonal", gain=1.0))

@@ -29,7 +29,20 @@ GATES = {RNN: ("",), LSTM: (", gate i", ", gate f", ", gate g", ", gate o"), GRU
 
 
 def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
-    """Return the recurrent layers of a model, each with its place and with what x becomes before it."""
+    """Find the recurrent layers of a model and what they are given.
+
+    Parameters
+    ----------
+    model : Layer
+        A model with recurrent layers, or one of these.
+    x : ndarray
+        What the model takes, with sequences of one length.
+
+    Returns
+    -------
+    list of (str, Layer, ndarray)
+        For each layer its place, "" or such as "0.", the layer, and what x has become before it.
+    """
     found = []
     for tape, path in recurrent_tapes(model.forward(x)[1]):
         inside = tape._batch.unpack(tape.inputs[0])
@@ -44,7 +57,22 @@ def _place(path: tuple[int, ...]) -> str:
 
 
 def predict(model: Any, x: Array, horizon: int) -> list[tuple[str, Any, Array, spectral.GrowthPrediction]]:
-    """Forecast the growth in each recurrent layer of a model: place, layer, its input, forecast."""
+    """Forecast the growth in each recurrent layer of a model.
+
+    Parameters
+    ----------
+    model : Layer
+        A model with recurrent layers, or one of these.
+    x : ndarray
+        What the model takes, with sequences of one length.
+    horizon : int
+        Number of steps back.
+
+    Returns
+    -------
+    list of (str, Layer, ndarray, GrowthPrediction)
+        What `recurrent_layers` returns, and the forecast.
+    """
     return [
         (place, layer, inside, spectral.predict_growth(layer, inside, horizon=horizon))
         for place, layer, inside in recurrent_layers(model, x)
@@ -52,7 +80,22 @@ def predict(model: Any, x: Array, horizon: int) -> list[tuple[str, Any, Array, s
 
 
 def forecast(model: Any, x: Array, horizon: int) -> TimeForecast:
-    """Say what a gradient will do on its way back through the recurrent layers of a model."""
+    """Say what a gradient will do on its way back through the recurrent layers of a model.
+
+    Parameters
+    ----------
+    model : Layer
+        A model with recurrent layers, or one of these.
+    x : ndarray
+        What the model takes, with sequences of one length.
+    horizon : int
+        Number of steps back.
+
+    Returns
+    -------
+    TimeForecast
+        The forecast.
+    """
     found = predict(model, x, horizon)
     matrices: list[Matrix] = []
     spectra: list[Spectrum] = []
@@ -129,6 +172,24 @@ def measure(
 
     It is that of the last step's share of the loss, so that what arrives at an earlier step has come through the
     recurrence alone; for layers that run from the last step to the first, that of the first step's share.
+
+    Parameters
+    ----------
+    model : Layer
+        A model with recurrent layers, or one of these.
+    x : ndarray
+        What the model takes, with sequences of one length.
+    target : object
+        What the loss takes.
+    loss : callable
+        ``loss(y, target)`` returns the loss and its gradient with respect to y.
+    horizon : int
+        Number of steps back.
+
+    Returns
+    -------
+    Measurement
+        The norms and their growth.
     """
     rows = _carried_back(model, x, target, loss, -1)
     if any(row.reverse for row in rows):
@@ -187,7 +248,20 @@ def _above(row: _Row, rows: list[_Row]) -> list[_Row]:
 
 
 def compare(forecast: TimeForecast, measurement: Measurement) -> Comparison:
-    """Put forecast and measurement side by side."""
+    """Put forecast and measurement side by side.
+
+    Parameters
+    ----------
+    forecast : TimeForecast
+        What `forecast` returned.
+    measurement : Measurement
+        What `measure` returned for the same model.
+
+    Returns
+    -------
+    Comparison
+        Both by layer.
+    """
     return Comparison(
         tuple(
             LayerRates(layer.name, layer.rate, layer.upper_bound, layer.rate_with_above, measured)
@@ -197,7 +271,29 @@ def compare(forecast: TimeForecast, measurement: Measurement) -> Comparison:
 
 
 def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = None) -> Trial:
-    """Train a problem whose makers are recipes; a model that the problem has made already may be passed."""
+    """Train a problem whose makers are recipes.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to train.
+    name : str
+        Name of the trial.
+    changes : dict
+        What the remedy sets.
+    model : Layer, optional
+        A model that the problem has made already; by default it makes one.
+
+    Returns
+    -------
+    Trial
+        What came of it.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        At Ctrl-C.
+    """
     model = problem.model() if model is None else model
     monitor = GradientMonitor()
     step_clipped: list[bool] = []

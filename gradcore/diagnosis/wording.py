@@ -10,12 +10,33 @@ VERBS = {"explodes": "explodes", "vanishes": "vanishes", "stable": "is stable"}
 
 
 def rounded(value: float) -> float:
-    """Round to three significant digits."""
+    """Round a number to three significant digits.
+
+    Parameters
+    ----------
+    value : float
+        The number.
+
+    Returns
+    -------
+    float
+        The rounded number.
+    """
     return float(f"{value:.3g}")
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits, written out between 0.001 and a million.
+    """Write a number with three significant digits, without an exponent between 0.001 and a million.
+
+    Parameters
+    ----------
+    value : float
+        The number.
+
+    Returns
+    -------
+    str
+        The text.
 
     Examples
     --------
@@ -30,16 +51,55 @@ def number(value: float) -> str:
 
 
 def times(rate: float, steps: int) -> float:
-    """Return the factor of `steps` steps at a rate in natural logarithms per step."""
+    """Return the factor over a number of steps at a rate.
+
+    Parameters
+    ----------
+    rate : float
+        Natural logarithm per step.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    float
+        The factor, infinity if it is too large.
+    """
     with np.errstate(over="ignore"):
         return float(np.exp(rate * steps))
 
 
 def per_step(rate: float) -> str:
-    """Return the factor of one step."""
+    """Write the factor of one step.
+
+    Parameters
+    ----------
+    rate : float
+        Natural logarithm per step.
+
+    Returns
+    -------
+    str
+        The text.
+    """
     return f"{times(rate, 1):.4f}"
 
 
 def growth(rate: float, factor: float, steps: int) -> str:
-    """Return what happens to a gradient, by the step and over many."""
+    """Write what happens to a gradient, in one step and over all.
+
+    Parameters
+    ----------
+    rate : float
+        Natural logarithm per step.
+    factor : float
+        What that comes to over the steps.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    str
+        Such as "a factor of 1.0713 a step, 913 over 99 steps".
+    """
     return f"a factor of {per_step(rate)} a step, {number(factor)} over {steps} steps"
