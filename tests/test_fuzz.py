@@ -16,7 +16,9 @@ fuzz_targets = pytest.importorskip("fuzz_targets")
 
 pytestmark = pytest.mark.kernels
 
-CORPUS = sorted((Path(__file__).parent / "corpus").glob("*/*"))  # left out of the sdist
+CORPUS: list[Any] = sorted((Path(__file__).parent / "corpus").glob("*/*"))
+if not CORPUS:
+    CORPUS = [pytest.param(Path("none"), marks=pytest.mark.skip(reason="the sdist leaves the corpus out"))]
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name[:8]}")
