@@ -468,7 +468,8 @@ def layers(source: Source) -> None:
     dtype = np.dtype(source.choice(["f4", "f8"]))
     if cell == "RNN":
         options["nonlinearity"] = source.choice(["tanh", "relu"])
-    options["dropout"] = source.choice([0.0, 0.0, 0.5, 1.0])
+    dropout = source.choice([0.0, 0.0, 0.5, 1.0])
+    options["dropout"] = dropout if n_layers > 1 else 0.0  # which has no effect there, and warns of it
     rng = np.random.default_rng(source.below(3))
     layer = getattr(gradcore, cell)(*sizes, n_layers, dtype=dtype, rng=rng, **options)
     start = rng.bit_generator.state
