@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that every parser reads."""
+"""Write files whole or not at all, and JSON that every parser reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# What reading a damaged file can raise.
+# What reading a damaged file may raise.
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -22,12 +22,12 @@ NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, keep_previous: bool = False) -> None:
     """Write `data` so that a reader finds the old file or the new one, whatever interrupts.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and then take the name at once. With
-    `keep_previous` the old file stays as `previous_path`. It gets that name last: were it first, it would for a moment
-    be the only file there is, under two names.
+    The bytes go to a temporary file in the same folder, reach the disk, and then take the name in one step. With
+    `keep_previous` the old file stays as `previous_path`. It gets that name last: otherwise it would for a moment be
+    the only file, under two names.
     """
-    target = Path(os.path.realpath(path))  # through a link: what it points at is replaced, not the link
-    writer = f"{os.getpid()}-{threading.get_ident()}"  # each has temporary files of its own
+    target = Path(os.path.realpath(path))  # a link stays, and what it points at is replaced
+    writer = f"{os.getpid()}-{threading.get_ident()}"  # each writer has its own temporary files
     temporary, old = (target.with_name(f".{target.name}.{writer}{kind}.tmp") for kind in ("", ".old"))
     try:
         _write_through(temporary, data)
@@ -43,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, keep_previous
 
 
 def previous_path(path: str | os.PathLike[str]) -> Path:
-    """Where `write_atomically` keeps what stood at `path` before."""
+    """Return the path where `write_atomically` keeps the file that was at `path` before."""
     target = Path(os.path.realpath(path))
     return target.with_name(f"{target.name}.previous")
 
@@ -57,10 +57,10 @@ def _write_through(path: Path, data: bytes) -> None:
 
 
 def _second_name(file: Path, name: Path) -> bool:
-    """Have the file under another name too; False if there is no such file."""
+    """Give the file a second name; return False if there is no such file."""
     if not file.exists():
         return False
-    with contextlib.suppress(FileNotFoundError):  # left by a process of this number that was killed
+    with contextlib.suppress(FileNotFoundError):  # left behind by a killed process with the same number
         name.unlink()
     try:
         os.link(file, name)
@@ -70,8 +70,8 @@ def _second_name(file: Path, name: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder, where the system can do that."""
-    with contextlib.suppress(OSError, AttributeError):  # Windows opens no folders, some network drives sync none
+    """Wait until the disk has the names in a folder, if the system supports that."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows cannot open folders, some network drives cannot sync
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
@@ -80,7 +80,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` in JSON's own types: arrays as lists, non-finite numbers as "NaN", "Infinity", "-Infinity"."""
+    """Return `value` in JSON's own types: arrays as lists, non-finite numbers as "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -99,11 +99,11 @@ def jsonable(value: Any) -> Any:
         return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
     if value is None or isinstance(value, str):
         return value
-    raise TypeError(f"cannot be written as JSON: {type(value).__name__}")
+    raise TypeError(f"expected a value that JSON can hold, got {type(value).__name__}")
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """`value` as strictly valid JSON."""
+    """Return `value` as strictly valid JSON."""
     return json.dumps(jsonable(value), indent=indent, allow_nan=False)
 
 

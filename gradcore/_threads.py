@@ -1,9 +1,9 @@
-"""How many threads the kernels use, and which instruction set.
+"""The number of threads, and the instruction set of the kernels.
 
-Python threads may share layers and models in `forward` and `backward`, each thread with its own tapes, and all that is
-only read. What changes in place what it is given, an optimizer's step or clipping, is for one thread at a time. That
-holds for free-threaded Pythons as well: the compiled module declares that it does not need their lock, and the import
-leaves it off. One interpreter of a process can have gradcore; NumPy, or else the module, refuses to load in a second.
+Python threads may share layers and models in `forward` and `backward`, each with its own tapes, and everything that is
+only read. An optimizer's step and clipping, which change arrays in place, are for one thread at a time. This also holds
+for free-threaded Pythons: the compiled module declares that it does not need the GIL. Only one interpreter of a process
+can use gradcore: NumPy, or else the module, refuses to load in a second one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def _cgroup_quota() -> float:
-    """The processors that the container or the service may use, `inf` without a limit.
+    """Return how many processors the container or service may use, `inf` without a limit.
 
-    Each of the nested groups that the process is in may have a limit. A container mostly sees its own as the outermost.
+    The process is in nested groups, and each may have a limit. A container usually sees its own as the outermost one.
     """
     try:
         lines = [line.split(":", 2) for line in OWN_CGROUPS.read_text().splitlines() if line.count(":") > 1]
@@ -39,14 +39,14 @@ def _cgroup_quota() -> float:
 
 
 def _quota_of(folder: Path) -> float:
-    """The limit that one group sets, in processors."""
+    """Return the limit of one group, in processors."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
         else:
             quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):  # the quota "max" among them
+    except (OSError, ValueError, ZeroDivisionError):  # also for the quota "max"
         return math.inf
 
 
@@ -60,16 +60,15 @@ def _default_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads the kernels of this process use at most.
+    """Set the largest number of threads that the kernels use, for the whole process.
 
-    The results have the same bits for any number. Fewer are used where the system refuses to create more, and in a
-    Python thread that has limited OpenMP below its default, with threadpoolctl or `omp_set_num_threads`: no more than
-    that limit.
+    The results have the same bits for any number. Fewer threads run if the system refuses to create more, and in a
+    Python thread whose OpenMP limit is below the default, as set by threadpoolctl or `omp_set_num_threads`.
 
     Parameters
     ----------
     n : int
-        At least 1.
+        The number of threads, at least 1.
 
     Raises
     ------
@@ -89,17 +88,18 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads the kernels use at most.
+    """Return the largest number of threads that the kernels use.
 
-    The default is the number of processors that affinity and the container's quota leave, unless
-    ``GRADCORE_NUM_THREADS`` or ``OMP_NUM_THREADS`` says otherwise.
+    The default is the number of processors that CPU affinity and the container's quota leave, unless
+    ``GRADCORE_NUM_THREADS`` or ``OMP_NUM_THREADS`` is set.
 
-    A child that was forked after gradcore had been imported works on one thread, whatever this says: OpenMP's threads
-    do not survive a fork. Nor does it know of the limits that `set_num_threads` names.
+    A child forked after gradcore was imported works on one thread, whatever this returns, because OpenMP's threads do
+    not survive a fork. This does not include the other limits that `set_num_threads` names.
 
     Returns
     -------
     int
+        The number of threads.
 
     Examples
     --------
@@ -111,12 +111,13 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """What this copy of gradcore is and runs on.
+    """Return the version of gradcore and what it runs on.
 
     Returns
     -------
     dict
-        ``version``, ``isa`` ("v4", "v3" or "baseline"), ``num_threads``, ``openmp`` (whether it was built with it).
+        ``version``; ``isa``: "v4", "v3" or "baseline"; ``num_threads``; and ``openmp``: whether it was built with
+        OpenMP.
 
     Examples
     --------

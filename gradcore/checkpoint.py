@@ -1,4 +1,4 @@
-"""Checkpoints: model, optimizer, generators and numbers in one safetensors file, all or nothing."""
+"""Save model, optimizer, generators and numbers to one safetensors file, all or nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT, VERSION = "gradcore.checkpoint", "1"
 MISSING = 'checkpoints need safetensors: pip install "gradcore[checkpoint]"'
 MOST_HEADER = 100_000_000  # bytes
 
-# The format's names of what it stores, always little-endian.
+# The format's names of dtypes; it always stores them little-endian.
 DTYPES = {
     "BOOL": np.dtype("?"),
     **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
@@ -31,7 +31,7 @@ DTYPES = {
 KINDS = {"state": "the state of an object", "generator": "the state of a generator", "value": "a plain value"}
 STATE, GENERATOR, VALUE = KINDS
 
-# Where a generator stands in its block of numbers, and the most that is: NumPy reads there without a look.
+# The position of a generator in its block of numbers, and the largest one: NumPy reads there without a check.
 PLACES: dict[str, tuple[Callable[[Any], Any], int]] = {
     "MT19937": (lambda state: state["state"]["pos"], 624),
     "Philox": (lambda state: state["buffer_pos"], 4),
@@ -41,56 +41,55 @@ Generator = np.random.Generator
 
 
 class _Part(NamedTuple):
-    """What a checkpoint holds of one part."""
+    """One part of a checkpoint."""
 
     kind: str  # one of KINDS
     state: Any
-    shared: list[int]  # for each layer with dropout the first one that draws from the same generator
-    generators: list[Any]  # and that generator's state
+    shared: list[int]  # for each of the layer's generators the index of the first that is the same
+    generators: list[Any]  # and its state
 
 
 def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
-    """Write everything that a training run needs to go on, to the bit, into one file.
+    """Write everything that a training run needs to continue, bit for bit, to one file.
 
-    The file takes its name whole or not at all, whatever interrupts, and the one that had the name before stays beside
-    it with ``.previous`` after its name: at any moment one of the last two checkpoints can be loaded, also after a
-    crash of the machine.
+    The file is replaced whole or not at all, whatever interrupts. The one before it stays beside it, with ``.previous``
+    after its name: at any moment one of the last two checkpoints can be loaded, even after a crash of the machine.
 
     Parameters
     ----------
     path : path
-        The file, by custom with the suffix ``.safetensors``. Any reader of that format finds the arrays under names
+        The file, usually with the suffix ``.safetensors``. Any reader of that format finds the arrays, under names
         like ``model/weight_ih_l0``.
     **parts
-        By names of your choice, any of
+        What to save, under names of your choice:
 
-        - an object with `state_dict` and `load_state_dict`: layer, model, optimizer and others like them. The state is
-          a copy, made of dicts with text as keys, lists, arrays, numbers, strings, bools and None. With a layer or
-          model goes the state of the generators that its dropout draws from, whoever made them.
-        - a `numpy.random.Generator`, such as the one that shuffles the batches. (What `Generator.spawn` counts is no
-          part of its state.)
-        - a plain value, made of the same things as a state: the step number, the best loss so far.
+        - Objects with `state_dict` and `load_state_dict`, such as layers, models, optimizers and a `History`. The state
+          consists of dicts with strings as keys, lists, arrays, numbers, strings, bools and None. With a layer or model
+          goes the state of the generators that its `forward` draws from.
+        - A `numpy.random.Generator`, such as the one that shuffles the batches. (The counter of `Generator.spawn` is
+          not part of its state.)
+        - Plain values, made of the same things as a state: the step number, the best loss so far.
 
     Raises
     ------
     ImportError
         If safetensors is not installed.
     TypeError
-        If something is of a type that cannot be stored.
+        If something has a type that cannot be stored.
     ValueError
-        If all that is no array takes more than the 100 MB that the format allows.
+        If everything but the arrays takes more than the 100 MB that the format allows.
     OSError
-        If the file cannot be written; the old one is as it was then.
+        If the file cannot be written. The old file is unchanged then.
 
     See Also
     --------
-    load_checkpoint
+    load_checkpoint : Restore what was saved.
 
     Notes
     -----
-    The arrays are tensors of the safetensors format [1]_, all else is one JSON text in its metadata, with a CRC-32 of
+    The arrays are tensors of the safetensors format [1]_. All else is one JSON text in its metadata, with a CRC-32 of
     everything. Floats are exact, NaN and infinities included. Tuples come back as lists. Nothing is pickled. The whole
-    file is put together in memory first.
+    file is built in memory first.
 
     References
     ----------
@@ -106,9 +105,14 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
     >>> gradcore.save_checkpoint(path, model=model, optimizer=optimizer, rng=rng, step=7)
 
-    In another process, with the same model and optimizer built anew:
+    In another process, with a model and an optimizer built the same way:
 
     >>> gradcore.load_checkpoint(path, model=model, optimizer=optimizer, rng=rng)
+    {'step': 7}
+
+    For predictions the model is enough:
+
+    >>> gradcore.load_checkpoint(path, model=model)
     {'step': 7}
     """
     try:
@@ -120,11 +124,11 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
     tensors: dict[str, Array] = {}
     text = json.dumps({name: _document(name, part, tensors) for name, part in parts.items()}, allow_nan=False)
     if "__metadata__" in tensors:
-        raise ValueError("__metadata__: the format keeps this name for itself")
+        raise ValueError("__metadata__: the format reserves this name")
     metadata = {"format": FORMAT, "version": VERSION, "parts": text, "crc32": _checksum(tensors, text)}
     try:
         data = save(tensors, metadata)
-        if int.from_bytes(data[:8], "little") > MOST_HEADER:  # which some versions write, and none reads
+        if int.from_bytes(data[:8], "little") > MOST_HEADER:  # some versions write such a file, none reads it
             raise SafetensorError("header too large")
     except SafetensorError as error:
         raise ValueError(f"parts: cannot be stored: {error}") from error
@@ -132,15 +136,15 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
 
 
 def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any]:
-    """Restore, in place, what `save_checkpoint` wrote; nothing is changed unless all of it fits.
+    """Restore, in place, what `save_checkpoint` wrote; nothing changes unless all of it fits.
 
     Parameters
     ----------
     path : path
-        Of the file. Another than this is not read: hand in the one with ``.previous`` yourself if you want it.
+        The file. It never reads another one: pass the name with ``.previous`` yourself if you want that.
     **parts
-        Every object and generator that was saved, by the same names, built as they were then. Plain values are
-        returned and not handed in.
+        The objects and generators to restore, under the names they were saved by and built the same way. Those that
+        are left out are ignored, so that the model can be loaded alone. Plain values are returned, not passed.
 
     Returns
     -------
@@ -152,17 +156,17 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
     ImportError
         If safetensors is not installed.
     FileNotFoundError
-        If there is no such file; the message names the previous one if that exists.
+        If there is no such file. The message names the previous one if that exists.
     ValueError
-        If the file is damaged or something else, likewise; or if a part does not fit its object.
+        If the file is damaged or not a checkpoint, or if a part does not fit its object.
     KeyError
-        If the checkpoint has no part of a given name, or one that was not handed in.
+        If the checkpoint has no part of a given name.
     TypeError
-        If what was handed in cannot be restored, or a part does not fit it.
+        If an argument cannot be restored, or a part does not fit it.
 
     See Also
     --------
-    save_checkpoint : has an example, and says what is restored.
+    save_checkpoint : Save a run, with an example.
 
     Examples
     --------
@@ -179,9 +183,10 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
     """
     stored = _read(path)
     absent = sorted(parts.keys() - stored.keys())
-    left_out = sorted(name for name, part in stored.items() if part.kind != VALUE and name not in parts)
-    if absent or left_out:
-        raise KeyError(f"{path}: the checkpoint has no part {absent}, and has {left_out} that were not handed in")
+    if absent:
+        raise KeyError(
+            f"{path}: the checkpoint has no {' and no '.join(absent)}; it has {', '.join(stored) or 'nothing'}"
+        )
 
     changes: list[tuple[str, Any, Any]] = []
     for name, part in parts.items():
@@ -221,38 +226,38 @@ def _restore(part: Any, state: Any) -> None:
         part.bit_generator.state = state
         place, most = PLACES.get(type(part.bit_generator).__name__, (lambda _: 0, 0))
         if not 0 <= place(_state(part)) <= most:
-            raise ValueError(f"expected a place from 0 to {most} in the block of numbers, got {place(_state(part))}")
+            raise ValueError(f"expected a position from 0 to {most} in the block of numbers, got {place(_state(part))}")
     else:
         part.load_state_dict(state)
 
 
 def _shared(layer: Layer) -> list[int]:
-    """For each generator of a layer the place of the first that is the same."""
+    """Return, for each generator of a layer, the index of the first that is the same."""
     sources = [id(rng.bit_generator) for rng in layer.generators()]
     return [sources.index(source) for source in sources]
 
 
 def _fitting(name: str, part: Any, stored: _Part) -> Any:
-    """The stored state, if it is one for this kind of part."""
+    """Return the stored state, if it fits this kind of part."""
     kind = _kind(part)
     if kind == VALUE or not (kind == GENERATOR or callable(getattr(part, "load_state_dict", None))):
         raise TypeError(
             f"{name}: expected an object with state_dict and load_state_dict, or a numpy.random.Generator, "
-            f"got {type(part).__name__}; plain values are returned and not handed in"
+            f"got {type(part).__name__}; plain values are returned, not passed"
         )
     if kind != stored.kind:
         raise ValueError(f"{name}: expected {KINDS[kind]}, the checkpoint has {KINDS[stored.kind]}")
     shared = _shared(part) if isinstance(part, Layer) else []
     if shared != stored.shared:
         raise ValueError(
-            f"{name}: layers with dropout share their generators as {shared}, in the checkpoint as {stored.shared}; "
-            "build the model as it was built then"
+            f"{name}: its layers share generators as {shared}, in the checkpoint as {stored.shared}; "
+            "build the model as it was built for the checkpoint"
         )
     return stored.state
 
 
 def _document(name: str, part: Any, tensors: dict[str, Array]) -> dict[str, Any]:
-    """A part as JSON; its arrays are added to `tensors`."""
+    """Return a part as JSON, and add its arrays to `tensors`."""
     kind = _kind(part)
     document = {"kind": kind, "state": _encode((name,), part if kind == VALUE else _state(part), tensors)}
     if isinstance(part, Layer):
@@ -261,11 +266,13 @@ def _document(name: str, part: Any, tensors: dict[str, Array]) -> dict[str, Any]
     return document
 
 
-# ---- values as JSON: each object in it has one key, which says what the object stands for ----------------------------
+# ---- values as JSON: every object has one key, which says what it stands for -----------------------------------------
 
 
 def _encode(at: tuple[str, ...], value: Any, tensors: dict[str, Array]) -> Any:
-    label = "/".join(key.replace("~", "~0").replace("/", "~1") for key in at)  # RFC 6901: no two places have one label
+    label = "/".join(
+        key.replace("~", "~0").replace("/", "~1") for key in at
+    )  # RFC 6901: every place has a label of its own
     if isinstance(value, np.ndarray):
         refuse_mask(label, value)
         dtype = value.dtype.newbyteorder("<")
@@ -276,7 +283,7 @@ def _encode(at: tuple[str, ...], value: Any, tensors: dict[str, Array]) -> Any:
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
-            raise TypeError(f"{label}: expected text as keys, got {wrong[0]!r}")
+            raise TypeError(f"{label}: expected strings as keys, got {wrong[0]!r}")
         return {"dict": {key: _encode((*at, key), item, tensors) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
         return [_encode((*at, str(i)), item, tensors) for i, item in enumerate(value)]
@@ -303,7 +310,7 @@ def _decode(document: Any, tensors: Mapping[str, Array]) -> Any:
 
 
 def _checksum(tensors: Mapping[str, Array], text: str) -> str:
-    """Of all that is read back: the format has none of its own, so damage to its data would pass unseen."""
+    """Return a checksum of everything: the format has none, so damage to its data would go unnoticed."""
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         a = tensors[name]
@@ -312,7 +319,7 @@ def _checksum(tensors: Mapping[str, Array], text: str) -> str:
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, _Part]:
-    """The parts of a checkpoint, or an error that names the previous one too."""
+    """Return the parts of a checkpoint; errors name the previous one too."""
     try:
         from safetensors import SafetensorError, deserialize
     except ImportError:
@@ -332,28 +339,28 @@ def _read(path: str | os.PathLike[str]) -> dict[str, _Part]:
         del data  # the tensors are copies
         text = metadata["parts"]
         if _checksum(tensors, text) != metadata["crc32"]:
-            raise ValueError("damaged: the checksum is another one")
+            raise ValueError("checksum mismatch; the file is damaged")
         return {name: _part(document, tensors) for name, document in json.loads(text).items()}
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, f"no such checkpoint{hint}", str(path)) from None
     except (*DAMAGE, SafetensorError) as error:
-        raise ValueError(f"{path}: not a checkpoint of gradcore: {error}{hint}") from error
+        raise ValueError(f"{path}: not a gradcore checkpoint: {error}{hint}") from error
 
 
 def _bytes(path: str | os.PathLike[str]) -> tuple[bytes, Any]:
-    """What the file holds, and its metadata; no more is read than the header says is there."""
+    """Return the content of the file and its metadata. Nothing is read beyond what the header announces."""
     with open(path, "rb") as file:
         head = file.read(8)
         left = os.fstat(file.fileno()).st_size - len(head)
         n = int.from_bytes(head, "little")
         if len(head) < 8 or n > left:
-            raise ValueError(f"cut off, or another format: {left} bytes follow where the header alone would take {n}")
+            raise ValueError(f"cut off, or another format: expected a header of {n} bytes, got {left}")
         text = file.read(n)
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if end != left - n:
-            raise ValueError(f"cut off or damaged: {left - n} bytes of tensors, expected {end}")
+            raise ValueError(f"cut off or damaged: expected {end} bytes of tensors, got {left - n}")
         return head + text + file.read(left - n), metadata
 
 
@@ -362,5 +369,5 @@ def _part(document: dict[str, Any], tensors: Mapping[str, Array]) -> _Part:
         raise ValueError(f"unknown kind {document['kind']}")
     shared, generators = document.get("shared", []), _decode(document.get("generators", []), tensors)
     if not (isinstance(shared, list) and isinstance(generators, list) and len(shared) == len(generators)):
-        raise ValueError(f"expected the state of a generator for each of {shared}, got {generators}")
+        raise ValueError(f"expected one generator state for each of {shared}, got {generators}")
     return _Part(document["kind"], _decode(document["state"], tensors), shared, generators)

@@ -104,7 +104,7 @@ class Thresholds:
 class Finding:
     """Tell what went wrong; there is one for every kind and place, however often it happens.
 
-    Attributes
+    Parameters
     ----------
     kind : str
         The kind, such as "nan_loss"; `ADVICE` lists all of them.

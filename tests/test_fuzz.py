@@ -35,7 +35,7 @@ def test_the_seeds_find_nothing(target: str) -> None:
 def test_a_half_restored_object_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def half(path: Path, **parts: Any) -> None:
         parts["model"].flat_params[-1] += 1
-        raise ValueError(f"{path}: not a checkpoint of gradcore")
+        raise ValueError(f"{path}: not a gradcore checkpoint")
 
     monkeypatch.setattr(gradcore, "load_checkpoint", half)
     with pytest.raises(fuzz_targets.Finding, match="half restored"):
