@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("src", "gradcore", "tests", "bench", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-TESTS = ("-q", "-x", "-m", "kernels and not peers", "--deselect", "tests/test_isa.py", "-p", "no:cacheprovider")
+TESTS = ("-q", "-x", "-m", "kernels and not (peers or slow)", "-p", "no:cacheprovider")
 OPTIMISED = "-O1 -g -fno-omit-frame-pointer"
 NO_MEMORY = "allocator_may_return_null=1:max_allocation_size_mb=65536"  # some tests ask for more than there is
 
