@@ -65,6 +65,7 @@ class _Part:
     label: str
     given: Any  # a layer, or a dict or list of layers and pairs
     own: dict[str, Any]
+    group: dict[str, Any] = field(default_factory=dict)  # all hyperparameters: the optimizer's and its own
     moments: dict[str, list[Array]] = field(default_factory=dict)  # by PyTorch's names, from their first use on
 
     def owners(self) -> list[Any]:
@@ -83,13 +84,15 @@ class _Collected:
     parts: list[slice]  # which of them each group has
     buffers: list[tuple[Any, Any]]  # each layer and its flat_params, which is another array after a move
 
-    @property
-    def current(self) -> bool:
+    def __post_init__(self) -> None:
+        self.named_grads = self.by_name(self.grads)
+
+    def is_current(self) -> bool:
         return all(buffer is not None and owner.flat_params is buffer for owner, buffer in self.buffers)
 
     def by_name(self, arrays: list[Array]) -> dict[str, Array] | list[Array]:
         """Return a dict if the parameters have names, else the list."""
-        return arrays if isinstance(self.names, range) else dict(zip(map(str, self.names), arrays, strict=True))
+        return list(arrays) if isinstance(self.names, range) else dict(zip(map(str, self.names), arrays, strict=True))
 
 
 class Group:
@@ -123,7 +126,7 @@ class Group:
         if "_optimizer" not in vars(self):  # copy and pickle look for methods before they set attributes
             raise AttributeError(name)
         self._refuse_unknown(name)
-        return self._optimizer._of_group(self._index)[name]
+        return self._optimizer._parts[self._index].group[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._refuse_unknown(name)
@@ -134,7 +137,7 @@ class Group:
             raise AttributeError(f"a group of {type(self._optimizer).__name__} has no {name!r}")
 
     def __repr__(self) -> str:
-        return f"Group({_arguments(self._optimizer._of_group(self._index))})"
+        return f"Group({_arguments(self._optimizer._parts[self._index].group)})"
 
 
 class Optimizer:
@@ -244,16 +247,13 @@ class Optimizer:
             common, groups = common | groups[0], [{}]
         moments = others.pop("moments", [part.moments for part in self._parts])
         parts = [
-            replace(part, own=own, moments=arrays)
+            replace(part, own=own, group=common | own, moments=arrays)
             for part, own, arrays in zip(self._parts, groups, moments, strict=True)
         ]
         vars(self).update(common, _parts=parts, **others)
 
     def _common(self) -> dict[str, Any]:
         return {name: vars(self)[name] for name in self._hyperparameters}
-
-    def _of_group(self, index: int) -> dict[str, Any]:
-        return self._common() | self._parts[index].own
 
     @property
     def groups(self) -> list[Group]:
@@ -273,9 +273,10 @@ class Optimizer:
 
     def _members(self) -> _Collected:
         """Return the arrays of all groups, read again after a layer moved its own."""
-        if self._collected is None or not self._collected.current:
-            self._collected = _collect(self._parts)
-        return self._collected
+        members = self._collected
+        if members is None or not members.is_current():
+            members = self._collected = _collect(self._parts)
+        return members
 
     @property
     def params(self) -> dict[str, Array] | list[Array]:
@@ -378,12 +379,10 @@ class Optimizer:
         """
         limit = math.inf if max_norm is None else check_limit(max_norm, self.n_steps)
         scale = check_number("scale", scale, least=sys.float_info.min, most=sys.float_info.max)
-        groups = [self._of_group(i) for i in range(len(self._parts))]
-        for group in groups:
-            group["lr"] = check_number_at("lr", group["lr"], self.n_steps)
+        groups = [self._numbers(part.group) for part in self._parts]
         check_policy(nonfinite)
         members = self._members()
-        found = Gradients(members.by_name(members.grads), write=False)
+        found = Gradients(members.named_grads, write=False)
         params = plain = members.params
         if not _kernels.plain(params, True):
             _refuse_moved("params", members.names, params)
@@ -418,12 +417,16 @@ class Optimizer:
         self, part: _Part, group: dict[str, Any], grads: list[Array], params: list[Array]
     ) -> tuple[_kernels.Update, dict[str, list[Array]]]:
         """Return one group's update, ready to run, and the moments that it uses for the first time."""
-        used = {name: m.operand for name, m in self._moments.items() if m.needs is None or group[m.needs]}
-        new = {name: self._new_moments(group, params) for name in used if name not in part.moments}
-        moments = part.moments | new
-        arguments: dict[str, Any] = {operand: moments[name] for name, operand in used.items()}
-        arguments |= self._rates(part, group, self.n_steps + 1)
-        return _kernels.Update(self._rule, grads, params, l1=group["l1"], **arguments), new
+        operands: dict[str, Any] = {}
+        new: dict[str, list[Array]] = {}
+        for name, moment in self._moments.items():
+            if moment.needs is None or group[moment.needs]:
+                arrays = part.moments.get(name)
+                if arrays is None:
+                    arrays = new[name] = self._new_moments(group, params)
+                operands[moment.operand] = arrays
+        rates: dict[str, Any] = self._rates(part, group, self.n_steps + 1)
+        return _kernels.Update(self._rule, grads, params, l1=group["l1"], **operands, **rates), new
 
     def _new_moments(self, group: dict[str, Any], params: list[Array]) -> list[Array]:
         """Return a moment of each parameter before its first use."""
@@ -490,18 +493,14 @@ class Optimizer:
             **{counter: getattr(self, counter) for counter in self._counters},
             "last_norm": self.last_norm,
             "hyperparameters": self._numbers(self._common()),
-            "groups": [self._numbers(part.own) for part in self._parts],
+            "groups": [dict(self._numbers(part.own)) for part in self._parts],
             "moments": moments,
         }
 
-    def _numbers(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    def _numbers(self, hyperparameters: dict[str, Any]) -> dict[str, Any]:
         """Return them with a schedule replaced by its value."""
         lr = hyperparameters.get("lr")
-        return (
-            {**hyperparameters, "lr": check_number_at("lr", lr, self.n_steps)}
-            if callable(lr)
-            else dict(hyperparameters)
-        )
+        return hyperparameters | {"lr": check_number_at("lr", lr, self.n_steps)} if callable(lr) else hyperparameters
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore a state; if any of it is invalid, nothing is changed. Schedules are kept.
@@ -614,22 +613,18 @@ def _refuse_moved(label: str, names: Sequence[Key], arrays: Sequence[Array]) -> 
 
 def _collect(parts: Sequence[_Part]) -> _Collected:
     """Read names and arrays of all groups, and check them."""
-    found = _Collected([], [], [], [], [])
     names: list[Key] = []
-    labels, arrays = [], []
+    params, grads, slices, buffers, labels = [], [], [], [], []
     for i, part in enumerate(parts):
-        keys, params, grads = pairs(part.label, part.given)
-        for key, param, grad in zip(keys, params, grads, strict=True):
-            labels += [f"{part.label}[{key!r}]", f"gradient of {part.label}[{key!r}]"]
-            arrays += [param, grad]
-        found.parts.append(slice(len(names), len(names) + len(keys)))
-        found.params += params
-        found.grads += grads
-        found.buffers += [(owner, getattr(owner, "flat_params", None)) for owner in part.owners()]
-        names += keys if len(parts) == 1 else [f"{i}.{key}" for key in keys]
-        found.names = keys if len(parts) == 1 else names
-    refuse_overlap(labels, arrays)
-    return found
+        keys, own_params, own_grads = pairs(part.label, part.given)
+        labels += [f"{part.label}[{key!r}]" for key in keys]
+        params += own_params
+        grads += own_grads
+        slices.append(slice(len(names), len(names) + len(keys)))
+        names += [f"{i}.{key}" for key in keys]
+        buffers += [(owner, getattr(owner, "flat_params", None)) for owner in part.owners()]
+    refuse_overlap([*labels, *(f"gradient of {label}" for label in labels)], [*params, *grads])
+    return _Collected(keys if len(parts) == 1 else names, params, grads, slices, buffers)
 
 
 class SGD(Optimizer):
@@ -1206,7 +1201,7 @@ class Adagrad(Optimizer):
         self._start(params, locals())
         members = self._members()
         for i, part in enumerate(self._parts):  # now, as in PyTorch: the value is not used later
-            part.moments["sum"] = self._new_moments(self._of_group(i), members.params[members.parts[i]])
+            part.moments["sum"] = self._new_moments(part.group, members.params[members.parts[i]])
 
     def _change(self, index: int | None, name: str, value: Any) -> None:
         if name == "initial_accumulator_value":
