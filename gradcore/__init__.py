@@ -32,7 +32,7 @@ from gradcore.linear import (
 )
 from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
 from gradcore.recurrent import GRU, LSTM, RNN
-from gradcore.regulariser import Regulariser
+from gradcore.regulariser import VanishingGradientRegularizer
 from gradcore.scaler import GradScaler
 from gradcore.train import History, fit
 from gradcore.units import UnitClip, clip_grad_units_
@@ -57,12 +57,12 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "ReLU",
-    "Regulariser",
     "Sequential",
     "Sigmoid",
     "Softplus",
     "Tanh",
     "UnitClip",
+    "VanishingGradientRegularizer",
     "__version__",
     "claims",
     "clip_grad_norm_",

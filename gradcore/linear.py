@@ -847,7 +847,7 @@ class SequentialTape:
 
 
 # The arguments that a model passes on to the members that take them, and of which method.
-_HANDED_ON = {"lengths": "forward", "step_clip": "backward", "regulariser": "backward"}
+_HANDED_ON = {"lengths": "forward", "step_clip": "backward", "regularizer": "backward"}
 
 # Which model holds a layer's parameters in its buffers.
 _OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
@@ -1060,7 +1060,7 @@ class Sequential(Layer):
         dy: Array,
         *,
         step_clip: float | None = None,
-        regulariser: Callable[..., float] | None = None,
+        regularizer: Callable[..., float] | None = None,
     ) -> Array:
         """Return the gradient with respect to x, and add those of the parameters to `grads`.
 
@@ -1074,7 +1074,7 @@ class Sequential(Layer):
             The gradient with respect to y.
         step_clip : float, optional
             The limit of each sequence's dL/dh_t, for the recurrent layers.
-        regulariser : Regulariser, optional
+        regularizer : VanishingGradientRegularizer, optional
             A term of the loss whose gradient is added, for the recurrent layers.
 
         Returns
@@ -1086,7 +1086,7 @@ class Sequential(Layer):
         ------
         TypeError, ValueError
             If dy has another dtype or shape than y, if the tape comes from another layer, if no layer takes `step_clip`
-            or `regulariser`, or if a layer is not one that the regularizer is made for.
+            or `regularizer`, or if a layer is not one that the regularizer is made for.
         RuntimeError
             If a signal handler calls it in the middle of a backward pass of one of the layers.
 
@@ -1100,17 +1100,17 @@ class Sequential(Layer):
         ((7, 2, 3), (4,))
         """
         _check_tape(self, tape)
-        options = {"step_clip": step_clip, "regulariser": regulariser}
+        options = {"step_clip": step_clip, "regularizer": regularizer}
         for name, value in options.items():
             _check_taken(name, value, self._taken[name])
         if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
             check_number("step_clip", step_clip, least=0.0)
         self._refuse_reentry()
-        before = None if regulariser is None else self.flat_grads.copy()
+        before = None if regularizer is None else self.flat_grads.copy()
         try:
             return self._backward(tape, dy, options)
         except (TypeError, ValueError):
-            if before is not None:  # a member that the regulariser is not made for may be any of them
+            if before is not None:  # a member that the regularizer is not made for may be any of them
                 self.flat_grads[...] = before
             raise
         except BaseException:

@@ -642,7 +642,7 @@ class _Recurrent(Layer):
         dstate: State = None,
         *,
         step_clip: float | None = None,
-        regulariser: Callable[..., float] | None = None,
+        regularizer: Callable[..., float] | None = None,
     ) -> Array:
         """Propagate the gradient back through time: return dL/dx and add dL/d(parameters) to `grads`.
 
@@ -659,7 +659,7 @@ class _Recurrent(Layer):
             The gradient with respect to the final state; zeros by default.
         step_clip : float
             The limit to which each sequence's dL/dh_t is rescaled while it is propagated; None for no limit.
-        regulariser : Regulariser, optional
+        regularizer : VanishingGradientRegularizer, optional
             A term of the loss whose gradient is added, for `RNN` only.
 
         Returns
@@ -689,8 +689,8 @@ class _Recurrent(Layer):
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
         tape._refuse_other_layout()
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
-        if regulariser is not None and not callable(regulariser):
-            raise TypeError(f"regulariser: expected a Regulariser, got {type(regulariser).__name__}")
+        if regularizer is not None and not callable(regularizer):
+            raise TypeError(f"regularizer: expected a VanishingGradientRegularizer, got {type(regularizer).__name__}")
         d_rows = self._check_dy(dy, dstate, batch).reshape(batch.T * batch.B, D * H)
         dstates = self._fresh_states("dstate", dstate, batch)
 
@@ -699,10 +699,10 @@ class _Recurrent(Layer):
         dh_norm = np.zeros((K, batch.n_rows))
         dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
         try:
-            if regulariser is not None:
-                regulariser(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
+            if regularizer is not None:
+                regularizer(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
             d_rows = self._back(tape, d_rows, dstates, clip, dh_norm, dc_norm)
-        except (TypeError, ValueError):  # of the regulariser, which has added nothing then
+        except (TypeError, ValueError):  # of the regularizer, which has added nothing then
             raise
         except BaseException:
             self._drop_gradients()

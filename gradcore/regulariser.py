@@ -1,4 +1,4 @@
-"""A soft constraint against vanishing gradients: a term of the loss that asks each step back to keep the norm."""
+"""Regularize against vanishing gradients: a term of the loss that asks each step back to keep the norm."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from gradcore._check import Array, check_number
 
 
-class Regulariser:
-    r"""The vanishing-gradient regulariser of Pascanu, Mikolov and Bengio, for `RNN`.
+class VanishingGradientRegularizer:
+    r"""Vanishing-gradient regularizer of Pascanu, Mikolov and Bengio for `RNN` [1]_.
 
     With :math:`a_t = W_{ih} x_t + W_{hh} h_{t-1} + b`, :math:`h_t = \varphi(a_t)`, the row :math:`\delta_t = dL/da_t`
     and :math:`s_t = \varphi'(a_t)`,
@@ -19,24 +19,24 @@ class Regulariser:
     .. math:: \Omega = \frac{1}{N} \sum_{b, t} (r_{b,t} - 1)^2, \qquad
               r_t = \frac{\|(\delta_t W_{hh}) \odot s_{t-1}\|^2}{\|\delta_t\|^2},
 
-    the mean over all N pairs of neighbouring steps within a sequence whose :math:`\|\delta_t\|^2` is at least `bound`;
-    the sum over layers and directions. Only the W in :math:`r_t` is differentiated, deltas and states are held
+    the mean over all N pairs of neighboring steps of a sequence whose :math:`\|\delta_t\|^2` is at least `bound`, and
+    the sum over layers and directions. Only the W in :math:`r_t` is differentiated. Deltas and states are held
     constant, so that the whole gradient is
 
     .. math:: \frac{\partial \Omega}{\partial W_{hh}} = \frac{4}{N} \sum_{b, t} \frac{r_t - 1}{\|\delta_t\|^2}
               \, \delta_t^T \, ((\delta_t W_{hh}) \odot s_{t-1} \odot s_{t-1}).
 
-    Hand it to ``backward`` or `fit` as `regulariser`, or call it. It works in float64, from the tape: a second
-    backward pass through time in NumPy, which costs 4 to 12 times what the fused one does.
+    Pass it to ``backward`` or `fit` as `regularizer`, or call it. It computes in float64, from the tape: a second
+    backward pass through time in NumPy, which costs 4 to 12 times as much as the fused one.
 
     Parameters
     ----------
     weight : float
-        What :math:`\Omega` is multiplied by in the loss, at least 0; an attribute that may be changed between steps.
-        The paper has 4 for the temporal-order problem, and weights that fall as 1/t for natural data.
+        The factor of :math:`\Omega` in the loss, at least 0; an attribute that can be changed between steps. The paper
+        uses 4 for the temporal-order problem, and weights that fall as 1/t for natural data.
     bound : float
-        Pairs with a smaller :math:`\|\delta_t\|^2` do not count: of a gradient that has vanished there is no direction
-        left to keep.
+        The least :math:`\|\delta_t\|^2` of a pair that counts: a gradient that has vanished has no direction left to
+        keep.
 
     Raises
     ------
@@ -45,10 +45,15 @@ class Regulariser:
 
     Notes
     -----
-    Equations 9 and 10 of "On the difficulty of training recurrent neural networks", 2013, where :math:`x_t` is our
-    :math:`a_t`. Equation 9 has the ratio of norms; equation 10 and the authors' code have that of squared norms, as
-    here. Their code takes dL/dh in place of dL/da, and counts the step from the initial state too. It is meant to go
-    with clipping: alone it usually fails, they say.
+    Equations 9 and 10 of [1]_, where :math:`x_t` is :math:`a_t` here. Equation 9 has the ratio of norms; equation 10
+    and the authors' code have that of squared norms, as here. Their code uses dL/dh in place of dL/da, and counts the
+    step from the initial state too. It is meant to be combined with clipping; the authors say that alone it usually
+    fails.
+
+    References
+    ----------
+    .. [1] Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", arXiv 1211.5063,
+       2013, section 3.3.
 
     Examples
     --------
@@ -59,7 +64,7 @@ class Regulariser:
     >>> y, tape = layer.forward(np.ones((4, 1, 1)))
     >>> dy = np.zeros_like(y)
     >>> dy[-1] = 1
-    >>> gradcore.Regulariser(1.0)(layer, tape, dy)  # each step back leaves a quarter of the squared norm
+    >>> gradcore.VanishingGradientRegularizer(1.0)(layer, tape, dy)  # each step back quarters the square
     0.5625
     >>> layer.grads["weight_hh_l0"]  # negative: a step downhill enlarges the weights
     array([[-0.75, -0.75],
@@ -71,38 +76,51 @@ class Regulariser:
         self.bound = check_number("bound", bound, least=0.0)
 
     def __repr__(self) -> str:
-        return f"Regulariser({self.weight:g}, bound={self.bound:g})"
+        return f"VanishingGradientRegularizer({self.weight:g}, bound={self.bound:g})"
 
     def __call__(
         self, layer: Any, tape: Any, dy: Array, dstate: Any = None, *, step_clip: float | None = None
     ) -> float:
         r"""Add the gradient of weight :math:`\Omega` to ``layer.grads["weight_hh_l*"]``.
 
-        The arguments are those of ``layer.backward``, before or after which it may be called.
+        The arguments are those of ``layer.backward``, before or after which it can be called.
 
         Parameters
         ----------
         layer : RNN
+            The layer.
         tape : Tape
-            From ``layer.forward``; `tape.omega` is filled.
-        dy : ndarray, like y
+            The tape from ``layer.forward``; `tape.omega` is set.
+        dy : ndarray, like y, or None
+            The gradient with respect to y; None for zeros, if `dstate` is given.
         dstate : ndarray, like the state, optional
+            The gradient with respect to the final state; zeros by default.
         step_clip : float, optional
+            The limit of each sequence's dL/dh_t; None for no limit.
 
         Returns
         -------
         float
-            :math:`\Omega`, without the weight. 0 where no pair counts, NaN where a gradient is not finite.
+            The value of :math:`\Omega`, without the weight: 0 if no pair counts, NaN if a gradient is not finite.
 
         Raises
         ------
         TypeError
-            If the layer is no RNN: the gates of LSTM and GRU carry gradients on other paths than W.
+            If the layer is not an RNN: in LSTM and GRU, gradients also flow on other paths than W.
         TypeError, ValueError
-            As ``layer.backward``; nothing has been added then.
+            As for ``layer.backward``. Nothing has been added then.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.RNN(3, 4, rng=0)
+        >>> y, tape = layer.forward(np.ones((7, 2, 3), np.float32))
+        >>> omega = gradcore.VanishingGradientRegularizer(1.0)(layer, tape, np.ones_like(y))
+        >>> omega > 0, bool(layer.grads["weight_hh_l0"].any()), bool(layer.grads["weight_ih_l0"].any())
+        (True, True, False)
         """
         if not hasattr(layer, "nonlinearity"):
-            raise TypeError(f"layer: expected an RNN, whose gradients W_hh alone carries, got {type(layer).__name__}")
+            raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
         owner = getattr(tape, "_layer", None)
         if owner is None or owner is not layer:
             raise ValueError("tape: expected a tape from this layer's forward")
@@ -114,7 +132,7 @@ class Regulariser:
         layer._refuse_reentry()
         omegas, gradients = np.zeros(layer.num_layers * D), {}
         rows = batch.pack(dy).astype(np.float64)
-        with np.errstate(all="ignore"):  # what is not finite says so by itself
+        with np.errstate(all="ignore"):  # the result shows what is not finite
             for level in reversed(range(layer.num_layers)):
                 below: Any = 0.0
                 for direction in range(D):
@@ -140,13 +158,13 @@ class Regulariser:
 def _back(
     offsets: Array, reverse: bool, d_rows: Array, slope: Array, W: Array, dstate: Array, clip: float
 ) -> tuple[Array, Array]:
-    """delta_t and delta_t W of every packed row, (S, H) each, by the recurrence of backpropagation through time.
+    """Return delta_t and delta_t W of every packed row, (S, H) each, by backpropagation through time.
 
-    The rows of step t are those from offsets[t] to offsets[t + 1], the longest sequences first, so that the steps of a
-    sequence have the same place in their rows, and those that have ended are always the last.
+    The rows of step t are those from offsets[t] to offsets[t + 1], the longest sequences first. So a sequence has the
+    same place in the rows of all its steps, and those that have ended come last.
     """
     delta, carried = np.empty_like(slope), np.empty_like(slope)
-    arriving = dstate.astype(np.float64)  # a sequence's own end finds the final state's gradient here
+    arriving = dstate.astype(np.float64)  # the final state's gradient, for each sequence's own end
     T = len(offsets) - 1
     for t in range(T) if reverse else reversed(range(T)):
         rows = slice(offsets[t], offsets[t + 1])
@@ -161,7 +179,7 @@ def _back(
 
 
 def _rows_before(offsets: Array, reverse: bool) -> Array:
-    """(S,) where the step before, in the order of the walk, has its row; -1 for a sequence's first."""
+    """Return the row of the step before, in the order of the forward pass, (S,); -1 for a sequence's first step."""
     alive = np.diff(offsets)
     T = len(alive)
     t = np.repeat(np.arange(T), alive)
@@ -174,9 +192,9 @@ def _rows_before(offsets: Array, reverse: bool) -> Array:
 
 
 def _omega(delta: Array, carried: Array, slope: Array, before: Array, bound: float) -> tuple[float, Array]:
-    """Omega of one layer and direction, and its gradient by W, (H, H)."""
+    """Return Omega of one layer and direction, and its gradient with respect to W, (H, H)."""
     largest = np.abs(delta).max(axis=1, initial=0.0)
-    scaled = delta / np.where(largest > 0, largest, 1.0)[:, None]  # squares that neither overflow nor all underflow
+    scaled = delta / np.where(largest > 0, largest, 1.0)[:, None]  # so that squares neither overflow nor all underflow
     length = np.linalg.norm(scaled, axis=1)
     norm = largest * length
     counted = np.flatnonzero((before >= 0) & ~(norm < math.sqrt(bound)) & (norm != 0))

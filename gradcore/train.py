@@ -638,7 +638,7 @@ def fit(
     epochs: int,
     max_norm: float | Threshold | Schedule | None = None,
     step_clip: float | None = None,
-    regulariser: Callable[..., float] | None = None,
+    regularizer: Callable[..., float] | None = None,
     nonfinite: str = "skip",
     monitor: GradientMonitor | None = None,
     callbacks: Iterable[Callable[[StepRecord], Any]] = (),
@@ -668,7 +668,7 @@ def fit(
         The norm to clip the gradient to, as in `optimizer.step`. By default the gradient is not clipped.
     step_clip : float, optional
         The norm to clip each sample's dL/dh_t to, inside the backward pass of recurrent layers.
-    regulariser : Regulariser, optional
+    regularizer : VanishingGradientRegularizer, optional
         A term of the loss whose gradient the backward pass of recurrent layers adds. `History.loss` does not include
         it. Each recurrent layer's `tape.omega`, which callbacks see, holds its value.
     nonfinite : {"skip", "zero", "raise"}
@@ -690,7 +690,7 @@ def fit(
     ------
     ValueError
         If `batches` is an iterator, which can be consumed only once, and `epochs` is above 1; if an epoch has no
-        batches or a batch has another form; if no layer of the model takes `step_clip` or `regulariser`.
+        batches or a batch has another form; if no layer of the model takes `step_clip` or `regularizer`.
     TypeError
         If a batch has another dtype than the model.
 
@@ -734,7 +734,7 @@ def fit(
         missing = [method for method in methods if not callable(getattr(value, method, None))]
         if missing and not (value is None and name == "monitor"):
             raise TypeError(f"{name}: expected an object with {' and '.join(methods)}, got {type(value).__name__}")
-    given = {"step_clip": step_clip, "regulariser": regulariser}
+    given = {"step_clip": step_clip, "regularizer": regularizer}
     backward_options = {name: value for name, value in given.items() if value is not None}
     for name, value in backward_options.items():
         if not _takes(model.backward, name, value):

@@ -496,9 +496,9 @@ def layers(source: Source) -> None:
         y, tape = layer.forward(
             a["x"], pair("h", "c") if with_state else None, lengths=a["lengths"] if ragged else None
         )
-        regulariser = {} if weight is None else {"regulariser": gradcore.Regulariser(weight)}
+        regularizer = {} if weight is None else {"regularizer": gradcore.VanishingGradientRegularizer(weight)}
         dx = layer.backward(
-            tape, a["dy"], pair("dh", "dc") if with_dstate else None, step_clip=step_clip, **regulariser
+            tape, a["dy"], pair("dh", "dc") if with_dstate else None, step_clip=step_clip, **regularizer
         )
         return {
             "y": y.copy(), "dx": dx.copy(), "grads": layer.flat_grads.copy(), "tape": tape,

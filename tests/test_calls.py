@@ -288,7 +288,9 @@ def _recurrent(cell: str) -> None:
         made = layer()
         _, tape = made.forward(floats(rng, T, B, I))
         given = {"tape": tape, "dy": floats(rng, T, B, 2 * H), "dstate": state(rng), "step_clip": 1.0}
-        return made.backward, given | ({"regulariser": gradcore.Regulariser(0.1)} if cell == "RNN" else {})
+        return made.backward, given | (
+            {"regularizer": gradcore.VanishingGradientRegularizer(0.1)} if cell == "RNN" else {}
+        )
 
     @recipe(f"{cell}.load_state_dict", changed="self")
     def _(rng: np.random.Generator) -> Any:
@@ -410,7 +412,7 @@ def _(rng: np.random.Generator) -> Any:
 @recipe("Sequential.backward", changed="self tape")
 def _(rng: np.random.Generator) -> Any:
     made = model()
-    given = {"step_clip": 1.0, "regulariser": gradcore.Regulariser(0.1)}
+    given = {"step_clip": 1.0, "regularizer": gradcore.VanishingGradientRegularizer(0.1)}
     return made.backward, {"tape": made.forward(floats(rng, T, B, I))[1], "dy": floats(rng, B, 1), **given}
 
 
@@ -777,16 +779,16 @@ def _(rng: np.random.Generator) -> Any:
     return monitor.GradientMonitor().update, {**numbers, "model": layer, "tape": tape, "y": floats(rng, T, B, H)}
 
 
-@recipe("Regulariser")
+@recipe("VanishingGradientRegularizer")
 def _(rng: np.random.Generator) -> Any:
-    return gradcore.Regulariser, {"weight": 0.1, "bound": 1e-20}
+    return gradcore.VanishingGradientRegularizer, {"weight": 0.1, "bound": 1e-20}
 
 
-@recipe("Regulariser()", changed="layer tape")
+@recipe("VanishingGradientRegularizer()", changed="layer tape")
 def _(rng: np.random.Generator) -> Any:
     layer, tape = taped(rng, "RNN")
     given = {"dy": floats(rng, T, B, H), "dstate": floats(rng, 2, B, H), "step_clip": 1.0}
-    return gradcore.Regulariser(0.1), {"layer": layer, "tape": tape, **given}
+    return gradcore.VanishingGradientRegularizer(0.1), {"layer": layer, "tape": tape, **given}
 
 
 @recipe("set_num_threads")
@@ -1050,8 +1052,8 @@ def excused(case: Case, error: Exception) -> bool:
 
 
 def called_back(case: Case) -> bool:
-    """Whether what stands for a schedule, a regulariser or batches is a callable: only it can tell of its arguments."""
-    callables, makers = ("max_norm", "lr", "regulariser", "loss", "batches"), ("a type", "function", "another layer")
+    """Whether what stands for a schedule, a regularizer or batches is a callable: only it can tell of its arguments."""
+    callables, makers = ("max_norm", "lr", "regularizer", "loss", "batches"), ("a type", "function", "another layer")
     return any(name in callables and maker in makers for name, _, maker in case.changes)
 
 
@@ -1297,11 +1299,11 @@ def test_targets_that_step_into_each_other_without_meeting() -> None:
     assert np.flatnonzero(raw == 0.5).tolist() == [0, 2, 3, 4, 5, 7]
 
 
-def test_a_failing_regulariser_leaves_all_gradients_alone() -> None:
+def test_a_failing_regularizer_leaves_all_gradients_alone() -> None:
     rng = seeded()
     made = gradcore.Sequential(gradcore.LSTM(I, H, rng=rng), gradcore.Tanh(), gradcore.Linear(H, 1, rng=rng))
     y, tape = made.forward(np.ones((T, B, I), np.float32))
-    for options in ({"regulariser": gradcore.Regulariser(1.0)}, {"step_clip": -1.0}):
+    for options in ({"regularizer": gradcore.VanishingGradientRegularizer(1.0)}, {"step_clip": -1.0}):
         with pytest.raises((TypeError, ValueError)):
             made.backward(tape, np.ones_like(y), **options)
         assert not made.flat_grads.any()

@@ -466,7 +466,9 @@ def test_a_damaged_file_names_the_one_before(path: Path) -> None:
     save_checkpoint(path, step=2)
     save_checkpoint(path, step=3)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"run\.safetensors: not a gradcore checkpoint: .*before it is .*safetensors\.previous$"):
+    with pytest.raises(
+        ValueError, match=r"run\.safetensors: not a gradcore checkpoint: .*before it is .*safetensors\.previous$"
+    ):
         load_checkpoint(path)
     assert load_checkpoint(_files.previous_path(path)) == {"step": 2}
 

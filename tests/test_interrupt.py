@@ -231,7 +231,7 @@ def test_backward_broken_off_leaves_zero_gradients_and_a_layer_that_works(name: 
     np.testing.assert_array_equal(model.flat_grads, want)
 
 
-def test_backward_broken_off_in_the_regulariser_leaves_zero_gradients() -> None:
+def test_backward_broken_off_in_the_regularizer_leaves_zero_gradients() -> None:
     rnn = gradcore.RNN(2, 3)
     y, tape = rnn.forward(np.ones((4, 1, 2), np.float32))
 
@@ -240,7 +240,7 @@ def test_backward_broken_off_in_the_regulariser_leaves_zero_gradients() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rnn.backward(tape, y, regulariser=half_way)
+        rnn.backward(tape, y, regularizer=half_way)
     assert not rnn.flat_grads.any()
 
 

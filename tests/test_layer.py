@@ -352,7 +352,7 @@ for path in sys.argv[1:]:
             lambda: spectral.jacobian(layer, tape, 2, 1),
         ]
         if name == "RNN":
-            calls.append(lambda: gradcore.Regulariser(1.0)(layer, tape, np.ones_like(want)))
+            calls.append(lambda: gradcore.VanishingGradientRegularizer(1.0)(layer, tape, np.ones_like(want)))
         for call, value in zip(calls, (found[0][1], found[0][3], found[0][5], None)):
             grads = layer.flat_grads.copy()
             try:

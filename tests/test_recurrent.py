@@ -1226,10 +1226,10 @@ def test_no_dy_for_the_regularizer() -> None:
     layer = gradcore.RNN(3, 4, dtype=np.float64, rng=0)
     y, tape = layer.forward(np.ones((6, 2, 3)))
     dstate = np.random.default_rng(1).standard_normal((1, 2, 4))
-    want = gradcore.Regulariser(1.0)(layer, tape, np.zeros_like(y), dstate)
+    want = gradcore.VanishingGradientRegularizer(1.0)(layer, tape, np.zeros_like(y), dstate)
     grads = layer.flat_grads.copy()
     layer.zero_grad()
-    assert gradcore.Regulariser(1.0)(layer, tape, None, dstate) == want > 0
+    assert gradcore.VanishingGradientRegularizer(1.0)(layer, tape, None, dstate) == want > 0
     assert same_bits(layer.flat_grads, grads)
 
 

@@ -1,4 +1,4 @@
-"""The vanishing-gradient regulariser: its value and gradient against the formula, and what it does to a training."""
+"""The vanishing-gradient regularizer: its value and gradient against the formula, and what it does to a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tools import Array, central_difference, recurrent_params, relative_error, same_bits
 
 import gradcore
-from gradcore import Regulariser, reference
+from gradcore import VanishingGradientRegularizer, reference
 
 pytestmark = pytest.mark.kernels
 
@@ -27,7 +27,7 @@ def build(mode: str, I: int, H: int, seed: int = 0, **options: Any) -> tuple[Any
 
 
 def held(tape: reference.RecurrentTape, dh: Array, step_clip: float) -> tuple[Array, Array]:
-    """What the regulariser holds constant: dL/da and phi'(a), (L*D, T, B, H) each."""
+    """What the regularizer holds constant: dL/da and phi'(a), (L*D, T, B, H) each."""
     h = tape.gates[:, :, :, 0]
     slope = 1 - h**2 if tape.mode == "RNN_TANH" else (h > 0).astype(float)
     norm = np.linalg.norm(dh, axis=-1, keepdims=True)
@@ -79,7 +79,7 @@ def test_value_and_gradient_against_finite_differences(
 
     turned = (lambda a: a.swapaxes(0, 1)) if layer.batch_first else (lambda a: a)
     _, tape = layer.forward(turned(x), state, lengths)
-    got = Regulariser(2.0)(layer, tape, turned(dy), dstate, step_clip=step_clip)
+    got = VanishingGradientRegularizer(2.0)(layer, tape, turned(dy), dstate, step_clip=step_clip)
 
     omegas = []
     for k in range(L * D):
@@ -107,7 +107,7 @@ def test_dropout_between_layers() -> None:
     (mask,) = tape.masks
     _, _, want_tape = reference.recurrent_forward("RNN_TANH", params, x, dropout_masks=[mask.reshape(6, 4, 5)])
     deltas, slopes = held(want_tape, reference.recurrent_backward(want_tape, dy).dh, math.inf)
-    Regulariser(1.0)(layer, tape, dy)
+    VanishingGradientRegularizer(1.0)(layer, tape, dy)
     want = [omega_of(params[f"weight_hh_l{k}"], deltas[k], slopes[k], want_tape.alive, False) for k in range(2)]
     assert tape.omega == pytest.approx(want, rel=1e-9)
 
@@ -116,17 +116,17 @@ def test_in_the_backward_pass_it_only_adds_its_gradient() -> None:
     layer, _ = build("RNN_TANH", 3, 5, num_layers=2)
     rng = np.random.default_rng(1)
     x, dy, dstate = rng.standard_normal((9, 4, 3)), rng.standard_normal((9, 4, 5)), rng.standard_normal((2, 4, 5))
-    lengths, regulariser = [9, 2, 5, 7], Regulariser(3.0)
+    lengths, regularizer = [9, 2, 5, 7], VanishingGradientRegularizer(3.0)
 
     _, tape = layer.forward(x, lengths=lengths)
     dx = layer.backward(tape, dy, dstate, step_clip=1.0)
     before = layer.flat_grads.copy()
-    omega = regulariser(layer, tape, dy, dstate, step_clip=1.0)  # the tape serves after the pass, too
+    omega = regularizer(layer, tape, dy, dstate, step_clip=1.0)  # the tape serves after the pass, too
     by_hand = layer.flat_grads.copy()
 
     layer.zero_grad()
     _, other = layer.forward(x, lengths=lengths)
-    assert same_bits(layer.backward(other, dy, dstate, step_clip=1.0, regulariser=regulariser), dx)
+    assert same_bits(layer.backward(other, dy, dstate, step_clip=1.0, regularizer=regularizer), dx)
     assert relative_error(layer.flat_grads, by_hand) < 1e-14
     assert relative_error(by_hand, before) > 1e-3
     assert same_bits(other.omega, tape.omega)
@@ -143,7 +143,7 @@ def test_float32_layers_get_the_gradient_of_float64() -> None:
     x, dy = rng.standard_normal((20, 4, 3)), rng.standard_normal((20, 4, 16))
     for layer in (wide, narrow):
         _, tape = layer.forward(x.astype(layer.dtype))
-        Regulariser(1.0)(layer, tape, dy.astype(layer.dtype))
+        VanishingGradientRegularizer(1.0)(layer, tape, dy.astype(layer.dtype))
     assert narrow.flat_grads.dtype == np.float32
     assert relative_error(narrow.flat_grads, wide.flat_grads) < 1e-4
 
@@ -159,7 +159,7 @@ def test_an_orthogonal_linear_layer_has_nothing_to_mend() -> None:
         y, tape = layer.forward(np.ones((10, 3, 1)))
         dy = np.zeros_like(y)
         dy[-1] = np.random.default_rng(0).standard_normal((3, 2))
-        assert Regulariser(1.0)(layer, tape, dy) == pytest.approx(want, abs=1e-12)
+        assert VanishingGradientRegularizer(1.0)(layer, tape, dy) == pytest.approx(want, abs=1e-12)
         assert np.abs(layer.flat_grads).max() == pytest.approx(0, abs=1e-12) or gain == 2.0
 
 
@@ -169,11 +169,11 @@ def test_it_does_not_depend_on_the_scale_of_the_loss(scale: float) -> None:
     rng = np.random.default_rng(1)
     x, dy = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 5))
     _, tape = layer.forward(x)
-    regulariser = Regulariser(1.0, bound=0.0)
-    want = regulariser(layer, tape, dy)
+    regularizer = VanishingGradientRegularizer(1.0, bound=0.0)
+    want = regularizer(layer, tape, dy)
     gradient = layer.flat_grads.copy()
     layer.zero_grad()
-    assert regulariser(layer, tape, scale * dy) == pytest.approx(want, rel=1e-12)
+    assert regularizer(layer, tape, scale * dy) == pytest.approx(want, rel=1e-12)
     assert relative_error(layer.flat_grads, gradient) < 1e-12
 
 
@@ -186,7 +186,7 @@ def test_what_has_vanished_does_not_count() -> None:
     dy[-1] = 1
     w, n = 0.1, 29
     for bound in (1e-20, 1e-3):  # the mean of equal terms is the same over few or many pairs
-        assert Regulariser(1.0, bound=bound)(layer, tape, dy) == pytest.approx((w**2 - 1) ** 2)
+        assert VanishingGradientRegularizer(1.0, bound=bound)(layer, tape, dy) == pytest.approx((w**2 - 1) ** 2)
     # with a second sequence whose ratio is 0: its only delta counts once, the first one's count 10 or 29 times
     dy2, x2 = np.zeros((30, 2, 1)), np.ones((30, 2, 1))
     dy2[-1] = 1
@@ -195,17 +195,19 @@ def test_what_has_vanished_does_not_count() -> None:
     counted = {1e-20: 11, 1e-3: 2, 0.0: n}  # delta = 0.1^s, s = 0 ... 10 reach 1e-20
     for bound, count in counted.items():
         want = (count * (w**2 - 1) ** 2 + 1) / (count + 1)
-        assert Regulariser(1.0, bound=bound * (1 - 1e-9))(layer, tape, dy2) == pytest.approx(want, rel=1e-12)
+        assert VanishingGradientRegularizer(1.0, bound=bound * (1 - 1e-9))(layer, tape, dy2) == pytest.approx(
+            want, rel=1e-12
+        )
 
 
 def test_nothing_to_count_is_zero() -> None:
     for T, B, lengths in ((0, 3, None), (1, 3, None), (5, 0, None), (5, 2, [0, 0]), (5, 2, [1, 1])):
         layer, _ = build("RNN_TANH", 2, 3, bidirectional=True)
         y, tape = layer.forward(np.ones((T, B, 2)), lengths=lengths)
-        assert Regulariser(1.0)(layer, tape, np.ones_like(y)) == 0.0
+        assert VanishingGradientRegularizer(1.0)(layer, tape, np.ones_like(y)) == 0.0
         assert not layer.flat_grads.any()
     y, tape = layer.forward(np.ones((4, 2, 2)))
-    assert Regulariser(1.0)(layer, tape, np.zeros_like(y)) == 0.0
+    assert VanishingGradientRegularizer(1.0)(layer, tape, np.zeros_like(y)) == 0.0
     assert not layer.flat_grads.any()
 
 
@@ -216,40 +218,40 @@ def test_what_is_not_finite_passes_on_without_a_warning() -> None:
         dy = np.ones_like(y)
         dy[2, 1, 0] = bad
         layer.zero_grad()
-        assert math.isnan(Regulariser(1.0)(layer, tape, dy))
+        assert math.isnan(VanishingGradientRegularizer(1.0)(layer, tape, dy))
         assert np.isnan(layer.grads["weight_hh_l0"]).any()
 
 
 def test_errors_name_the_argument_and_change_nothing() -> None:
     layer, _ = build("RNN_TANH", 2, 3)
     y, tape = layer.forward(np.ones((4, 2, 2)))
-    regulariser = Regulariser(1.0)
+    regularizer = VanishingGradientRegularizer(1.0)
     for cell in (gradcore.LSTM, gradcore.GRU):
         gated = cell(2, 3)
         out, its_tape = gated.forward(np.ones((4, 2, 2), np.float32))
         with pytest.raises(TypeError, match=f"layer: expected an RNN, .*, got {cell.__name__}"):
-            gated.backward(its_tape, out, regulariser=regulariser)
+            gated.backward(its_tape, out, regularizer=regularizer)
         assert not gated.flat_grads.any()
     with pytest.raises(TypeError, match=r"layer: expected an RNN, .*, got Sequential"):
-        regulariser(gradcore.Sequential(), tape, y)
-    with pytest.raises(TypeError, match="regulariser: expected a Regulariser, got float"):
-        layer.backward(tape, y, regulariser=4.0)
+        regularizer(gradcore.Sequential(), tape, y)
+    with pytest.raises(TypeError, match="regularizer: expected a VanishingGradientRegularizer, got float"):
+        layer.backward(tape, y, regularizer=4.0)
     with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
-        regulariser(build("RNN_TANH", 2, 3)[0], tape, y)
+        regularizer(build("RNN_TANH", 2, 3)[0], tape, y)
     with pytest.raises(ValueError, match=r"dy: expected shape \(4, 2, 3\), got \(3, 2, 3\)"):
-        layer.backward(tape, y[1:], regulariser=regulariser)
+        layer.backward(tape, y[1:], regularizer=regularizer)
     with pytest.raises(ValueError, match="step_clip: expected a number at least 0, got -1"):
-        regulariser(layer, tape, y, step_clip=-1.0)
+        regularizer(layer, tape, y, step_clip=-1.0)
     with pytest.raises(ValueError, match="weight: expected a number at least 0, got -1"):
-        Regulariser(-1.0)
+        VanishingGradientRegularizer(-1.0)
     with pytest.raises(TypeError, match="weight: expected a number, got str"):
-        Regulariser("much")  # type: ignore[arg-type]
+        VanishingGradientRegularizer("much")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bound: expected a number at least 0, got nan"):
-        Regulariser(1.0, bound=math.nan)
+        VanishingGradientRegularizer(1.0, bound=math.nan)
     model = gradcore.Sequential(gradcore.Linear(2, 2))
     out, tape = model.forward(np.ones((4, 2), np.float32))
-    with pytest.raises(ValueError, match="regulariser: no layer of this model takes it"):
-        model.backward(tape, out, regulariser=regulariser)
+    with pytest.raises(ValueError, match="regularizer: no layer of this model takes it"):
+        model.backward(tape, out, regularizer=regularizer)
 
 
 # ---- in a training ---------------------------------------------------------------------------------------------------
@@ -270,15 +272,15 @@ def vanishing(seed: int = 0) -> tuple[Any, list[tuple[Array, Array]]]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_vanishing_network_comes_to_keep_its_gradients(seed: int) -> None:
-    """|ln(dh_first / dh_last)| over 49 steps back: about 35 as it starts, and without the regulariser for ever."""
+    """|ln(dh_first / dh_last)| over 49 steps back: about 35 as it starts, and without the regularizer for ever."""
     ends, omegas = {}, []
     for weight in (0.0, 4.0):
         model, batches = vanishing(seed)
-        regulariser = Regulariser(weight) if weight else None
+        regularizer = VanishingGradientRegularizer(weight) if weight else None
         seen = [] if not weight else [lambda record: omegas.append(float(record.tape.tapes[0].omega.sum()))]
         history = gradcore.fit(
             model, batches, gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05),
-            epochs=5, max_norm=1.0, regulariser=regulariser, callbacks=seen,
+            epochs=5, max_norm=1.0, regularizer=regularizer, callbacks=seen,
         )  # fmt: skip
         name = next(iter(history.dh_first))
         ratio = np.log(history.dh_first[name] / history.dh_last[name])
@@ -290,17 +292,17 @@ def test_a_vanishing_network_comes_to_keep_its_gradients(seed: int) -> None:
 
 
 def test_fit_does_what_the_loop_by_hand_does() -> None:
-    regulariser = Regulariser(4.0)
+    regularizer = VanishingGradientRegularizer(4.0)
     model, batches = vanishing()
     gradcore.fit(
-        model, batches[:5], gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05), epochs=1, regulariser=regulariser
+        model, batches[:5], gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05), epochs=1, regularizer=regularizer
     )
     by_hand, _ = vanishing()
     optimizer = gradcore.optim.SGD(by_hand, lr=0.05)
     for x, target in batches[:5]:
         by_hand.zero_grad()
         y, tape = by_hand.forward(x)
-        by_hand.backward(tape, gradcore.losses.mse(y, target)[1], regulariser=regulariser)
+        by_hand.backward(tape, gradcore.losses.mse(y, target)[1], regularizer=regularizer)
         optimizer.step()
     assert same_bits(model.flat_params, by_hand.flat_params)
     plain, _ = vanishing()

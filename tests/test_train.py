@@ -294,7 +294,7 @@ def test_bad_options(options, error):
     "make", [lambda: gradcore.Linear(3, 2), lambda: gradcore.MLP([3, 4, 2])], ids=["layer", "model"]
 )
 @pytest.mark.parametrize(
-    "options", [{"step_clip": 1.0}, {"regulariser": lambda *_, **__: 0.0}], ids=lambda o: next(iter(o))
+    "options", [{"step_clip": 1.0}, {"regularizer": lambda *_, **__: 0.0}], ids=lambda o: next(iter(o))
 )
 def test_options_that_no_layer_takes(make, options):
     model = make()
