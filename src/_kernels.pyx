@@ -20,7 +20,7 @@ def _select():
     global TABLE
     cdef char supported[64]
     wanted = os.environ.get("GRADCORE_ISA", "").encode()
-    TABLE = gc_select(wanted, supported)
+    TABLE = gc_select(wanted, supported, sizeof(supported))
     if TABLE is NULL:
         choices = (<bytes> supported).decode() or "none (it lacks SSE4.2)"
         raise ImportError(f"GRADCORE_ISA={wanted.decode()}: this processor and this build support {choices}")

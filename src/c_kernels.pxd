@@ -115,7 +115,7 @@ cdef extern from "gradcore.h" nogil:
         int (*jacobian_separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *logs,
                                  Py_ssize_t *pivots) noexcept nogil
 
-    const gc_table *gc_select(const char *wanted, char *supported)
+    const gc_table *gc_select(const char *wanted, char *supported, size_t size)
     void gc_set_num_threads(int n)
     int gc_get_num_threads()
     int gc_has_openmp()

@@ -1,4 +1,5 @@
 /* Chooses the kernel table of one instruction set, once, when the module is imported. */
+#include <stdio.h>
 #include <string.h>
 
 #include "gradcore.h"
@@ -37,10 +38,11 @@ static int cpu_has_baseline(void)
 #endif
 }
 
-const gc_table *gc_select(const char *wanted, char supported[64])
+const gc_table *gc_select(const char *wanted, char *supported, size_t size)
 {
-    const gc_table *best_first[3];
+    const gc_table *best_first[3], *found = NULL;
     int n = 0;
+    size_t used = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
 #endif
@@ -54,11 +56,10 @@ const gc_table *gc_select(const char *wanted, char supported[64])
     (void)cpu_has_v4;
 
     supported[0] = '\0';
-    const gc_table *found = NULL;
     for (int i = 0; i < n; i++) {
-        if (i) strcat(supported, ", ");
-        strcat(supported, best_first[i]->isa);
-        if (wanted && wanted[0] ? strcmp(wanted, best_first[i]->isa) == 0 : i == 0) found = best_first[i];
+        const char *isa = best_first[i]->isa;
+        if (used < size) used += (size_t)snprintf(supported + used, size - used, "%s%s", i ? ", " : "", isa);
+        if (wanted && wanted[0] ? strcmp(wanted, isa) == 0 : i == 0) found = best_first[i];
     }
     return found;
 }

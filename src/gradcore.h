@@ -205,8 +205,9 @@ typedef struct gc_table {
 /* ---- dispatch.c ------------------------------------------------------------------------------------------------------- */
 
 /* The table for `wanted`, or for the best instruction set of this processor when `wanted` is NULL or empty; NULL where the
- * processor or the build lacks it. `supported` receives the names that would work, separated by ", ". */
-const gc_table *gc_select(const char *wanted, char supported[64]);
+ * processor or the build lacks it. `supported`, of `size` bytes, receives the names that would work, separated by
+ * ", ", or as many of them as it holds. */
+const gc_table *gc_select(const char *wanted, char *supported, size_t size);
 
 /* ---- spans.c, norm.c, optim.c: lists of arrays, with the block kernels of one table ------------------------------------- */
 
@@ -215,8 +216,8 @@ typedef void (*gc_block_body)(void *arg, ptrdiff_t array, ptrdiff_t start, ptrdi
 void gc_number_blocks(gc_span *spans, ptrdiff_t n);
 ptrdiff_t gc_number_of_blocks(const gc_span *spans, ptrdiff_t n);
 /* body for every block of the list, in one parallel region; which thread gets which block depends on their numbers only.
- * GC_OK, or, if it may be, GC_STOPPED. */
-int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int may_stop, gc_block_body body, void *arg);
+ * `how` and what is returned are gc_parallel's. */
+int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int how, gc_block_body body, void *arg);
 
 /* p is positive or INFINITY; `arrays` (n,) and `all` are overwritten. Reads only. */
 int gc_norm_measure(const gc_table *, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all);
@@ -235,13 +236,18 @@ int gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *fr
 
 typedef struct gc_team gc_team;
 
+typedef void (*gc_body)(void *arg, gc_team *team, int thread);
+enum { GC_EXACT = 1, GC_WHOLE = 2 }; /* subnormal numbers are kept, not flushed to zero; it is not stopped half way */
+
 /* Run body(arg, team, thread) on up to n threads, thread 0 being the caller. Fewer threads may come: ask the team. GC_STOPPED
  * if gc_stopped has said so to any of them. */
-int gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg);
+int gc_parallel(int n, int how, gc_body body, void *arg);
 int gc_team_size(const gc_team *team);
-void gc_barrier(gc_team *team); /* every thread of the team waits for the others, unless they are to stop */
+/* Every thread of the team waits for the others. All get the same answer: whether to stop, and then they return at once. */
+int gc_barrier(gc_team *team);
 
-/* Whether this thread of the team is to return soon, leaving things as they are. To be asked about every millisecond. */
+/* Whether this thread of the team is to return soon, leaving things as they are, without another barrier. To be asked about
+ * every millisecond. */
 int gc_stopped(gc_team *team, int thread);
 /* What thread 0 asks ten times a second, in the caller's floating-point mode: 0 to go on. */
 void gc_set_ask(int (*ask)(void));
@@ -249,9 +255,5 @@ void gc_set_ask(int (*ask)(void));
 void gc_set_num_threads(int n);
 int gc_get_num_threads(void);
 int gc_has_openmp(void);
-
-/* Flush subnormals to zero in the calling thread; the mode found is returned, to be given back to gc_ftz_leave. */
-unsigned long long gc_ftz_enter(void);
-void gc_ftz_leave(unsigned long long mode);
 
 #endif

@@ -74,7 +74,7 @@ static int FN(jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n,
                                 const void *h_in, const void *c_in, double *factors)
 {
     FN(factor_job) job = {cell, H, n, rows, gates, h_in, c_in, factors};
-    return gc_parallel((double)n * (double)H * 10 < SERIAL_WORK ? 1 : threads, FN(factors_body), &job);
+    return gc_parallel((double)n * (double)H * 10 < SERIAL_WORK ? 1 : threads, 0, FN(factors_body), &job);
 }
 
 /* ==== products, in double ============================================================================================== */
@@ -191,7 +191,6 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
     ptrdiff_t first, end;
     share(s->B * s->m, team, thread, &first, &end);
     double *v = s->v + first * row, *pre = s->work + first * pre_row;
-    unsigned long long mode = gc_ftz_enter();
     gc_watch watch = {team, thread, 0, 0};
     for (ptrdiff_t i = 0; i < s->steps && !watch.stop; i++) {
         const double *factors = s->factors + i * s->B * of_sample;
@@ -214,7 +213,6 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
             if (norm != 0) divide(row, its_v, norm);
         }
     }
-    gc_ftz_leave(mode);
 }
 
 static size_t jacobian_work(const gc_jacobian *s)
@@ -226,7 +224,7 @@ static int jacobian_product(const gc_jacobian *s)
 {
     const double work = (double)s->steps * (double)(s->B * s->m) * (double)(cell_gates(s->cell) * s->H) * (double)s->H;
     if (s->B * s->m == 0) return GC_OK;
-    return gc_parallel(work < SERIAL_WORK ? 1 : s->threads, jacobian_body, (void *)s);
+    return gc_parallel(work < SERIAL_WORK ? 1 : s->threads, 0, jacobian_body, (void *)s);
 }
 
 /* ==== vectors that are carried along, kept apart ======================================================================= */
@@ -347,7 +345,6 @@ static void separate_body(void *arg, gc_team *team, int thread)
     const separate_job *job = arg;
     ptrdiff_t first, end;
     share(job->B, team, thread, &first, &end);
-    unsigned long long mode = gc_ftz_enter();
     gc_watch watch = {team, thread, 0, 0};
     for (ptrdiff_t b = first; b < end && !watch.stop; b++) {
         double *v = job->v + b * job->k * job->n, *logs = job->logs + b * job->k;
@@ -356,12 +353,11 @@ static void separate_body(void *arg, gc_team *team, int thread)
         else
             orthonormalise(job->k, job->n, v, logs, &watch);
     }
-    gc_ftz_leave(mode);
 }
 
 static int jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs, ptrdiff_t *pivots)
 {
     separate_job job = {B, k, n, v, logs, pivots};
-    return gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, separate_body, &job);
+    return gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, 0, separate_body, &job);
 }
 #endif

@@ -49,7 +49,7 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
     gc_watch watch = {team, thread, 0, 0};
     FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team), &watch);
-    gc_barrier(team);
+    if (barrier(&watch)) return;
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, 0, (REAL *)s->y + first * O, O,
              s->b, 0, NULL, 0, &watch); /* (l1) */
@@ -59,7 +59,7 @@ static int FN(linear_forward)(const gc_linear *s)
 {
     FN(linear_plan) plan;
     FN(plan_linear)(&plan, s);
-    return gc_parallel(linear_threads(s), FN(linear_forward_body), &plan);
+    return gc_parallel(linear_threads(s), 0, FN(linear_forward_body), &plan);
 }
 
 /* inverts (l1) */
@@ -74,7 +74,7 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     share(O, team, thread, &first, &end);
     FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db,
                 plan->products + thread * FN(gemm_tn_work)(), &watch);
-    gc_barrier(team);
+    if (barrier(&watch)) return;
     share(N, team, thread, &first, &end);
     FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, 0, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0,
              &watch);
@@ -84,7 +84,7 @@ static int FN(linear_backward)(const gc_linear *s)
 {
     FN(linear_plan) plan;
     FN(plan_linear)(&plan, s);
-    return gc_parallel(linear_threads(s), FN(linear_backward_body), &plan);
+    return gc_parallel(linear_threads(s), 0, FN(linear_backward_body), &plan);
 }
 
 /* ==== functions that only activations need ============================================================================== */
@@ -133,7 +133,7 @@ INLINE VEC FN(v_normal)(VEC x, VEC *E)
     VEC a = FN(v_min)(FN(v_set1)(vanishes), FN(v_abs)(x)); /* beyond that the tail is below all numbers */
     VEC square = FN(v_mul)(a, a), lost = FN(v_fma)(a, a, FN(v_sub)(FN(v_zero)(), square));
     VEC e = FN(v_exp_negative)(FN(v_mul)(square, FN(v_set1)(R(-0.5))));
-    e = FN(v_sub)(e, FN(v_mul)(e, FN(v_mul)(half, lost))); /* the rounding of the square counts when it is large */
+    e = FN(v_fnma)(e, FN(v_mul)(half, lost), e); /* the rounding of the square counts when it is large */
     VEC shifted = FN(v_add)(a, FN(v_set1)(K)), u = FN(v_div)(FN(v_sub)(a, FN(v_set1)(K)), shifted);
     VEC value = FN(v_set1)(f[TERMS - 1]);
 #pragma GCC unroll 25
@@ -188,7 +188,10 @@ INLINE VEC FN(deactivate)(const int kind, VEC kept, VEC d, VEC p, VEC q)
     case GC_TANH: return FN(d_tanh)(d, kept);
     case GC_SIGMOID: return FN(d_sigmoid)(d, kept);
     case GC_RELU: return FN(v_select_gt)(kept, zero, d, kept); /* kept is 0 or NaN there, and a NaN must show */
-    case GC_LEAKY_RELU: return FN(v_select_gt)(kept, zero, d, FN(v_mul)(p, d));
+    case GC_LEAKY_RELU: { /* here, too */
+        VEC below = FN(v_max)(FN(v_sub)(zero, one), FN(v_min)(zero, kept)); /* finite or NaN */
+        return FN(v_mul)(d, FN(v_select_gt)(kept, zero, one, FN(v_fma)(below, zero, p)));
+    }
     case GC_ELU: {
         VEC below = FN(v_mul)(p, FN(v_exp_negative)(FN(v_min)(zero, kept)));
         return FN(v_mul)(FN(v_mul)(q, d), FN(v_select_gt)(kept, zero, one, below));
@@ -257,12 +260,12 @@ static void FN(activation_body)(void *arg, gc_team *team, int thread)
 static int FN(activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y)
 {
     FN(activation_plan) plan = {kind, n, p, q, x, NULL, y};
-    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
+    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, 0, FN(activation_body), &plan);
 }
 
 static int FN(activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept,
                                    const void *dy, void *dx)
 {
     FN(activation_plan) plan = {kind, n, p, q, kept, dy, dx};
-    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, FN(activation_body), &plan);
+    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, 0, FN(activation_body), &plan);
 }

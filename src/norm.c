@@ -137,7 +137,7 @@ int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, do
     /* A power other than 1 and 2 is only taken of entries that the largest one divides: the first pass looks for it. */
     const int any_power = p != 1 && p != 2 && !isinf(p);
     job j = {.table = table, .spans = spans, .p = any_power ? INFINITY : p, .blocks = blocks};
-    if ((status = gc_over_blocks(spans, n, 1, measure_block, &j)) != GC_OK) goto done;
+    if ((status = gc_over_blocks(spans, n, GC_EXACT, measure_block, &j)) != GC_OK) goto done;
     ptrdiff_t again = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         gather(&spans[i], &blocks[spans[i].first_block], j.p, 1, &arrays[i]);
@@ -154,7 +154,7 @@ int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, do
             units[i] = (any_power ? arrays[i].largest > 0 : unit != 1) ? unit : 0;
         }
         j.units = units;
-        if ((status = gc_over_blocks(spans, n, 1, measure_block, &j)) != GC_OK) goto done;
+        if ((status = gc_over_blocks(spans, n, GC_EXACT, measure_block, &j)) != GC_OK) goto done;
         for (ptrdiff_t i = 0; i < n; i++)
             if (units[i] > 0) gather(&spans[i], &blocks[spans[i].first_block], p, units[i], &arrays[i]);
     }
@@ -177,7 +177,7 @@ static void scale_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 void gc_norm_scale(const gc_table *table, const gc_span *spans, ptrdiff_t n, const double *factors)
 {
     job j = {.table = table, .spans = spans, .factors = factors};
-    gc_over_blocks(spans, n, 0, scale_block, &j);
+    gc_over_blocks(spans, n, GC_EXACT | GC_WHOLE, scale_block, &j);
 }
 
 static void clamp_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
@@ -192,5 +192,5 @@ static void clamp_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 void gc_norm_clamp(const gc_table *table, const gc_span *spans, ptrdiff_t n, double limit)
 {
     job j = {.table = table, .spans = spans, .limit = limit};
-    gc_over_blocks(spans, n, 0, clamp_block, &j);
+    gc_over_blocks(spans, n, GC_EXACT | GC_WHOLE, clamp_block, &j);
 }

@@ -10,21 +10,18 @@ typedef struct job {
     atomic_ptrdiff_t spikes; /* whole numbers: their sum has no order */
 } job;
 
-/* Subnormal moments, which every gradient that stays away leaves behind, would cost a hundred cycles each. */
 static void update_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     job *j = arg;
     const gc_span *span = &j->spans[i];
-    const unsigned long long mode = gc_ftz_enter();
     const ptrdiff_t spikes = j->table->real[span->real].update_block(j->update, span->data, start, n);
     if (j->update->rule == GC_SPAM) atomic_fetch_add_explicit(&j->spikes, spikes, memory_order_relaxed);
-    gc_ftz_leave(mode);
 }
 
 ptrdiff_t gc_optim_update(const gc_table *table, const gc_span *spans, ptrdiff_t n, const gc_update *update)
 {
     job j = {.table = table, .spans = spans, .update = update};
     atomic_init(&j.spikes, 0);
-    gc_over_blocks(spans, n, 0, update_block, &j);
+    gc_over_blocks(spans, n, GC_WHOLE, update_block, &j);
     return atomic_load(&j.spikes);
 }

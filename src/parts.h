@@ -1,12 +1,18 @@
-/* How work and scratch are divided: the same for every element type. Included by per_isa.c only. */
+/* How work and scratch are divided: the same for every element type. */
 #ifndef GC_PARTS_H
 #define GC_PARTS_H
+
+#include "compiler.h"
+#include "gradcore.h"
 
 enum {
     SERIAL_WORK = 200 * 1000,      /* multiply-adds below which one thread is faster than starting a team */
     LOOK_AFTER = 10 * 1000 * 1000, /* from one look whether to stop to the next: a tenth of a millisecond to a few */
     MOVED = 20                     /* multiply-adds that take as long as moving an element from memory to memory */
 };
+
+INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
 /* n * i / parts, also where the product has no place in a ptrdiff_t. */
 INLINE ptrdiff_t cut(ptrdiff_t n, ptrdiff_t i, ptrdiff_t parts) { return n / parts * i + n % parts * i / parts; }
@@ -43,6 +49,9 @@ INLINE int stopped(gc_watch *watch, double work)
     }
     return watch->stop;
 }
+
+/* Waits for the team; whether to stop, as all are told here and some know already. These return without waiting. */
+INLINE int barrier(gc_watch *watch) { return watch->stop || (watch->stop = gc_barrier(watch->team)); }
 
 /* Hands out parts of the scratch, each on a cache line of its own; with base NULL it only counts. */
 typedef struct {

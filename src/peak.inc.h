@@ -5,7 +5,7 @@
 
 typedef struct {
     ptrdiff_t n;
-    double sum;
+    double sum, made;
 } FN(peak_job);
 
 static void FN(peak_body)(void *arg, gc_team *team, int thread)
@@ -21,13 +21,15 @@ static void FN(peak_body)(void *arg, gc_team *team, int thread)
     }
     for (int i = 1; i < 12; i++) sum[0] = FN(v_add)(sum[0], sum[i]);
     FN(v_store)(total, sum[0]);
-    if (!thread) job->sum = (double)total[0] * gc_team_size(team);
+    if (thread) return;
+    job->sum = (double)total[0]; /* so that it is computed */
+    job->made = 12.0 * V * (double)job->n * gc_team_size(team);
 }
 
-/* n rounds on each of so many threads; the multiply-adds made. */
+/* n rounds on each of so many threads, or of those that come; the multiply-adds made. */
 static double FN(multiply_adds)(int threads, ptrdiff_t n)
 {
-    FN(peak_job) job = {n, 0};
-    gc_parallel(threads, FN(peak_body), &job);
-    return job.sum > 0 ? 12.0 * V * (double)n * threads : 0; /* so that the sums are made */
+    FN(peak_job) job = {n, 0, 0};
+    gc_parallel(threads, 0, FN(peak_body), &job);
+    return job.sum > 0 ? job.made : 0;
 }

@@ -24,9 +24,6 @@ enum { AHEAD = 2048, FEW = 64 /* elements between two looks ahead */ };
             PREFETCH((const char *)(array) + AHEAD + line);                                                                    \
     while (0)
 
-INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
-INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
-
 #include "parts.h"
 #include "half.h"
 

@@ -340,7 +340,6 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
     const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * PANEL; /* from one panel's pre-activations to the next one's */
     const REAL *x = s->x, *h = s->h;
-    unsigned long long mode = gc_ftz_enter();
 
     gc_watch watch = {team, thread, 0, 0};
     FN(pack_forward)(plan, thread, gc_team_size(team), &watch);
@@ -351,7 +350,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         if (all_help) share_units(s, &input, panel, team, thread);
         /* no waiting from one chunk to the next of the same shape: each thread keeps to its own sequences and rows */
         const ptrdiff_t same = !all_help && chunk.rows == chunk.alive * (chunk.i1 - chunk.i0) ? chunk.alive : -1;
-        if (same < 0 || same != last) gc_barrier(team);
+        if ((same < 0 || same != last) && barrier(&watch)) break;
         last = same;
 
         for (ptrdiff_t u = input.u0; plan->whole_chunk && u < input.u1; u += panel) {
@@ -366,14 +365,14 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
                                    &watch);
                 }
         }
-        if (all_help) gc_barrier(team);
+        if (all_help && barrier(&watch)) break;
         for (ptrdiff_t i = chunk.i0; i < chunk.i1 && !watch.stop; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
             REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
             for (ptrdiff_t b = 0; b < rows; b++)
                 for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V)
                     FN(v_store)(h_in + b * h_row + u, FN(v_get)(h + (chunk.first + b) * H + u, chunk.u1 - u));
-            if (chunk.by_units) gc_barrier(team); /* h_{t-1} is complete */
+            if (chunk.by_units && barrier(&watch)) break; /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int apart = plan->whole_chunk && rows <= MR;
             REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * PANEL;
@@ -398,14 +397,13 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         i0 = chunk.i1;
     }
     STREAM_FENCE();
-    gc_ftz_leave(mode);
 }
 
 static int FN(recurrent_forward)(const gc_recurrent *s)
 {
     FN(forward_plan) plan;
     FN(plan_forward)(&plan, s);
-    return gc_parallel(recurrent_threads(s), FN(forward_body), &plan);
+    return gc_parallel(recurrent_threads(s), 0, FN(forward_body), &plan);
 }
 
 /* ==== backward ========================================================================================================= */
@@ -564,7 +562,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         const REAL *dy = (const REAL *)s->dy + (s->y_at ? s->y_at[row0 + b] : row0 + b) * s->ld_y;
         for (ptrdiff_t j = chunk->u0; j < chunk->u1; j++) dh[b * H + j] += dy[j];
     }
-    if (chunk->by_units) gc_barrier(watch->team); /* dL/dh_t is complete */
+    if (chunk->by_units && barrier(watch)) return; /* dL/dh_t is complete */
     for (ptrdiff_t b = 0; b < rows; b++) {
         const ptrdiff_t row = row0 + b;
         double norm = measures ? FN(l2_norm)(dh + b * H, H) : 0;
@@ -581,7 +579,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         else
             FN(rnn_step_back)(&p, s->cell == GC_RNN_RELU);
     }
-    if (chunk->by_units) gc_barrier(watch->team); /* dg and the carry are complete */
+    if (chunk->by_units && barrier(watch)) return; /* dg and the carry are complete */
     if (s->dc_norm && s->cell == GC_LSTM) {
         ptrdiff_t from = 0, to = rows;
         if (chunk->by_units) share(rows, watch->team, watch->thread, &from, &to);
@@ -655,7 +653,6 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     const ptrdiff_t F = s->F, H = s->H, GH = plan->G * H, n_first = gate_order(s, 1)[0] * H;
     REAL *work = plan->products + thread * FN(gemm_tn_work)();
     const int n_threads = gc_team_size(team);
-    unsigned long long mode = gc_ftz_enter();
 
     gc_watch watch = {team, thread, 0, 0};
     FN(pack)(GH, H, NR, s->w_hh, H, 1, 0, plan->w_hh, thread, n_threads, &watch);
@@ -667,13 +664,13 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     } else if (s->dx) {
         FN(pack)(GH, F, NR, s->w_ih, F, 1, n_first, plan->w_ih, thread, n_threads, &watch);
     }
-    gc_barrier(team);
+    if (barrier(&watch)) return;
 
     for (ptrdiff_t i1 = s->T; i1 > 0 && !watch.stop;) {
         gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, V, team, thread);
         i1 = chunk.i0;
         for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0 && !watch.stop; i--) FN(step_back)(plan, &chunk, i, &watch);
-        gc_barrier(team);
+        if (barrier(&watch)) return;
 
         ptrdiff_t rows = chunk.rows, first, end;
         if (narrow)
@@ -692,14 +689,13 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
                 FN(gemm)(end - first, 0, F, F, GH, plan->dg + first * plan->dg_row, plan->dg_row, plan->w_ih, 0, dx, F,
                      s->dx_adds ? dx : NULL, F, NULL, 0, &watch);
         }
-        gc_barrier(team);
+        if (barrier(&watch)) return;
     }
-    gc_ftz_leave(mode);
 }
 
 static int FN(recurrent_backward)(const gc_recurrent *s)
 {
     FN(backward_plan) plan;
     FN(plan_backward)(&plan, s);
-    return gc_parallel(recurrent_threads(s), FN(backward_body), &plan);
+    return gc_parallel(recurrent_threads(s), 0, FN(backward_body), &plan);
 }

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "gradcore.h"
+#include "parts.h"
 
 enum {
     LOOK_BYTES = 4 << 20, /* copied from one look whether to stop to the next */
@@ -20,9 +21,9 @@ typedef struct {
 static void copy_body(void *arg, gc_team *team, int thread)
 {
     const rows_job *job = arg;
-    const int n_threads = gc_team_size(team);
+    const ptrdiff_t end = cut(job->n, thread + 1, gc_team_size(team));
     size_t copied = 0;
-    for (ptrdiff_t i = job->n * thread / n_threads; i < job->n * (thread + 1) / n_threads; i++, copied += job->size) {
+    for (ptrdiff_t i = cut(job->n, thread, gc_team_size(team)); i < end; i++, copied += job->size) {
         if (copied > LOOK_BYTES) {
             if (gc_stopped(team, thread)) return;
             copied = 0;
@@ -38,5 +39,5 @@ static void copy_body(void *arg, gc_team *team, int thread)
 int gc_copy_rows(ptrdiff_t n, size_t size, const void *from, const ptrdiff_t *from_at, void *to, const ptrdiff_t *to_at)
 {
     rows_job job = {n, size, from, from_at, to, to_at};
-    return gc_parallel((size_t)n * size < SERIAL_BYTES ? 1 : gc_get_num_threads(), copy_body, &job);
+    return gc_parallel((double)n * (double)size < SERIAL_BYTES ? 1 : gc_get_num_threads(), 0, copy_body, &job);
 }

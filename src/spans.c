@@ -1,5 +1,6 @@
 /* Work over a list of arrays, of any element type: the blocks of all of them are numbered through and shared out. */
 #include "gradcore.h"
+#include "parts.h"
 
 /* A thread that gets fewer blocks than this is not worth waking. */
 enum { BLOCKS_PER_THREAD = 8, LOOK_BLOCKS = 512 /* from one look whether to stop to the next */ };
@@ -21,16 +22,15 @@ ptrdiff_t gc_number_of_blocks(const gc_span *spans, ptrdiff_t n)
 typedef struct job {
     const gc_span *spans;
     ptrdiff_t n, n_blocks;
-    int may_stop;
     gc_block_body body;
     void *arg;
 } job;
 
-static void share(void *arg, gc_team *team, int thread)
+static void share_blocks(void *arg, gc_team *team, int thread)
 {
     const job *j = arg;
-    const ptrdiff_t size = gc_team_size(team), end = j->n_blocks * (thread + 1) / size;
-    ptrdiff_t block = j->n_blocks * thread / size;
+    const ptrdiff_t size = gc_team_size(team), end = cut(j->n_blocks, thread + 1, size);
+    ptrdiff_t block = cut(j->n_blocks, thread, size);
 
     /* The last array that begins at this block or before it; an empty array shares its number with the next one. */
     ptrdiff_t i = 0, after = j->n;
@@ -45,15 +45,15 @@ static void share(void *arg, gc_team *team, int thread)
         const gc_span *span = &j->spans[i];
         for (ptrdiff_t start = (block - span->first_block) * GC_BLOCK; start < span->n && block < end;
              start += GC_BLOCK, block++) {
-            if (j->may_stop && block % LOOK_BLOCKS == LOOK_BLOCKS - 1 && gc_stopped(team, thread)) return;
+            if (block % LOOK_BLOCKS == LOOK_BLOCKS - 1 && gc_stopped(team, thread)) return;
             j->body(j->arg, i, start, span->n - start < GC_BLOCK ? span->n - start : GC_BLOCK);
         }
     }
 }
 
-int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int may_stop, gc_block_body body, void *arg)
+int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int how, gc_block_body body, void *arg)
 {
-    job j = {spans, n, gc_number_of_blocks(spans, n), may_stop, body, arg};
+    job j = {spans, n, gc_number_of_blocks(spans, n), body, arg};
     const ptrdiff_t useful = j.n_blocks / BLOCKS_PER_THREAD, allowed = gc_get_num_threads();
-    return gc_parallel((int)(useful < 1 ? 1 : useful < allowed ? useful : allowed), share, &j);
+    return gc_parallel((int)(useful < 1 ? 1 : useful < allowed ? useful : allowed), how, share_blocks, &j);
 }

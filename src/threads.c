@@ -26,14 +26,25 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #define PAUSE() _mm_pause()
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define PAUSE() __asm__ volatile("isb")
 #else
 #define PAUSE() ((void)0)
 #endif
+#if defined(_WIN32)
+#define YIELD() SwitchToThread()
+#else
+#define YIELD() sched_yield()
+#endif
 
+/* Each count on a cache line of its own: those who spin on `phase` keep it while others arrive. */
 struct gc_team {
-    int size;
-    atomic_int arrived, phase, stopped;
-    double ask_at; /* in seconds; 0 before the first look at the clock */
+    int size, how;
+    atomic_int stopped;      /* by the caller's wish, which some threads see earlier than others */
+    unsigned long long mode; /* the caller's, of floating point */
+    double ask_at;           /* in seconds; 0 before the first look at the clock */
+    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_uint phase; /* 2 for every barrier passed, and 1 from that on at which all learn that they are to stop */
 };
 
 static atomic_int num_threads = 1, workers_lost;
@@ -111,56 +122,51 @@ int gc_has_openmp(void)
 #endif
 }
 
-/* Spins, because a step of a small network is shorter than a sleep; yields when the wait is long, because there may be more
- * threads than cores. */
-void gc_barrier(gc_team *team)
+/* The last to arrive decides for all whether to stop, and lets them go. */
+static void arrive(gc_team *team, unsigned phase)
 {
-    enum { SPINS = 2000 };
-    if (team->size == 1 || atomic_load_explicit(&team->stopped, memory_order_relaxed)) return;
-    int phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
-        return;
-    }
-    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
-        PAUSE();
-#if !defined(_WIN32)
-        if (spins >= SPINS) sched_yield();
-#endif
-        if (atomic_load_explicit(&team->stopped, memory_order_relaxed)) return;
-    }
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) != team->size - 1) return;
+    const unsigned stop = atomic_load_explicit(&team->stopped, memory_order_relaxed) != 0;
+    atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&team->phase, ((phase | 1) + 1) | stop, memory_order_release);
 }
 
-/* ---- the floating-point mode of a worker ------------------------------------------------------------------------------- */
+/* Spins, because a step of a small network is shorter than a sleep; yields when the wait is long, because there may be more
+ * threads than cores. */
+int gc_barrier(gc_team *team)
+{
+    enum { SPINS = 2000 };
+    if (team->size == 1) return atomic_load_explicit(&team->stopped, memory_order_relaxed);
+    const unsigned before = atomic_load_explicit(&team->phase, memory_order_relaxed);
+    unsigned now;
+    arrive(team, before);
+    for (int spins = 0; (now = atomic_load_explicit(&team->phase, memory_order_acquire)) == before; spins++) {
+        PAUSE();
+        if (spins >= SPINS) YIELD();
+    }
+    return (int)(now & 1);
+}
+
+/* ---- the floating-point mode ------------------------------------------------------------------------------------------ */
 
 #if defined(__x86_64__) || defined(_M_X64)
 static const unsigned long long FLUSH = 0x8040; /* flush-to-zero, denormals-are-zero */
-unsigned long long gc_ftz_enter(void)
-{
-    unsigned int mode = _mm_getcsr();
-    _mm_setcsr(mode | (unsigned int)FLUSH);
-    return mode;
-}
-void gc_ftz_leave(unsigned long long mode)
-{
-    /* the exception flags raised meanwhile stay raised */
-    _mm_setcsr((unsigned int)mode | (_mm_getcsr() & 0x3f));
-}
+static unsigned long long get_mode(void) { return _mm_getcsr(); }
+/* The exception flags that were raised meanwhile stay raised. */
+static void set_mode(unsigned long long mode) { _mm_setcsr((unsigned int)mode | (_mm_getcsr() & 0x3f)); }
 #elif defined(__aarch64__) && defined(__GNUC__)
 static const unsigned long long FLUSH = 1ull << 24;
-unsigned long long gc_ftz_enter(void)
+static unsigned long long get_mode(void)
 {
     unsigned long long mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode | FLUSH));
     return mode;
 }
-void gc_ftz_leave(unsigned long long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+static void set_mode(unsigned long long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
 #else
 static const unsigned long long FLUSH = 0;
-unsigned long long gc_ftz_enter(void) { return 0; }
-void gc_ftz_leave(unsigned long long mode) { (void)mode; }
+static unsigned long long get_mode(void) { return 0; }
+static void set_mode(unsigned long long mode) { (void)mode; }
 #endif
 
 /* ---- stopping half way ------------------------------------------------------------------------------------------------- */
@@ -183,14 +189,14 @@ int gc_stopped(gc_team *team, int thread)
 {
     const double interval = 0.1;
     int stopped = atomic_load_explicit(&team->stopped, memory_order_relaxed);
-    if (thread || stopped || !ask) return stopped;
+    if (thread || stopped || !ask || team->how & GC_WHOLE) return stopped;
     const double now = seconds();
     if (team->ask_at != 0 && now < team->ask_at) return 0;
     if (team->ask_at != 0) {
-        const unsigned long long mode = gc_ftz_enter();
-        gc_ftz_leave(mode & ~FLUSH);
+        const unsigned long long mode = get_mode();
+        set_mode(team->mode);
         stopped = ask();
-        gc_ftz_leave(mode);
+        set_mode(mode);
         atomic_store_explicit(&team->stopped, stopped, memory_order_relaxed);
     }
     team->ask_at = now + interval;
@@ -198,6 +204,19 @@ int gc_stopped(gc_team *team, int thread)
 }
 
 /* ---- teams ------------------------------------------------------------------------------------------------------------- */
+
+/* A thread of a team: the same floating-point mode in all of them, whatever the caller has chosen for itself, so that the bits
+ * do not depend on who computes them. */
+static void run(gc_body body, void *arg, gc_team *team, int thread)
+{
+    const unsigned long long mode = get_mode();
+    set_mode(team->how & GC_EXACT ? mode & ~FLUSH : mode | FLUSH);
+    body(arg, team, thread);
+    set_mode(mode);
+    /* who has left half way is not waited for */
+    if (team->size > 1 && atomic_load_explicit(&team->stopped, memory_order_relaxed))
+        arrive(team, atomic_load_explicit(&team->phase, memory_order_relaxed));
+}
 
 #ifdef _OPENMP
 /* OpenMP keeps a pool of threads for every thread that opens parallel regions. Its size, that thread included: */
@@ -301,7 +320,7 @@ static int limited(int n)
 #endif
 }
 
-static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg, gc_team *team)
+static void run_team(int n, gc_body body, void *arg, gc_team *team)
 {
     /* A smaller region would end the other threads of the pool, and the next one create them again: they watch. */
     const int allowed = limited(gc_get_num_threads()), kept = pool_size < allowed ? pool_size : allowed;
@@ -312,7 +331,7 @@ static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), 
         grows = size > pool_size;
     }
     if (size == 1) {
-        body(arg, team, 0);
+        run(body, arg, team, 0);
         return;
     }
 #endif
@@ -330,16 +349,16 @@ static void run_team(int n, void (*body)(void *arg, gc_team *team, int thread), 
             if (grows) pthread_mutex_unlock(&growing); /* all threads are there */
 #endif
         }
-        if (thread < team->size) body(arg, team, thread);
+        if (thread < team->size) run(body, arg, team, thread);
     }
     (void)grows;
     if (pool_size < size) calls_left = CALLS_BEFORE_NEXT; /* OMP_DYNAMIC or OMP_THREAD_LIMIT */
 }
 #endif
 
-int gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void *arg)
+int gc_parallel(int n, int how, gc_body body, void *arg)
 {
-    gc_team team = {.size = 1};
+    gc_team team = {.size = 1, .how = how, .mode = get_mode()};
     if (atomic_load(&workers_lost)) n = 1;
 #ifdef _OPENMP
     /* inside another library's region it would be nested, with other rules for its threads */
@@ -347,7 +366,7 @@ int gc_parallel(int n, void (*body)(void *arg, gc_team *team, int thread), void 
         run_team(n, body, arg, &team);
     else
 #endif
-        body(arg, &team, 0);
+        run(body, arg, &team, 0);
     (void)n;
     return atomic_load(&team.stopped) ? GC_STOPPED : GC_OK;
 }

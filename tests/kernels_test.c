@@ -3,6 +3,7 @@
  * and its scaling, two optimizers. tests/test_c.py has the commands. */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -400,13 +401,73 @@ static void test_norm(const gc_table *table)
     release(large), release(small);
 }
 
+/* ---- the floating-point mode ------------------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+static void flush_to_zero(int on) { _mm_setcsr(on ? _mm_getcsr() | 0x8040 : _mm_getcsr() & ~0x8040u); }
+#elif defined(__aarch64__)
+static void flush_to_zero(int on)
+{
+    unsigned long long mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" : : "r"(on ? mode | 1ull << 24 : mode & ~(1ull << 24)));
+}
+#else
+#define NO_MODE
+#endif
+
+#ifndef NO_MODE
+static int flushes(void)
+{
+    volatile float tiny = 1e-40f, one = 1;
+    return tiny * one == 0;
+}
+
+static int flushed_when_asked;
+static int ask(void)
+{
+    flushed_when_asked = flushes();
+    return 1;
+}
+
+static void look_at_mode(void *arg, gc_team *team, int thread)
+{
+    atomic_int *n_flushing = arg;
+    atomic_fetch_add(n_flushing, flushes());
+    while (!gc_stopped(team, thread)) {}
+}
+
+/* Every thread flushes, or none where the kernel is exact, whatever the caller does, who keeps what it has; and it is in the
+ * caller's mode that gc_set_ask's function is called. */
+static void test_modes(void)
+{
+    gc_set_ask(ask);
+    for (int own = 0; own < 2; own++)
+        for (int how = 0; how <= GC_EXACT; how++) {
+            atomic_int n_flushing = 0;
+            flush_to_zero(own);
+            const int status = gc_parallel(1, how, look_at_mode, &n_flushing), after = flushes();
+            flush_to_zero(0);
+            if (status != GC_STOPPED || n_flushing != !how || after != own || flushed_when_asked != own) {
+                printf("flush to zero: caller %d, how %d: kernel %d, handler %d, afterwards %d\n", own, how, n_flushing,
+                       flushed_when_asked, after);
+                failures++;
+            }
+        }
+    gc_set_ask(NULL);
+}
+#else
+static void test_modes(void) {}
+#endif
+
 int main(void)
 {
     char supported[64], list[64];
-    gc_select(NULL, supported);
+    gc_select(NULL, supported, sizeof supported);
     strcpy(list, supported);
     for (char *isa = strtok(list, ", "); isa; isa = strtok(NULL, ", ")) {
-        const gc_table *table = gc_select(isa, supported);
+        const gc_table *table = gc_select(isa, supported, sizeof supported);
         for (int real = GC_F32; real <= GC_F64; real++) {
             for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++)
                 for (F = 2; F <= 9; F += 7) test_cell(table, real, cell);
@@ -420,6 +481,7 @@ int main(void)
         test_norm(table);
         printf("%s: %d elements of float32 in a vector\n", isa, (int)table->real[GC_F32].lanes);
     }
+    test_modes();
     if (failures) printf("%d failures\n", failures);
     return failures > 0;
 }

@@ -162,6 +162,28 @@ def fork(way: str, imports: str, n: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_multiply_adds_counts_the_threads_that_come() -> None:
+    """A forked child has one, whatever is asked for."""
+    run("""
+import os
+import numpy as np
+import gradcore
+from gradcore import _kernels
+
+def made(n_threads):
+    gradcore.set_num_threads(n_threads)
+    return _kernels.multiply_adds(np.dtype(np.float32), 1000)
+
+one = made(1)
+assert made(2) == (2 * one if _kernels.has_openmp() else one)
+child = os.fork()
+if child == 0:
+    os._exit(made(2) != one)
+assert os.waitpid(child, 0)[1] == 0
+""")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize(
     ("way", "imports"),
     [
