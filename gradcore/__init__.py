@@ -15,6 +15,7 @@ if _find_spec("gradcore._kernels") is None:
 from gradcore import init, losses, optim, schedule, threshold
 from gradcore._threads import get_num_threads, info, set_num_threads
 from gradcore.checkpoint import load_checkpoint, save_checkpoint
+from gradcore.history import History
 from gradcore.linear import (
     ELU,
     GELU,
@@ -34,7 +35,7 @@ from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
 from gradcore.recurrent import GRU, LSTM, RNN
 from gradcore.regulariser import VanishingGradientRegularizer
 from gradcore.scaler import GradScaler
-from gradcore.train import History, fit
+from gradcore.train import fit
 from gradcore.units import UnitClip, clip_grad_units_
 
 if _typing.TYPE_CHECKING:

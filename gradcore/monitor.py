@@ -11,8 +11,9 @@ import numpy as np
 from gradcore._check import Array, check_int, check_real, check_reals
 from gradcore._files import jsonable
 from gradcore._html import html_table
+from gradcore._run import Run, Step
 from gradcore.findings import SEVERITIES, Finding, Thresholds
-from gradcore.rules import ADVICE, AT_END, EACH_STEP, Rule, Run, Step, Symptom
+from gradcore.rules import ADVICE, AT_END, EACH_STEP, Rule, Symptom
 
 __all__ = ["ADVICE", "SEVERITIES", "Finding", "GradientMonitor", "Thresholds"]
 

@@ -23,9 +23,10 @@ import pytest
 
 import gradcore
 from gradcore import _files
+from gradcore.history import COLUMNS, TABLES
 from gradcore.monitor import GradientMonitor, Thresholds
 from gradcore.progress import ProgressBar
-from gradcore.train import COLUMNS, TABLES, StepRecord
+from gradcore.train import StepRecord
 
 MSE = gradcore.losses.mse
 

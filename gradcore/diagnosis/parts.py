@@ -14,10 +14,10 @@ from gradcore._files import jsonable
 from gradcore._html import html_table
 from gradcore.diagnosis.config import Config
 from gradcore.diagnosis.wording import number, per_step
+from gradcore.history import History
 from gradcore.monitor import Finding
 from gradcore.spectral import Condition, LayerGrowth
 from gradcore.spectral.verdict import Verdict
-from gradcore.train import History
 
 __all__ = [
     "ClipThresholds",
