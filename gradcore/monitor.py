@@ -22,7 +22,7 @@ class GradientMonitor:
     """Turn a run into findings: each has a severity, the step where it began, the numbers behind it, and advice.
 
     Pass it to `gradcore.fit`, or call `update` after every step of your own loop and `finish` at the end. It never
-    changes what it reads, and neither raises nor warns when that is not finite. A step costs some tens of microseconds;
+    changes what it reads, and neither raises nor warns when that is not finite. A step costs less than a millisecond;
     weights and outputs are looked at every few steps only.
 
     Parameters
