@@ -26,7 +26,7 @@ ROUNDING = 1e-9
 class Claim:
     """Something commonly said, and what gradcore measures of it.
 
-    Attributes
+    Parameters
     ----------
     claim : str
         One sentence, as it is said.

@@ -41,7 +41,7 @@ def mse(y: Array, target: Array) -> tuple[float, Array]:
     loss : float
         The mean, in float64.
     dy : ndarray
-        dL/dy = 2 (y - t) / n, of the shape and dtype of `y`.
+        The gradient dL/dy = 2 (y - t) / n, of the shape and dtype of `y`.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     loss : float
         The mean, in float64.
     dy : ndarray, (..., C)
-        dL/dlogits = (softmax(z) - onehot(l)) / rows, of the dtype of `logits`.
+        The gradient dL/dlogits = (softmax(z) - onehot(l)) / rows, of the dtype of `logits`.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
     loss : float
         The mean, in float64.
     dy : ndarray
-        dL/dlogits = (sigmoid(z) - t) / n, of the shape and dtype of `logits`.
+        The gradient dL/dlogits = (sigmoid(z) - t) / n, of the shape and dtype of `logits`.
 
     Raises
     ------

@@ -15,6 +15,7 @@ from tools import Array
 
 import gradcore
 from gradcore import init, meanfield, spectral
+from gradcore.meanfield.theory import Z, expectation, float64_activation, value_and_slope
 
 pytestmark = pytest.mark.kernels
 
@@ -63,10 +64,10 @@ def backward_from_the_end(layer: Any, x: Array) -> Any:
 @pytest.mark.parametrize("q", [1e-4, 1.0, 30.0, 1e6])
 @each_activation
 def test_expectations_against_adaptive_quadrature(activation: Any, q: float) -> None:
-    phi = meanfield._activation(activation)
+    phi = float64_activation(activation)
 
     def integrand(z: float) -> Array:
-        y, slope = meanfield._value_and_slope(phi, np.array([math.sqrt(q) * z]))
+        y, slope = value_and_slope(phi, np.array([math.sqrt(q) * z]))
         density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
         return np.array([y[0] ** 2, slope[0] ** 2]) * density
 
@@ -75,14 +76,14 @@ def test_expectations_against_adaptive_quadrature(activation: Any, q: float) -> 
         scipy.integrate.quad_vec(integrand, low, high, epsabs=1e-13, epsrel=1e-12, limit=500)[0]
         for low, high in itertools.pairwise(edges)
     )
-    y, slope = meanfield._value_and_slope(phi, math.sqrt(q) * meanfield.Z)
-    np.testing.assert_allclose([meanfield._mean(y**2), meanfield._mean(slope**2)], want, rtol=1e-10)
+    y, slope = value_and_slope(phi, math.sqrt(q) * Z)
+    np.testing.assert_allclose([expectation(y**2), expectation(slope**2)], want, rtol=1e-10)
 
 
 def test_moments_of_the_normal_distribution() -> None:
     for k, want in enumerate([1, 1, 3, 15, 105]):
-        assert meanfield._mean(meanfield.Z ** (2 * k)) == pytest.approx(want, rel=1e-13)
-        assert meanfield._mean(meanfield.Z ** (2 * k + 1)) == pytest.approx(0, abs=1e-12)
+        assert expectation(Z ** (2 * k)) == pytest.approx(want, rel=1e-13)
+        assert expectation(Z ** (2 * k + 1)) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +110,12 @@ def test_chaos_begins_at_a_gain_of_one() -> None:
 
 @each_activation
 def test_the_fixed_point_is_one_and_is_where_iteration_leads(activation: Any) -> None:
-    phi = meanfield._activation(activation)
+    phi = float64_activation(activation)
     for sigma_w, sigma_b, drive in ((0.9, 0.3, 0.0), (1.2, 0.1, 0.5), (0.5, 0.0, 0.0)):
         field = meanfield.mean_field(activation, sigma_w, sigma_b, input_variance=drive)
         q = 1.0
         for _ in range(4000):
-            q = min(sigma_w**2 * meanfield._mean(phi(math.sqrt(q) * meanfield.Z) ** 2) + sigma_b**2 + drive, 1e30)
+            q = min(sigma_w**2 * expectation(phi(math.sqrt(q) * Z) ** 2) + sigma_b**2 + drive, 1e30)
         assert field.q == pytest.approx(q if q < 1e29 else math.inf, rel=1e-8, abs=1e-25)
 
 
@@ -188,12 +189,12 @@ def test_mean_field_refuses_what_it_cannot_answer() -> None:
 
 def sampled_squares(activation: Any, L: int, sigma_w: float, orthogonal: bool, n: int, seed: int = 0) -> Array:
     """Squared singular values of the Jacobian of one random network at one input at the fixed point."""
-    rng, phi = np.random.default_rng(seed), meanfield._activation(activation)
+    rng, phi = np.random.default_rng(seed), float64_activation(activation)
     q = meanfield.mean_field(activation, sigma_w).q
     jacobian, a = np.eye(n), math.sqrt(q) * rng.standard_normal(n)
     for _ in range(L):
         W = init.orthogonal_(np.empty((n, n)), rng=rng) if orthogonal else rng.standard_normal((n, n)) / math.sqrt(n)
-        y, slope = meanfield._value_and_slope(phi, a)
+        y, slope = value_and_slope(phi, a)
         a = sigma_w * W @ y
         jacobian = sigma_w * W @ (slope[:, None] * jacobian)
     return np.asarray(np.linalg.svd(jacobian, compute_uv=False) ** 2)
@@ -347,21 +348,63 @@ def test_forecast_refuses_what_it_cannot_answer() -> None:
             meanfield.forecast(model, wrong)
     with pytest.raises(TypeError, match="x: expected real numbers, got complex128"):
         meanfield.forecast(model, np.ones(2) * 1j)
-    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got GRU at 1\.0"):
-        meanfield.forecast(gradcore.Sequential(gradcore.Linear(4, 4), gradcore.Sequential(gradcore.GRU(4, 4))))
+    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got LastStep at 1\.0"):
+        meanfield.forecast(gradcore.Sequential(gradcore.Linear(4, 4), gradcore.Sequential(gradcore.LastStep())))
     with pytest.raises(TypeError, match=r"model: expected linear layers .*, got list$"):
         meanfield.forecast([model])
-    with pytest.raises(ValueError, match="model: has no layers"):
+    with pytest.raises(ValueError, match="model: expected at least one layer, got none"):
         meanfield.forecast(gradcore.Sequential())
     layer = gradcore.GRU(3, 4)
     with pytest.raises(ValueError, match="x: expected at least 1 sample and 2 steps, got B = 2, T = 1"):
         meanfield.forecast(layer, np.zeros((1, 2, 3), np.float32))
     with pytest.raises(ValueError, match="x: expected at least 1 sample and 2 steps, got B = 0, T = 5"):
         meanfield.forecast(layer, np.zeros((5, 0, 3), np.float32))
-    with pytest.raises(ValueError, match="x: has entries that are NaN or infinite"):
+    with pytest.raises(ValueError, match="x: expected finite numbers, got NaN or infinite ones"):
         meanfield.forecast(layer, np.full((5, 1, 3), np.nan, np.float32))
     with pytest.raises(TypeError, match="x: expected float32, got float64"):
         meanfield.forecast(layer, np.zeros((5, 1, 3)))
+
+
+class Skipping(gradcore.Sequential):
+    """Not a chain: x goes past the first layer too."""
+
+    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, Any]:
+        y, tape = super().forward(x, lengths)
+        return x + y, tape
+
+
+def test_a_model_that_need_not_be_a_chain_is_not_judged_as_one() -> None:
+    model = gradcore.Sequential(gradcore.Linear(4, 4), Skipping(gradcore.Linear(4, 4), gradcore.Tanh()))
+    with pytest.raises(TypeError, match="model: Skipping has a forward of its own, so it need not be a chain"):
+        meanfield.forecast(model)
+    with pytest.raises(TypeError, match="model: Skipping has a forward of its own, so it need not be a chain"):
+        meanfield.forecast(Skipping(gradcore.Linear(3, 3), gradcore.GRU(3, 3)), np.zeros((5, 1, 3), np.float32))
+
+
+def test_the_forecast_of_a_model_is_that_of_its_recurrent_layer() -> None:
+    layer = gradcore.GRU(4, 8, rng=0)
+    model = gradcore.Sequential(gradcore.Linear(3, 4, rng=1), gradcore.Sequential(gradcore.Tanh(), layer))
+    x = np.random.default_rng(0).standard_normal((20, 3, 3)).astype(np.float32)
+    driven = model.layers[1].layers[0](model.layers[0](x))
+    assert meanfield.forecast(model, x) == meanfield.forecast(layer, driven)
+    assert meanfield.forecast(model) == meanfield.forecast(layer)
+    assert meanfield.suggest_gain(model, x, -0.3) == meanfield.suggest_gain(layer, driven, -0.3)
+    assert meanfield.suggest_bias(model, 20) == meanfield.suggest_bias(layer, 20)
+    several = gradcore.Sequential(gradcore.RNN(3, 4), gradcore.LSTM(4, 4))
+    choices = r"model\.layers\[0\] \(RNN\), model\.layers\[1\] \(LSTM\)$"
+    with pytest.raises(ValueError, match=f"^model: expected one recurrent layer, .*{choices}"):
+        meanfield.forecast(several, x)
+    with pytest.raises(ValueError, match=f"^layer: expected one recurrent layer, .*{choices}"):
+        meanfield.suggest_gain(several, x)
+
+
+def test_forecasts_are_printed_in_a_few_short_lines() -> None:
+    forecast = meanfield.forecast(gradcore.LSTM(3, 4, 2, bidirectional=True, rng=0))
+    lines = str(forecast).splitlines()
+    assert [line.partition(":")[0] for line in lines[1:]] == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    assert lines[0].startswith(forecast.verdict)
+    assert max(map(len, lines)) < 100
+    assert len(str(meanfield.mean_field("tanh", 1.5))) < 120
 
 
 # ---- recurrent layers ------------------------------------------------------------------------------------------------
@@ -472,7 +515,7 @@ def test_suggested_gain_refuses_what_it_cannot_answer() -> None:
         meanfield.suggest_gain(layer, x, math.inf)
     with pytest.raises(ValueError, match="x: expected shape"):
         meanfield.suggest_gain(layer, x[0])
-    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got Linear"):
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, or a model with one, got Linear"):
         meanfield.suggest_gain(gradcore.Linear(3, 3), x)
 
 
@@ -496,7 +539,7 @@ def test_suggested_bias_refuses_what_it_cannot_answer() -> None:
         meanfield.suggest_bias(gradcore.RNN(1, 2), 10)
     with pytest.raises(TypeError, match=r"layer: expected an LSTM or GRU, .*, got 'rnn'"):
         meanfield.suggest_bias("rnn", 10)
-    with pytest.raises(ValueError, match="layer: the layer has no biases"):
+    with pytest.raises(ValueError, match="layer: expected a layer with biases"):
         meanfield.suggest_bias(gradcore.GRU(1, 2, bias=False), 10)
     for horizon in (1, 0.5, math.nan, math.inf):
         with pytest.raises(ValueError, match="horizon: expected a"):

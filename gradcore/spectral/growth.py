@@ -13,7 +13,7 @@ from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
 from gradcore.spectral.matrices import spectral_norm, spectral_radius
 from gradcore.spectral.members import drive, recurrent_layer, run_without_dropout, steps_and_samples
 from gradcore.spectral.trajectory import Trajectory, norm_bounds, parameter_suffix, state_parts
-from gradcore.spectral.verdict import Verdict, judge
+from gradcore.spectral.verdict import Verdict, in_words, judge
 
 Kind = Literal["necessary", "sufficient", "asymptotic"]
 
@@ -26,7 +26,7 @@ REST_SAMPLES, REST_STEPS = 8, 200  # without data: free-running trajectories, an
 class Condition:
     """A comparison that says something about a layer's growth.
 
-    Attributes
+    Parameters
     ----------
     name : str
         What is compared.
@@ -68,12 +68,12 @@ class Condition:
 class LayerGrowth:
     """The forecast of one layer and direction.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The end of the parameters' names: "l0", "l1_reverse", ...
     index : int
-        layer * num_directions + direction, the row in the telemetry.
+        The row in the telemetry, layer * num_directions + direction.
     rate : float
         Growth of a gradient carried back by this layer's own recurrence, natural logarithm per step.
     rate_with_above : float
@@ -109,19 +109,19 @@ class LayerGrowth:
     conditions: tuple[Condition, ...] = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{self.name}: {_in_words(self.verdict, self.rate)}, at most {safe_exp(self.upper_bound):.3g}"
+        return f"{self.name}: {in_words(self.verdict, self.rate)}, at most {safe_exp(self.upper_bound):.3g}"
 
 
 @dataclass(frozen=True)
 class GrowthPrediction:
     """The forecast of `predict_growth`.
 
-    Attributes
+    Parameters
     ----------
     rate : float
         The largest rate of all layers and directions, natural logarithm per step, going backwards in time.
     factor : float
-        exp(rate * horizon), the factor on the gradient's norm over the horizon at that rate.
+        The factor on the gradient's norm over the horizon at that rate, exp(rate * horizon).
     verdict : {"explodes", "vanishes", "stable"}
         The verdict on `rate`: "stable" is within 1 % a step and within a factor of 10 over the horizon. The gradient
         "vanishes" if it does so in every layer.
@@ -165,18 +165,13 @@ class GrowthPrediction:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"{_in_words(self.verdict, self.rate)}, {self.factor:.3g} over {self.horizon} steps "
+                f"{in_words(self.verdict, self.rate)}, {self.factor:.3g} over {self.horizon} steps "
                 f"(at most {safe_exp(self.upper_bound):.3g} a step)",
                 f"forecast from {self.basis}",
                 *(map(str, self.layers) if len(self.layers) > 1 else ()),
                 *map(str, self.conditions),
             ]
         )
-
-
-def _in_words(verdict: Verdict, rate: float) -> str:
-    link = "at" if verdict == "stable" else "by"
-    return f"{verdict} {link} a factor of {safe_exp(rate):.3g} a step"
 
 
 def predict_growth(layer: Any, x: Array | None = None, *, horizon: int) -> GrowthPrediction:

@@ -31,6 +31,20 @@ def recurrent_layer(model: Any, *, name: str = "layer") -> tuple[Any, Path]:
     raise TypeError(f"{name}: expected an RNN, LSTM or GRU, or a model with one, got {type(model).__name__}")
 
 
+def has_recurrent(model: Any) -> bool:
+    """Return whether the model is or holds a recurrent layer."""
+    return any(True for _ in _recurrent_members(model))
+
+
+def check_chain(name: str, model: Sequential) -> None:
+    """Refuse a subclass that may do something else than pass x from layer to layer."""
+    if type(model).forward is not Sequential.forward:
+        raise TypeError(
+            f"{name}: {type(model).__name__} has a forward of its own, so it need not be a chain of layers; pass one "
+            "of its layers, and x as that layer gets it"
+        )
+
+
 def recurrent_tape(tape: Any) -> Any:
     """Return a recurrent layer's tape or the only one in a model's."""
     found = list(recurrent_tapes(tape))
@@ -62,11 +76,7 @@ def drive(model: Any, x: Any, *, name: str = "layer") -> tuple[Any, Any]:
     """Return the recurrent layer of a model, and what it gets when the model gets x, without dropout."""
     layer, path = recurrent_layer(model, name=name)
     for i in path:
-        if type(model).forward is not Sequential.forward:
-            raise TypeError(
-                f"{name}: {type(model).__name__} has a forward of its own, so it need not be a chain of layers; pass "
-                "its recurrent layer, and x as that layer gets it"
-            )
+        check_chain(name, model)
         for member in model.layers[:i]:
             x = member(x)
         model = model.layers[i]

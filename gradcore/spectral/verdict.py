@@ -1,9 +1,11 @@
-"""When growth counts as explosion: the one place that decides it."""
+"""When growth counts as explosion, and how to say it: the one place that decides."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+from gradcore.spectral.logs import safe_exp
 
 Verdict = Literal["explodes", "vanishes", "stable"]
 
@@ -16,3 +18,9 @@ def judge(rate: float, horizon: int) -> Verdict:
     """Return the verdict on a rate, ln per step, over a number of steps."""
     margin = min(STABLE_RATE, math.log(STABLE_FACTOR) / horizon)
     return "explodes" if rate > margin else "vanishes" if rate < -margin else "stable"
+
+
+def in_words(verdict: Verdict, rate: float, unit: str = "step") -> str:
+    """Return such as "explodes by a factor of 1.25 a step"."""
+    link = "at" if verdict == "stable" else "by"
+    return f"{verdict} {link} a factor of {safe_exp(rate):.3g} a {unit}"
