@@ -477,7 +477,7 @@ def test_steps_scaled_to_norm_1_near_the_largest_number(exponent: int, transpose
     for factor in (1.0, 2.0**exponent):
         layer = gradcore.RNN(1, n, bias=False, dtype=np.float64)
         layer.params["weight_hh_l0"][...] = W * factor
-        trajectory = spectral._Trajectory.whole(layer, layer.forward(np.zeros((T, 1, 1)))[1], 0, T, 1)
+        trajectory = Trajectory.whole(layer, layer.forward(np.zeros((T, 1, 1)))[1], 0, T, 1)
         v, log_norm = np.random.default_rng(2).choice([-1.0, 1.0], (1, 3, n)), np.empty((T, 1, 3))
         trajectory.carry(v, trajectory.factors(0, T), transposed=transposed, log_norm=log_norm)
         found.append((v, log_norm))

@@ -49,7 +49,7 @@ def float64_activation(activation: Any) -> Activation:
         named: Activation = MLP((1, 1, 1), activation, dtype=FLOAT64).layers[1]  # its error lists the names
         return named
     if not isinstance(activation, Activation):
-        raise TypeError(f"activation: expected a name or an activation layer, got {type(activation).__name__}")
+        raise TypeError(f"activation: expected a name or an activation, got {type(activation).__name__}")
     twin: Activation = copy.copy(activation)
     twin.dtype = FLOAT64
     return twin
