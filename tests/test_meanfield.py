@@ -180,7 +180,7 @@ def test_mean_field_refuses_what_it_cannot_answer() -> None:
         meanfield.mean_field("tanh", 1, input_variance=-1)
     with pytest.raises(ValueError, match=r"activation: chi jumps from 0\.58.* to 1\.17.* at sigma_w = 1\.533"):
         meanfield.critical("gelu")
-    with pytest.raises(ValueError, match="activation: expected chi to cross 1 .* it is below 1"):
+    with pytest.raises(ValueError, match=r"activation: expected chi to cross 1 .* it is below 1"):
         meanfield.critical("sigmoid", sigma_b=1e9)
 
 

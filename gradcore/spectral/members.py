@@ -38,7 +38,7 @@ def has_recurrent(model: Any) -> bool:
 
 def check_chain(name: str, model: Sequential) -> None:
     """Refuse a subclass that may do something else than pass x from layer to layer."""
-    if type(model).forward is not Sequential.forward:
+    if not model.is_chain:
         raise TypeError(
             f"{name}: {type(model).__name__} has a forward of its own, so it need not be a chain of layers; pass one "
             "of its layers, and x as that layer gets it"
