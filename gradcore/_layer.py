@@ -296,7 +296,7 @@ class Layer:
     def flat_grads(self, values: Any) -> None:
         _assign("flat_grads", self._grads.flat, values)
 
-    # Copies and pickles carry the named arrays; the flat buffers are made anew, or views would come apart from them.
+    # Copies and pickles carry the named arrays, and get flat buffers of their own: a copy of a view is not a view.
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_params": dict(self._params), "_grads": dict(self._grads)}
 

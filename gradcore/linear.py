@@ -165,7 +165,7 @@ class Linear(Layer):
             raise ValueError(f"x: expected shape (..., {self.in_features}), got {shape}")
         x = check_array("x", x, self.dtype, shape)
         y = self._pool.empty((*shape[:-1], self.out_features), self.dtype)
-        weight, bias = self.params["weight"], self.params.get("bias")
+        weight, bias = self._params["weight"], self._params.get("bias")
         self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(shape[:-1]), self._pool.take))
         return y, Tape(self, x, y.shape)
 
@@ -204,7 +204,7 @@ class Linear(Layer):
         _check_tape(self, tape)
         dy = check_array("dy", dy, self.dtype, tape.shape)
         dx = self._pool.empty(tape.kept.shape, self.dtype)
-        weight, dw, db = self.params["weight"], self.grads["weight"], self.grads.get("bias")
+        weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
         n = math.prod(tape.shape[:-1])
         self._refuse_reentry()
         try:

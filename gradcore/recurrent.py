@@ -624,7 +624,7 @@ class _Recurrent(Layer):
                 k = layer * D + direction
                 gates, h_in, c_in = tape._kept[k] if tape is not None else (None, None, None)
                 h, c = states[0][k], states[1][k] if self._has_cell else None
-                weights = self._weights(self.params, k)
+                weights = self._weights(self._params, k)
                 work = _kernels.recurrent_forward(
                     self._cell, direction == 1, batch.offsets, B, weights, rows, y, y_at, direction * H, h, c,
                     gates, h_in, c_in, self._pool.take,
@@ -723,13 +723,13 @@ class _Recurrent(Layer):
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape._kept[k]
-                weights = self._weights(self.params, k)
+                weights = self._weights(self._params, k)
                 with self._adding.lock:
                     work = _kernels.recurrent_backward(
                         self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
                         d_rows, y_at, direction * H,
                         dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
-                        self._weights(self.grads, k), clip,
+                        self._weights(self._grads, k), clip,
                         dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
                     )  # fmt: skip
                 self._pool.give(work)
