@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tools import LAYOUTS, Array, central_difference, relative_error, same_bits
 
 import gradcore
-from gradcore import meanfield, reference
+from gradcore import reference
 from gradcore.monitor import GradientMonitor
 
 pytestmark = pytest.mark.kernels
@@ -901,14 +901,6 @@ def test_a_residual_block_that_grows_the_gradient_is_reported() -> None:
     (found,) = [finding for finding in monitor.findings if finding.kind == "exploding_in_layers"]
     assert found.numbers["log_growth_per_step"] == pytest.approx(math.log(3), rel=1e-5)
     assert found.numbers["steps"] == 20
-
-
-def test_the_mean_field_of_a_residual_model_is_refused() -> None:
-    block = Residual(gradcore.Linear(8, 8), gradcore.Tanh())
-    with pytest.raises(TypeError, match=r"got Residual$"):
-        meanfield.forecast(block)
-    with pytest.raises(TypeError, match=r"got Residual at 1$"):
-        meanfield.forecast(gradcore.Sequential(gradcore.Linear(8, 8), block))
 
 
 # ---- a model as a collection of layers -----------------------------------------------------------------------------
