@@ -1,4 +1,4 @@
-"""What is commonly said of gradients, measured: `python bench/claims.py` prints docs/claims.md, in seconds."""
+"""Measure common claims about gradients: `python bench/claims.py` prints docs/claims.md, in seconds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gradcore.claims import Claim, as_markdown, folk_claims
 
-HEAD = """# What is said of exploding and vanishing gradients
+HEAD = """# Common claims about exploding and vanishing gradients
 
-Each line is measured by `gradcore.claims.folk_claims()`, whose claims also say why; `python bench/claims.py` writes
-this page. A claim about all networks is false when one contradicts it, and that one is measured. A factor is the norm
-of the gradient at the first step or layer over that at the last; "keeps" means within a factor of 10.
+Each row is measured by `gradcore.claims.folk_claims()`, whose claims also say why; `python bench/claims.py` writes this
+page. A claim about all networks is false if one network contradicts it; that network is the one measured. A factor is
+the norm of the gradient at the first step or layer over that at the last; "keeps" means within a factor of 10.
 """
 
 

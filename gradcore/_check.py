@@ -1,4 +1,4 @@
-"""Checks of what callers hand in: one place for the rules and for the sentences of the errors."""
+"""Argument checks and their error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-MOST_COUNTED = 10**6  # entries, to see whether any meet; with more they count as meeting
+MOST_COUNTED = 10**6  # elements that are compared to see whether any overlap; more count as overlapping
 
 FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
@@ -20,7 +20,7 @@ FLOAT64 = np.dtype(np.float64)
 
 
 def check_dtype(dtype: Any) -> np.dtype[Any]:
-    """float32 or float64 in native byte order, or a TypeError."""
+    """Return float32 or float64 in native byte order."""
     if dtype is not None:  # which NumPy would take for float64
         try:
             given = np.dtype(dtype)
@@ -33,26 +33,34 @@ def check_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def check_int(name: str, value: Any, *, least: int = 0) -> int:
-    """An integer of at least `least`, small enough to index memory."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    """Return an integer of at least `least` that is small enough to index memory."""
+    _refuse_other_than_integers(name, value)
     if not least <= value < 2**40:
         bound = f"at least {least}" if value < least else "less than 2**40"
         raise ValueError(f"{name}: expected an integer of {bound}, got {value}")
     return int(value)
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _refuse_other_than_integers(name: str, value: Any) -> None:
+    if not _is_integer(value):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+
+
 def check_room(items: int, itemsize: int = 8) -> None:
-    """A MemoryError where so many items are more than can be addressed; NumPy would raise errors of many kinds."""
-    if items > sys.maxsize // itemsize - 4096:  # a few bytes for who aligns them
-        raise MemoryError(f"{items} items of {itemsize} bytes are more than can be addressed")
+    """Raise a MemoryError if so many items cannot be addressed, for which NumPy has errors of many kinds."""
+    if items > sys.maxsize // itemsize - 4096:  # leaves a few bytes for alignment
+        raise MemoryError(f"{items} items of {itemsize} bytes cannot be addressed")
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """A bool, or 0 or 1: anything else is more likely an argument in the wrong place."""
+    """Return a bool, also from 0 or 1. Anything else is more likely an argument in the wrong place."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    if not isinstance(value, (int, np.integer)):
+    if not _is_integer(value):
         raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
     if value not in (0, 1):
         raise ValueError(f"{name}: expected True or False, got {value}")
@@ -60,12 +68,12 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_rng(rng: Any) -> np.random.Generator:
-    """Return a generator as it is, or a new one: seeded with an integer, or afresh for None."""
+    """Return the given generator, one with the given seed, or for None one with a fresh seed."""
     if isinstance(rng, np.random.Generator):
         return rng
     if rng is None:
         return np.random.default_rng()
-    if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
+    if not _is_integer(rng):
         raise TypeError(f"rng: expected an integer, a numpy.random.Generator or None, got {type(rng).__name__}")
     if rng < 0:
         raise ValueError(f"rng: expected a seed of at least 0, got {rng}")
@@ -73,25 +81,24 @@ def check_rng(rng: Any) -> np.random.Generator:
 
 
 def check_choice(name: str, value: Any, wanted: Iterable[str]) -> str:
-    """One of the names."""
+    """Return one of the wanted names."""
     names = list(wanted)
-    if not isinstance(value, str) or value not in names:  # what is no text may not even be comparable
+    if not isinstance(value, str) or value not in names:  # other types need not be comparable
         last = " or ".join(map(repr, names)) if len(names) < 4 else f"one of {', '.join(names)}"
         raise ValueError(f"{name}: expected {last}, got {value!r}")
     return value
 
 
 def check_index(name: str, value: Any, n: int) -> int:
-    """An index from 0 to n - 1."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    """Return an index from 0 to n - 1."""
+    _refuse_other_than_integers(name, value)
     if not 0 <= value < n:
         raise IndexError(f"{name}: expected 0 <= {name} < {n}, got {value}")
     return int(value)
 
 
 def check_path(name: str, value: Any) -> str:
-    """A path as text. An integer is none: `open` would take it for a file that the caller has open, and close that."""
+    """Return a path as text. An integer is refused, because `open` would take it for an open file, and close that."""
     try:
         text = os.fspath(value)
     except TypeError:
@@ -103,20 +110,20 @@ def check_path(name: str, value: Any) -> str:
     except UnicodeError:  # half a surrogate pair
         usable = False
     if not usable:
-        raise ValueError(f"{name}: expected a path, got {text!r}, which no file can be called")
+        raise ValueError(f"{name}: expected a path, got {text!r}, which cannot be the name of a file")
     return text
 
 
 def as_list(name: str, value: Any, what: str = "an iterable") -> list[Any]:
-    """What can be gone through, as a list."""
+    """Return the members of an iterable as a list."""
     try:
         return list(value)
-    except (TypeError, ValueError) as error:  # an array without axes; a buffer that was released
+    except (TypeError, ValueError) as error:  # such as an array without axes or a released buffer
         raise TypeError(f"{name}: expected {what}, got {type(value).__name__}: {error}") from None
 
 
 def check_real(name: str, value: Any) -> float:
-    """Return a real number as a float, NaN allowed. Bools, strings and arrays are refused, but for 0-d arrays."""
+    """Return a real number as a float, NaN allowed. Bools, strings and arrays with axes are refused."""
     if type(value) is float:
         return value
     dtype = getattr(value, "dtype", None)
@@ -141,7 +148,7 @@ def _no_number(name: str, value: Any) -> NoReturn:
 def check_number(
     name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf, most: float = np.inf
 ) -> float:
-    """A real number in the range, NaN refused."""
+    """Return a real number in the range, NaN refused."""
     number = check_real(name, value)
     if not (number >= least and number <= most and (number > above or above == -np.inf)):
         bounds = [f"at least {least:g}"] * (least > -np.inf) + [f"above {above:g}"] * (above > -np.inf)
@@ -151,12 +158,12 @@ def check_number(
 
 
 def check_number_at(name: str, value: Any, step: int) -> float:
-    """A number of at least 0, or what a schedule, a callable of the step, says at this one."""
+    """Return a number of at least 0, or that of a schedule, a callable of the step."""
     return check_number(name, value(step) if callable(value) else value, least=0.0)
 
 
 def check_names(label: str, given: Any, wanted: Iterable[str]) -> None:
-    """An error unless `given` is a mapping with just the wanted names."""
+    """Raise an error unless `given` is a mapping with exactly the wanted names."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{label}: expected a mapping, got {type(given).__name__}")
     missing, unknown = set(wanted) - set(given), set(given) - set(wanted)
@@ -165,18 +172,18 @@ def check_names(label: str, given: Any, wanted: Iterable[str]) -> None:
 
 
 def refuse_mask(name: str, value: Any) -> None:
-    """A TypeError for a masked array, whose mask would be ignored."""
+    """Raise a TypeError for a masked array, whose mask would be ignored."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; fill the mask first, with .filled(0)")
 
 
 def as_array(name: str, value: Any) -> Array:
-    """`value` as NumPy sees it, of whatever dtype and shape."""
+    """Return `value` as an array of any dtype and shape."""
     if type(value) is np.ndarray:
         return value
     refuse_mask(name, value)
     if isinstance(value, (list, tuple)):
-        for i, member in enumerate(value):  # NumPy would make NaN of it, with a warning
+        for i, member in enumerate(value):  # which NumPy would turn into NaN, with a warning
             refuse_mask(f"{name}[{i}]", member)
     try:
         return np.asarray(value)
@@ -185,7 +192,7 @@ def as_array(name: str, value: Any) -> Array:
 
 
 def check_reals(name: str, value: Any) -> Array:
-    """`value` as an array of integers, bools or floats."""
+    """Return `value` as an array of integers, bools or floats."""
     given = as_array(name, value)
     if given.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
@@ -193,15 +200,15 @@ def check_reals(name: str, value: Any) -> Array:
 
 
 def describe_shape(shape: Sequence[int | str | None]) -> str:
-    """A shape as users write it: (T, B, 16)."""
+    """Return a shape as users write it, such as (T, B, 16)."""
     inside = ", ".join(str(n) for n in shape)
     return f"({inside},)" if len(shape) == 1 else f"({inside})"
 
 
 def check_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
-    """`value` as a C-contiguous, aligned array of just this dtype, copied only where its layout asks for it.
+    """Return `value` as a C-contiguous, aligned array of exactly this dtype, copied only if its layout requires it.
 
-    A string in `shape`, such as "T", stands for any size; the same string twice for the same size.
+    A string in `shape`, such as "T", stands for any size, and the same string twice for the same size.
     """
     given = as_array(name, value)
     if given.dtype != dtype:
@@ -221,15 +228,15 @@ def check_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int
 
 
 def packed(a: Array) -> Array:
-    """A C-contiguous, aligned copy."""
+    """Return the array as C-contiguous and aligned, which may be a copy."""
     try:
         return np.require(np.asarray(a), requirements=["C", "A"])
     except ValueError:  # "iterator is too large"
-        raise MemoryError(f"a copy of an array of shape {a.shape} is more than can be addressed") from None
+        raise MemoryError(f"a copy of an array of shape {a.shape} cannot be addressed") from None
 
 
 def check_lengths(value: Any, T: int, B: int) -> Array | None:
-    """`lengths` as indices, (B,), each from 0 to T; None stays None."""
+    """Return `lengths` as (B,) indices from 0 to T; None stays None."""
     if value is None:
         return None
     given = as_array("lengths", value)
@@ -244,23 +251,23 @@ def check_lengths(value: Any, T: int, B: int) -> Array | None:
 
 
 def check_writable(name: str, value: Any) -> Array:
-    """An array that is to be changed in place, or an error that says why it cannot be."""
+    """Return an array that can be changed in place."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array to change in place, got {type(value).__name__}")
     refuse_mask(name, value)
     if not value.flags.writeable:
-        raise ValueError(f"{name}: is read-only and cannot be changed in place")
+        raise ValueError(f"{name}: expected a writable array to change in place, got a read-only one")
     if not value.flags.forc and _meets_itself(value):
-        raise ValueError(f"{name}: some of its entries lie in the same memory, so that they cannot be changed apart")
+        raise ValueError(f"{name}: expected elements of their own memory, but some overlap; pass a copy")
     return value
 
 
 def _meets_itself(a: Array) -> bool:
-    """Whether two entries share memory, as with strides of 0."""
+    """Return whether two elements share memory, as with strides of 0."""
     axes = sorted((abs(step), n) for step, n in zip(a.strides, a.shape, strict=True) if n > 1)
     reach = a.itemsize
     for step, n in axes:
-        if step < reach:  # it steps into what the axes within have taken; for views made by indexing it never does
+        if step < reach:  # it steps into the memory of the inner axes, which a view made by indexing never does
             break
         reach += step * (n - 1)
     else:

@@ -1,4 +1,4 @@
-"""What is commonly said of exploding and vanishing gradients, and what comes out when it is measured."""
+"""Common claims about exploding and vanishing gradients, and what measurements say of them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from gradcore.recurrent import LSTM, RNN
 from gradcore.spectral import measure_growth, spectral_norm, spectral_radius
 from gradcore.spectral.verdict import STABLE_FACTOR
 
+__all__ = ["Claim", "as_markdown", "folk_claims"]
+
 STEPS, DEPTH, UNITS, WIDTH, SAMPLES = 100, 50, 64, 256, 16
-DRAWS = 3  # networks, whose geometric mean counts, where weights are random and the claim is about their scale
+DRAWS = 3  # networks whose geometric mean counts, if weights are random and the claim is about their scale
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something commonly said, and what gradcore measures of it.
+    """A common claim, and what gradcore measures.
 
     Parameters
     ----------
     claim : str
-        One sentence, as it is said.
+        The claim, in one sentence.
     true : bool
-        Whether the measurement bears it out.
+        Whether the measurement confirms it.
     measured : dict of str to float
         The numbers that decide.
     why : str
-        One sentence on what is behind them.
+        The reason, in one sentence.
 
     Examples
     --------
@@ -54,20 +56,21 @@ class Claim:
 
 
 def folk_claims() -> tuple[Claim, ...]:
-    """Measure what is commonly said of exploding and vanishing gradients.
+    """Measure common claims about exploding and vanishing gradients.
 
-    Every number comes from forward and backward passes, clipping or decompositions made in the call, in float64 unless
-    the claim is about float32, from fixed seeds; it takes a second or two. A universal claim is false when one network
-    contradicts it, and that network is the one measured. "Keeps" means within a factor of 10 from end to end.
+    Every number is computed in the call, by forward and backward passes, clipping or decompositions, from fixed seeds
+    and in float64 unless the claim is about float32. It takes a second or two. A universal claim is false if one
+    network contradicts it; that network is the one measured. "Keeps" means within a factor of 10 from end to end.
 
     Returns
     -------
     tuple of Claim
+        The claims, each with its measurement.
 
     References
     ----------
     Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013 (singular values, and
-    norm clipping); Glorot and Bengio, 2010, and He et al., 2015 (initialisation).
+    norm clipping); Glorot and Bengio, 2010, and He et al., 2015 (initialization).
 
     Examples
     --------
@@ -81,21 +84,28 @@ def folk_claims() -> tuple[Claim, ...]:
 
 
 def as_markdown(claims: Iterable[Claim]) -> str:
-    """A table of claims, a row each, as docs/claims.md has it.
+    """Format claims as a Markdown table with a row each.
 
     Parameters
     ----------
     claims : iterable of Claim
+        What to list, such as the result of `folk_claims`.
 
     Returns
     -------
     str
+        The table, as in docs/claims.md.
+
+    Raises
+    ------
+    TypeError
+        If an entry is not a `Claim`.
 
     Examples
     --------
     >>> from gradcore.claims import Claim, as_markdown
     >>> print(as_markdown([Claim("Clipping helps.", True, {"loss": 0.5}, "It does.")]))
-    | said | | measured |
+    | claim | | measured |
     |---|---|---|
     | Clipping helps. | true | loss: 0.5 |
     """
@@ -104,7 +114,7 @@ def as_markdown(claims: Iterable[Claim]) -> str:
         if not isinstance(claim, Claim):
             raise TypeError(f"claims[{i}]: expected a Claim, got {type(claim).__name__}")
     rows = [f"| {claim.claim} | {'true' if claim.true else 'false'} | {_numbers(claim)} |" for claim in claims]
-    return "\n".join(["| said | | measured |", "|---|---|---|", *rows])
+    return "\n".join(["| claim | | measured |", "|---|---|---|", *rows])
 
 
 def _numbers(claim: Claim) -> str:
@@ -115,7 +125,7 @@ def _numbers(claim: Claim) -> str:
 
 
 def _rnn(W: Any, nonlinearity: str = "tanh") -> RNN:
-    """h_t = phi(W h_{t-1} + x_t)."""
+    """Return a layer with h_t = phi(W h_{t-1} + x_t)."""
     units = len(W)
     layer = RNN(units, units, nonlinearity=nonlinearity, bias=False, dtype=np.float64)
     layer.params["weight_hh_l0"][...] = W
@@ -124,7 +134,7 @@ def _rnn(W: Any, nonlinearity: str = "tanh") -> RNN:
 
 
 def _from_the_end(layer: Any, x: Array, state: Any = None) -> Any:
-    """The tape after a backward pass from a random gradient at the last step."""
+    """Return the tape after a backward pass from a random gradient at the last step."""
     y, tape = layer.forward(x, state)
     dy = np.zeros_like(y)
     dy[-1] = np.random.default_rng(1).standard_normal(y.shape[1:])
@@ -133,12 +143,12 @@ def _from_the_end(layer: Any, x: Array, state: Any = None) -> Any:
 
 
 def _end_to_end(norms: Array) -> float:
-    """From the last step or layer back to the first."""
+    """Return the growth from the last step or layer back to the first."""
     return float(norms[0] / norms[-1])
 
 
 def _through_layers(activation: str, init: str, gain: float, width: int) -> float:
-    """Norm of dL/dx over that of dL/dy in a network of DEPTH layers, all weights multiplied by the gain."""
+    """Return the norm of dL/dx over that of dL/dy in a network of DEPTH layers, all weights times the gain."""
     logs = []
     for seed in range(DRAWS):
         rng = np.random.default_rng(seed)
@@ -156,7 +166,7 @@ def _keeps(factor: float) -> bool:
 
 
 def _cosine(a: Array, b: Array) -> float:
-    # in float64, and of unit vectors: the squares of float32 gradients need not be representable
+    # in float64 and of unit vectors, because the squares of float32 gradients need not be representable
     a, b = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64)) for v in (a, b))
     return float(a @ b)
 
@@ -192,9 +202,9 @@ def _eigenvalues() -> Iterator[Claim]:
         "A spectral radius of W_hh above 1 means that gradients explode.",
         rate > 0,
         {"radius": spectral_radius(W), "growth per step under strong input": math.exp(rate)},
-        "Growth is an average along the trajectory: units that inputs saturate pass little of a gradient on.",
+        "Growth is an average along the trajectory; units saturated by their input pass on little of a gradient.",
     )
-    # Nilpotent, and yet tanh' at this fixed point makes a Jacobian of it that has the eigenvalue 2.
+    # W is nilpotent, but at this fixed point tanh' makes it a Jacobian with the eigenvalue 2.
     W, point = np.array([[8.0, 8.0], [-8.0, -8.0]]), np.array([0.0, math.atanh(0.5)])
     x = np.broadcast_to(point - W @ np.tanh(point), (30, 1, 2))  # rounding errors double with each step, too
     tape = _from_the_end(_rnn(W), x, np.tanh(point).reshape(1, 1, 2))
@@ -203,7 +213,7 @@ def _eigenvalues() -> Iterator[Claim]:
         "A spectral radius of W_hh below 1 means that gradients vanish.",
         rate < 0,
         {
-            "radius": round(spectral_radius(W), 6),  # of a double eigenvalue half the digits are rounding errors
+            "radius": round(spectral_radius(W), 6),  # half the digits of a double eigenvalue are lost to rounding
             "largest singular value": spectral_norm(W),
             "growth per step": math.exp(rate),
         },
@@ -223,7 +233,7 @@ def _singular_values() -> Iterator[Claim]:
             "largest growth on the way": float(norms.max() / norms[-1]),
             "factor over 99 steps": _end_to_end(norms),
         },
-        "It is necessary, not sufficient: a step may enlarge a gradient that the next ones shrink.",
+        "It is necessary, not sufficient: the next steps may shrink a gradient that one has enlarged.",
     )
     limit, worst = 0.95, 0.0
     for layer, x in _contracting(limit):
@@ -233,12 +243,12 @@ def _singular_values() -> Iterator[Claim]:
         "A largest singular value of W_hh below 1 means that gradients vanish (tanh, ReLU).",
         worst <= limit + ROUNDING,
         {"largest singular value": limit, "largest growth in any step": worst},
-        "Neither activation has a slope above 1, so that no step enlarges a gradient by more than W_hh can.",
+        "Neither activation has a slope above 1, so no step enlarges a gradient by more than W_hh can.",
     )
 
 
 def _contracting(limit: float) -> Iterator[tuple[RNN, Array]]:
-    """Networks whose W_hh have this largest singular value, and their input; the last one reaches the bound."""
+    """Yield networks whose W_hh has this largest singular value, and their input; the last one reaches the bound."""
     for seed in range(DRAWS):
         rng = np.random.default_rng(seed)
         W = rng.standard_normal((UNITS, UNITS))
@@ -262,7 +272,7 @@ def _gates() -> Iterator[Claim]:
     )
     usual, of_chrono, wide_open = (_through_cell(bias, 0.0, STEPS)[0] for bias in (1.0, math.log(99), 40.0))
     yield Claim(
-        "With the forget gate open, as a bias of 1 leaves it, gradients do not vanish.",
+        "With the forget gate open, by a bias of 1, gradients do not vanish.",
         _keeps(usual),
         {
             "bias 1, factor over 100 steps": usual,
@@ -270,12 +280,12 @@ def _gates() -> Iterator[Claim]:
             "bias 40": wide_open,
             "bias 40 and c at 10, dL/dc over dL/dh": _through_cell(40.0, 40.0, 9)[1],
         },
-        "sigmoid(1) is 0.73 a step; and a cell that is full, having forgotten nothing, has tanh(c) flat.",
+        "sigmoid(1) is 0.73 a step, and in a full cell, which has forgotten nothing, tanh(c) is flat.",
     )
 
 
 def _through_cell(forget: float, write: float, steps: int) -> tuple[float, float]:
-    """Of an LSTM without weights: |dL/dc| over `steps` steps back, and its quotient by |dL/dh| at the last.
+    """Return of an LSTM without weights |dL/dc| over `steps` steps back, and its ratio to |dL/dh| at the last step.
 
     `write` is the bias of the input and candidate gates: 0 keeps c at 0, and a large one makes c_t = t.
     """
@@ -302,30 +312,30 @@ def _initialisers() -> Iterator[Claim]:
         "Orthogonal weights keep the norm of a gradient: a tanh RNN.",
         _keeps(factor),
         {"largest singular value": spectral_norm(W), "factor over 99 steps": factor},
-        "Each step also multiplies by tanh', which is below 1 wherever a unit is not at 0.",
+        "Each step also multiplies by tanh', which is below 1 unless a unit is at 0.",
     )
     plain, gained = (_through_layers("tanh", "xavier_normal", gain, WIDTH) for gain in (3 / 5, 1.0))
     yield Claim(
-        "Xavier initialisation keeps gradients through 50 tanh layers.",
+        "Xavier initialization keeps gradients through 50 tanh layers.",
         _keeps(plain),
         {"factor": plain},
-        "What is lost at this scale of the weights is about the square root of the depth, no exponential.",
+        "At this scale of the weights the loss is about the square root of the depth, not exponential.",
     )
     yield Claim(
-        "Xavier initialisation with the customary gain of 5/3 keeps gradients through 50 tanh layers.",
+        "Xavier initialization with the customary gain of 5/3 keeps gradients through 50 tanh layers.",
         _keeps(gained),
         {"factor": gained},
-        "The gain holds activations up, and leaves the gradient growing by 1.1 a layer.",
+        "The gain keeps activations from shrinking, but lets the gradient grow by 1.1 a layer.",
     )
     he, xavier = (_through_layers("relu", "kaiming_normal", gain, WIDTH) for gain in (1.0, math.sqrt(0.5)))
     yield Claim(
-        "He initialisation keeps gradients through 50 ReLU layers.",
+        "He initialization keeps gradients through 50 ReLU layers.",
         _keeps(he),
         {"factor": he},
-        "Variance 2/n makes up for the half of the units that are off.",
+        "The variance 2/n makes up for the half of the units that are off.",
     )
     yield Claim(
-        "Xavier initialisation keeps gradients through 50 ReLU layers.",
+        "Xavier initialization keeps gradients through 50 ReLU layers.",
         _keeps(xavier),
         {"factor": xavier, "2^-25": 2.0**-25},
         "Half of the squared norm is lost in each layer.",
@@ -347,7 +357,7 @@ def _clipping() -> Iterator[Claim]:
         "Clipping by the norm keeps the gradient's direction.",
         bool(min(cosines.values()) > 1 - 1e-6),
         {**cosines, "sum of squares in float32": naive},
-        "All entries are multiplied by one number, provided that the norm behind it has not overflowed.",
+        "All entries are multiplied by one number, if the norm behind it has not overflowed.",
     )
     clipped = g.copy()
     clip_grad_value_(clipped, 0.1)
@@ -356,7 +366,7 @@ def _clipping() -> Iterator[Claim]:
         "Clipping by value keeps the gradient's direction.",
         bool(cosine > 1 - 1e-6),
         {"cosine": cosine},
-        "Entries beyond the limit are cut one by one, and the others are not.",
+        "Entries beyond the limit are cut, and the others are not.",
     )
 
 

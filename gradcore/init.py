@@ -1,9 +1,8 @@
-"""Initialisers: fill an array in place and return it.
+"""Initializers: each fills an array in place and returns it.
 
-Names and arguments are those of ``torch.nn.init``. Weights are (out, in): of more axes than two, the first two are out
-and in, and the rest multiply both fans. Any writeable float32 or float64 array will do, strided views too, such as one
-gate's block of a recurrent matrix. Numbers are drawn in float64 and rounded once, so both dtypes get the same ones;
-`rng` is a seed or a `numpy.random.Generator`; None draws a fresh seed.
+Names and arguments are those of ``torch.nn.init``. Weights are (out, in); further axes multiply both fans. Any writable
+float32 or float64 array will do, strided views too, such as one gate's block of a recurrent matrix. Numbers are drawn
+in float64 and rounded once, so both dtypes get the same ones.
 """
 
 from __future__ import annotations
@@ -16,17 +15,33 @@ import numpy as np
 from gradcore._check import Array, check_choice, check_number, check_real, check_rng, check_writable
 from gradcore._layer import Layer
 
+__all__ = [
+    "calculate_gain",
+    "chrono_",
+    "constant_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "lecun_normal_",
+    "normal_",
+    "orthogonal_",
+    "sparse_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+]
+
 Generator = np.random.Generator
 T = TypeVar("T", Array, Layer)
 
 _GAINS = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 0.75}
 _LINEAR_TOO = {f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3)}  # PyTorch's names
-# PyTorch defines none for these; what keeps the second moment of a standard normal input: 1 / sqrt(E[f(z)^2]).
+# PyTorch has no gains for these. They keep the second moment of a standard normal input: 1 / sqrt(E[f(z)^2]).
 _GAINS |= {"elu": 1.2451983007007066, "gelu": 1.5335304411955235, "softplus": 1.0418668355353017}
 
 
 def _checked(tensor: Any, *, least_ndim: int = 0, ndim: int | None = None, name: str = "tensor") -> Array:
-    """An array that an initialiser can fill."""
+    """Return an array that an initializer can fill."""
     a = check_writable(name, tensor)
     if a.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {a.dtype}")
@@ -38,7 +53,7 @@ def _checked(tensor: Any, *, least_ndim: int = 0, ndim: int | None = None, name:
 
 
 def _fans(a: Array) -> tuple[int, int]:
-    """How many inputs an output has, and how many outputs an input has."""
+    """Return how many inputs an output has, and how many outputs an input has."""
     rest = math.prod(a.shape[2:])
     return a.shape[1] * rest, a.shape[0] * rest
 
@@ -48,7 +63,7 @@ def _fan(a: Array, mode: str) -> int:
 
 
 def _fill(a: Array, name: str, value: float, values: Array) -> Array:
-    """Put in what was drawn with this argument; nothing where the dtype cannot hold it."""
+    """Store what was drawn with this argument, or raise an error if the dtype cannot hold it."""
     with np.errstate(over="ignore"):
         rounded = values.astype(a.dtype)
     if not np.isfinite(rounded).all():
@@ -59,7 +74,7 @@ def _fill(a: Array, name: str, value: float, values: Array) -> Array:
 
 def _fill_uniform(a: Array, std: float, rng: int | Generator | None) -> Array:
     bound = math.sqrt(3) * abs(std)
-    if bound > float(np.finfo(a.dtype).max) / 2:  # their distance has to be a number too
+    if bound > float(np.finfo(a.dtype).max) / 2:  # their difference has to be finite too
         raise ValueError(f"gain: expected numbers in the range of {a.dtype}, got bounds of {bound:g}")
     return _fill(a, "gain", std, check_rng(rng).uniform(-bound, bound, a.shape))
 
@@ -69,11 +84,11 @@ def _fill_normal(a: Array, std: float, rng: int | Generator | None) -> Array:
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    r"""The factor on a weight's standard deviation that fits the activation.
+    r"""Return the factor on a weight's standard deviation that fits the activation.
 
-    PyTorch's values where it has one: linear (or identity, or a convolution such as conv2d) 1, sigmoid 1, tanh 5/3,
-    relu :math:`\sqrt 2`, leaky_relu :math:`\sqrt{2 / (1 + a^2)}`, selu 3/4; for elu, gelu and softplus
-    :math:`1 / \sqrt{E[f(z)^2]}`, z standard normal, the rule that gives relu its :math:`\sqrt 2`.
+    The values are PyTorch's: linear (or identity, or a convolution such as conv2d) 1, sigmoid 1, tanh 5/3, relu
+    :math:`\sqrt 2`, leaky_relu :math:`\sqrt{2 / (1 + a^2)}`, selu 3/4. For elu, gelu and softplus, where PyTorch has
+    none, it is :math:`1 / \sqrt{E[f(z)^2]}`, z standard normal, the rule that gives relu its :math:`\sqrt 2`.
 
     Parameters
     ----------
@@ -85,9 +100,12 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     Returns
     -------
     float
+        The gain.
 
     Raises
     ------
+    TypeError
+        If `nonlinearity` is not a string or `param` not a number.
     ValueError
         If the activation is unknown.
 
@@ -108,24 +126,26 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 
 def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: int | Generator | None = None) -> Array:
-    """Fill with numbers uniform in [a, b).
+    """Fill with numbers drawn uniformly from [a, b).
 
     Parameters
     ----------
     tensor : ndarray
-        float32 or float64, any shape; changed in place.
+        The array to fill, float32 or float64, of any shape.
     a, b : float
-        The bounds.
+        The bounds, `b` at least `a`.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only, or `b` is below `a`.
 
@@ -145,24 +165,26 @@ def uniform_(tensor: Array, a: float = 0.0, b: float = 1.0, *, rng: int | Genera
 
 
 def normal_(tensor: Array, mean: float = 0.0, std: float = 1.0, *, rng: int | Generator | None = None) -> Array:
-    """Fill with normal numbers of this mean and standard deviation.
+    """Fill with numbers drawn from a normal distribution.
 
     Parameters
     ----------
     tensor : ndarray
-        float32 or float64, any shape; changed in place.
+        The array to fill, float32 or float64, of any shape.
     mean, std : float
-        `std` is at least 0.
+        Mean and standard deviation, at least 0.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only, or `std` is negative.
 
@@ -188,16 +210,19 @@ def constant_(tensor: Array, val: float) -> Array:
     Parameters
     ----------
     tensor : ndarray
-        float32 or float64, any shape; changed in place.
+        The array to fill, float32 or float64, of any shape.
     val : float
+        The value, which may be infinite or NaN.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only.
 
@@ -217,22 +242,24 @@ def constant_(tensor: Array, val: float) -> Array:
 
 
 def eye_(tensor: Array) -> Array:
-    """Fill with the identity matrix: ones on the diagonal, so that as many inputs as possible pass through.
+    """Fill with the identity matrix, which passes on as many inputs as possible.
 
     Parameters
     ----------
     tensor : ndarray, (out, in)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
-        If `tensor` is read-only or has not two axes.
+        If `tensor` is read-only or does not have two axes.
 
     Examples
     --------
@@ -248,24 +275,26 @@ def eye_(tensor: Array) -> Array:
 
 
 def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None = None) -> Array:
-    r"""Fill with U(-b, b), :math:`b = gain \sqrt{6 / (n_{in} + n_{out})}`.
+    r"""Fill with numbers drawn from U(-b, b), :math:`b = gain \sqrt{6 / (n_{in} + n_{out})}`.
 
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     gain : float
-        See `calculate_gain`.
+        Factor on the standard deviation, as returned by `calculate_gain`.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only or has fewer than two axes.
 
@@ -286,24 +315,26 @@ def xavier_uniform_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | 
 
 
 def xavier_normal_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None = None) -> Array:
-    r"""Fill with normal numbers of variance :math:`gain^2 \cdot 2 / (n_{in} + n_{out})`.
+    r"""Fill with normally distributed numbers of variance :math:`gain^2 \cdot 2 / (n_{in} + n_{out})`.
 
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     gain : float
-        See `calculate_gain`.
+        Factor on the standard deviation, as returned by `calculate_gain`.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only or has fewer than two axes.
 
@@ -335,23 +366,25 @@ def kaiming_uniform_(
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     a : float
-        The negative slope, where `nonlinearity` is "leaky_relu".
+        The negative slope; only used if `nonlinearity` is "leaky_relu".
     mode : {"fan_in", "fan_out"}
-        "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
+        The n: "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
     nonlinearity : str
-        See `calculate_gain`.
+        Activation that follows, as in `calculate_gain`.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only or has fewer than two axes, or `mode` or `nonlinearity` is unknown.
 
@@ -380,28 +413,30 @@ def kaiming_normal_(
     *,
     rng: int | Generator | None = None,
 ) -> Array:
-    r"""Fill with normal numbers of variance :math:`gain^2 / n`, n the fan.
+    r"""Fill with normally distributed numbers of variance :math:`gain^2 / n`, n the fan.
 
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     a : float
-        The negative slope, where `nonlinearity` is "leaky_relu".
+        The negative slope; only used if `nonlinearity` is "leaky_relu".
     mode : {"fan_in", "fan_out"}
-        "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
+        The n: "fan_in" keeps the variance of the outputs, "fan_out" that of the gradients.
     nonlinearity : str
-        See `calculate_gain`.
+        Activation that follows, as in `calculate_gain`.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only or has fewer than two axes, or `mode` or `nonlinearity` is unknown.
 
@@ -422,22 +457,24 @@ def kaiming_normal_(
 
 
 def lecun_normal_(tensor: Array, *, rng: int | Generator | None = None) -> Array:
-    r"""Fill with normal numbers of variance :math:`1 / n_{in}`: what self-normalising (selu) networks ask for.
+    r"""Fill with normally distributed numbers of variance :math:`1 / n_{in}`, for self-normalizing networks (SELU).
 
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only or has fewer than two axes.
 
@@ -457,27 +494,29 @@ def lecun_normal_(tensor: Array, *, rng: int | Generator | None = None) -> Array
 
 
 def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None = None) -> Array:
-    """Fill with gain times a matrix with orthonormal rows or columns, whichever are fewer, uniform among them.
+    """Fill with gain times a random matrix whose rows or columns, whichever are fewer, are orthonormal.
 
-    With more than two axes, all but the first are taken as one. A recurrent matrix stacks several gates: to make each
-    gate's own matrix orthogonal, fill its (H, H) blocks one by one.
+    The matrix is drawn uniformly. All axes but the first count as one. A recurrent matrix stacks several gates; to make
+    the matrix of each gate orthogonal, fill its (H, H) blocks one by one.
 
     Parameters
     ----------
     tensor : ndarray, (out, in, ...)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     gain : float
-        What every singular value will be.
+        The value of all singular values.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
         If `tensor` is read-only or has fewer than two axes.
 
@@ -504,28 +543,30 @@ def orthogonal_(tensor: Array, gain: float = 1.0, *, rng: int | Generator | None
 
 
 def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: int | Generator | None = None) -> Array:
-    """Fill with normal numbers, but a share of each column with zeros.
+    """Fill each column with zeros in random places and normally distributed numbers in the others.
 
     Parameters
     ----------
     tensor : ndarray, (out, in)
-        float32 or float64; changed in place.
+        The weight to fill, float32 or float64.
     sparsity : float
-        The share of zeros in a column, 0 to 1, rounded up to whole entries.
+        The part of a column that is zero, from 0 to 1, rounded up to whole entries.
     std : float
-        The standard deviation of the others, at least 0.
+        The standard deviation of the other entries, at least 0.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     ndarray
-        `tensor`.
+        The same `tensor`.
 
     Raises
     ------
+    TypeError
+        If `tensor` is not an array of float32 or float64.
     ValueError
-        If `tensor` is read-only or has not two axes, or `sparsity` is not a share.
+        If `tensor` is read-only or does not have two axes, or a number is out of range.
 
     References
     ----------
@@ -549,35 +590,35 @@ def sparse_(tensor: Array, sparsity: float, std: float = 0.01, *, rng: int | Gen
 
 
 def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: int | Generator | None = None) -> T:
-    r"""Set gate biases so that the units remember for times spread over T_min to T_max steps.
+    r"""Set gate biases so that the units remember for T_min to T_max steps.
 
-    A gate that keeps 1 - 1/T of the state a step has the bias log(T - 1). For LSTM :math:`b_f = \log(U - 1)` with U
-    uniform in [T_min, T_max], and :math:`b_i = -b_f`; with T_min = 2 that is :math:`\log(U[1, T_{max} - 1])`. For GRU,
+    A gate that keeps 1 - 1/T of the state in each step has the bias log(T - 1). For LSTM :math:`b_f = \log(U - 1)`, U
+    uniform in [T_min, T_max], and :math:`b_i = -b_f`; with T_min = 2 this is :math:`\log(U[1, T_{max} - 1])`. For GRU,
     whose update gate z keeps the old state (h' = (1 - z) n + z h), :math:`b_z = \log(U - 1)`; its input gate is 1 - z.
 
-    In a layer the numbers go into ``bias_ih``, and the same gates of ``bias_hh`` become zero, for each layer and
-    direction; the biases of the other gates stay as they are.
+    The numbers are written into ``bias_ih``, and the same gates of ``bias_hh`` are set to zero, in each layer and
+    direction. The biases of the other gates do not change.
 
     Parameters
     ----------
     layer_or_bias : LSTM, GRU or ndarray, (4H,)
-        Changed in place; an array is the bias of an LSTM, in gate order i, f, g, o.
+        What to change in place; an array is the bias of an LSTM, in gate order i, f, g, o.
     T_max : float
-        The longest time to remember, in steps; about the length of the dependencies. At least `T_min`.
+        The longest time to remember, in steps, at least `T_min`: about the length of the dependencies.
     T_min : float
-        The shortest, above 1.
+        The shortest time to remember, in steps, above 1.
     rng : int or numpy.random.Generator, optional
-        The seed or the generator to draw from; by default a fresh one.
+        The seed or generator to draw from; by default a fresh generator.
 
     Returns
     -------
     LSTM, GRU or ndarray
-        `layer_or_bias`.
+        The same `layer_or_bias`.
 
     Raises
     ------
     TypeError
-        If it is neither an LSTM nor a GRU nor an array.
+        If `layer_or_bias` is neither an LSTM nor a GRU nor an array of float32 or float64.
     ValueError
         If the layer has no biases, an array's shape is not (4H,), or a time is out of range.
 
@@ -612,7 +653,7 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: int | Ge
         raise TypeError(f"layer_or_bias: expected an LSTM, a GRU or an array, got {type(layer_or_bias).__name__}")
     names = [name for name in layer_or_bias.params if name.startswith("bias_ih")]
     if not names:
-        raise ValueError("layer_or_bias: the layer has no biases; build it with bias=True")
+        raise ValueError("layer_or_bias: expected a layer with biases; build it with bias=True")
     for name in names:
         kept = _fill_chrono(layer_or_bias.params[name], gates, shortest, longest, rng)
         layer_or_bias.params[name.replace("bias_ih", "bias_hh")].reshape(gates, -1)[kept] = 0
@@ -620,7 +661,7 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: int | Ge
 
 
 def _fill_chrono(bias: Array, gates: int, shortest: float, longest: float, rng: Generator) -> slice:
-    """Fill one bias; which gates were filled. The gate that keeps is the second: f of i, f, g, o and z of r, z, n."""
+    """Fill one bias and return which gates were filled. The gate that keeps is the second: f of LSTM and z of GRU."""
     blocks = bias.reshape(gates, -1)
     blocks[1] = np.log(rng.uniform(shortest, longest, blocks.shape[1]) - 1)
     if gates == 3:

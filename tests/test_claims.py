@@ -29,10 +29,10 @@ KNOWN = {
     "With the forget gate open": False,
     "Orthogonal weights keep the norm of a gradient: linear": True,
     "Orthogonal weights keep the norm of a gradient: a tanh RNN": False,
-    "Xavier initialisation keeps gradients through 50 tanh": True,
-    "Xavier initialisation with the customary gain of 5/3": False,
-    "He initialisation": True,
-    "Xavier initialisation keeps gradients through 50 ReLU": False,
+    "Xavier initialization keeps gradients through 50 tanh": True,
+    "Xavier initialization with the customary gain of 5/3": False,
+    "He initialization": True,
+    "Xavier initialization keeps gradients through 50 ReLU": False,
     "Clipping by the norm": True,
     "Clipping by value": False,
 }
@@ -101,12 +101,12 @@ def test_initialisers_against_mean_field(claims: dict[str, Claim]) -> None:
     """tanh at the critical point loses 1 - 1/l of the squared norm in layer l; ReLU with Xavier one half."""
     assert claims["Orthogonal weights keep the norm of a gradient: linear"].measured["factor"] == pytest.approx(1)
     assert claims["Orthogonal weights keep the norm of a gradient: a tanh RNN"].measured["factor over 99 steps"] < 1e-10
-    plain = claims["Xavier initialisation keeps gradients through 50 tanh"].measured["factor"]
+    plain = claims["Xavier initialization keeps gradients through 50 tanh"].measured["factor"]
     assert plain == pytest.approx(1 / math.sqrt(50), rel=0.25)
-    gained = claims["Xavier initialisation with the customary gain of 5/3"].measured["factor"]
+    gained = claims["Xavier initialization with the customary gain of 5/3"].measured["factor"]
     assert gained ** (1 / 50) == pytest.approx(1.1, abs=0.01)
-    he = claims["He initialisation"].measured["factor"]
-    xavier = claims["Xavier initialisation keeps gradients through 50 ReLU"].measured["factor"]
+    he = claims["He initialization"].measured["factor"]
+    xavier = claims["Xavier initialization keeps gradients through 50 ReLU"].measured["factor"]
     assert xavier / he == pytest.approx(2.0**-25, rel=1e-9)  # the same draws, and ReLU knows no scale
 
 
