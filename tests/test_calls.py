@@ -1402,7 +1402,7 @@ def test_names_that_no_file_can_have(bad: Any) -> None:
         lambda: short_history().to_json(bad),
         lambda: gradcore.History.from_json(bad),
     ):
-        with pytest.raises(ValueError, match=r"^(path|source): expected a path, got '.*', which no file"):
+        with pytest.raises(ValueError, match=r"^(path|source): expected a path, got '.*', which cannot be"):
             call()
     assert not files()
 
