@@ -1,7 +1,6 @@
-"""The NumPy twin of every kernel: slow, plain, and the judge of the fast one.
+"""NumPy twins of the kernels: slow and plain, to judge the fast ones.
 
-Imports numpy only, works in the dtype of what it is given, and is written from the formulas, step by step. One
-section per subject.
+They import NumPy only, work in the dtype of their input, and follow the formulas step by step. One section per subject.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class RecurrentTape:
-    """Every quantity of a forward pass through a stack of recurrent layers.
+    """All quantities of a forward pass through a stack of recurrent layers.
 
-    The first axis is layer * num_directions + direction, the second the time step in the order of x, whatever the
-    direction. Rows past a sequence's end hold zeros in `h` and `c`, and otherwise what the step would have computed.
+    The first axis is layer * num_directions + direction, the second the time step in the order of x for both
+    directions. Past a sequence's end, `h` and `c` hold zeros, and the other arrays what the step would have computed.
     """
 
     mode: str
@@ -42,7 +41,7 @@ class RecurrentTape:
 
 @dataclass(frozen=True)
 class RecurrentGradients:
-    """Every quantity of a backward pass; axes as in `RecurrentTape`."""
+    """All quantities of a backward pass, with the axes of `RecurrentTape`."""
 
     dx: Array  # (T, B, I)
     dstate: Any  # like the initial state
@@ -58,25 +57,25 @@ def _logistic(a: Array) -> Array:
 
 
 def _layout(params: Mapping[str, Array]) -> list[list[str]]:
-    """The names' suffixes: for each layer, those of its one or two directions."""
+    """Return the suffixes of the names: for each layer, those of its one or two directions."""
     num_layers = sum(name.startswith("weight_hh_l") and not name.endswith("_reverse") for name in params)
     directions = ["", "_reverse"] if "weight_hh_l0_reverse" in params else [""]
     return [[f"_l{layer}{direction}" for direction in directions] for layer in range(num_layers)]
 
 
 def _weights(params: Mapping[str, Array], suffix: str) -> list[Array]:
-    """w_ih, w_hh and, where there are biases, b_ih, b_hh."""
+    """Return w_ih, w_hh and, if there are biases, b_ih, b_hh."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     return [params[name + suffix] for name in names if name + suffix in params]
 
 
 def _walk(T: int, suffix: str) -> range:
-    """The time steps in the order in which a direction meets them."""
+    """Return the time steps in the order in which a direction takes them."""
     return range(T - 1, -1, -1) if suffix.endswith("_reverse") else range(T)
 
 
 def _pair(mode: str, state: Any, like: Array) -> tuple[Array, Array]:
-    """The h and c of a state: zeros for None, and for the c that only an LSTM has."""
+    """Return the h and c of a state: zeros for None, and for the c that only an LSTM has."""
     if state is None:
         return np.zeros_like(like), np.zeros_like(like)
     h, c = state if mode == "LSTM" else (state, np.zeros_like(like))
@@ -86,7 +85,7 @@ def _pair(mode: str, state: Any, like: Array) -> tuple[Array, Array]:
 def _step_forward(
     mode: str, weights: Sequence[Array], x: Array, state: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
-    """One step of one cell: x (B, I), h and c (B, H) -> the next h and c, and the gates (B, K, H)."""
+    """Take one step of one cell: x (B, I), h and c (B, H) -> the next h and c, and the gates (B, K, H)."""
     h, c = state
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = biases or (0, 0)
@@ -111,9 +110,10 @@ def _step_forward(
 def _step_backward(
     mode: str, gates: Array, state: tuple[Array, Array], c_out: Array, d_out: tuple[Array, Array]
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Invert lines (9) to (3) of `_step_forward`: `d_out` is dL/dh_out, and dL/dc_out less what comes through h_out.
+    """Differentiate lines (9) to (3) of `_step_forward`.
 
-    Returns da and du (B, G*H), dL/dh less what comes through u, dL/dc, and the total dL/dc_out.
+    `d_out` is dL/dh_out, and dL/dc_out without its part through h_out. Returns da and du (B, G*H), dL/dh without its
+    part through u, dL/dc, and the total dL/dc_out.
     """
     (h, c), (dh, dc) = state, d_out
     if mode.startswith("RNN"):
@@ -144,28 +144,32 @@ def recurrent_forward(
     *,
     dropout_masks: Sequence[Array] | None = None,
 ) -> tuple[Array, Any, RecurrentTape]:
-    """A stack of recurrent layers, one step after the other.
+    """Run a stack of recurrent layers, one step after the other.
 
     Parameters
     ----------
     mode : str
-        "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
+        The cell: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
     params : mapping of str to ndarray
-        By PyTorch's names, which also say how many layers and directions there are and whether there are biases.
+        The parameters with PyTorch's names, which also tell the number of layers and directions and whether there are
+        biases.
     x : ndarray, (T, B, I)
+        The input.
     state : ndarray, (L*D, B, H), or a pair of them for LSTM, optional
-        The initial state; zeros when None.
+        The initial state, by default zeros.
     lengths : array_like of int, (B,), optional
-        The sequences' lengths; T for all when None.
+        The length of each sequence, by default T.
     dropout_masks : sequence of ndarray, (T, B, D*H), optional
-        What each layer's output but the last is multiplied by: 0 or 1 / (1 - p).
+        Factors on the output of each layer but the last: 0 or 1 / (1 - p).
 
     Returns
     -------
     y : ndarray, (T, B, D*H)
+        The output of the last layer.
     state : like `state`
         Each sequence's state after its own last step (in the reverse direction: after its first).
     tape : RecurrentTape
+        What `recurrent_backward` needs.
 
     Examples
     --------
@@ -177,7 +181,7 @@ def recurrent_forward(
     (T, B, _), layout = x.shape, _layout(params)
     H, size = params["weight_hh_l0"].shape[1], len(layout) * len(layout[0])
     alive = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))
-    x = np.where(alive[:, :, None], x, 0)  # whatever lies past an end counts for nothing
+    x = np.where(alive[:, :, None], x, 0)  # what lies past an end does not count
     h_all, c_all = (part.copy() for part in _pair(mode, state, np.zeros((size, B, H), x.dtype)))
     gates = np.zeros((size, T, B, 1 if mode.startswith("RNN") else 4, H), x.dtype)
     h_out, c_out, h_in, c_in = (np.zeros((size, T, B, H), x.dtype) for _ in range(4))
@@ -204,22 +208,23 @@ def recurrent_forward(
 def recurrent_backward(
     tape: RecurrentTape, dy: Array, dstate: Any = None, *, step_clip: float = np.inf
 ) -> RecurrentGradients:
-    """Backpropagation through time, one step after the other.
+    """Backpropagate through time, one step after the other.
 
     Parameters
     ----------
     tape : RecurrentTape
-        From `recurrent_forward`.
+        The tape from `recurrent_forward`.
     dy : ndarray, (T, B, D*H)
-        dL/dy.
+        The gradient dL/dy.
     dstate : like the state, optional
-        dL/d(final state); zeros when None.
+        The gradient dL/d(final state), by default zeros.
     step_clip : float
-        The largest norm that a sample's dL/dh_t has while it is propagated; a larger one is scaled down to it.
+        The largest norm with which a sample's dL/dh_t is propagated; larger ones are scaled down to it.
 
     Returns
     -------
     RecurrentGradients
+        The gradients with respect to x, initial state and parameters, and those on the way.
 
     Examples
     --------
@@ -271,19 +276,19 @@ def recurrent_backward(
 
 
 def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
-    """y = x W^T + b over the last axis."""
+    """Return y = x W^T + b over the last axis."""
     return np.asarray(x @ weight.T + bias)
 
 
 def linear_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
-    """dx, dW and db."""
+    """Return dx, dW and db."""
     N = prod(x.shape[:-1])
     rows, d = x.reshape(N, weight.shape[1]), dy.reshape(N, weight.shape[0])
     return dy @ weight, d.T @ rows, d.sum(axis=0)
 
 
 def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> Array:
-    """p: negative slope, alpha, beta; q: selu's scale, softplus's threshold."""
+    """Return the activation of x. p is negative slope, alpha or beta; q is SELU's scale or softplus's threshold."""
     function: dict[str, Callable[[], Any]] = {
         "identity": lambda: x,
         "tanh": lambda: np.tanh(x),
@@ -299,7 +304,7 @@ def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> A
 
 
 def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float = 1.0) -> Array:
-    """dL/dx from dL/dy, by the derivative at x."""
+    """Return dL/dx from dL/dy and the derivative at x."""
     t = np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))
     slope: dict[str, Callable[[], Any]] = {
         "identity": lambda: 1.0,
@@ -316,7 +321,7 @@ def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float
 
 
 def _normal_cdf(x: Array) -> Array:
-    """P(Z <= x) = erfc(-x / sqrt(2)) / 2, Z standard normal."""
+    """Return P(Z <= x) = erfc(-x / sqrt(2)) / 2, Z standard normal."""
     flat = [erfc(-value / sqrt(2)) / 2 for value in x.ravel()]
     return np.array(flat, x.dtype).reshape(x.shape)
 
@@ -325,12 +330,12 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def mse(y: Array, target: Array) -> tuple[float, Array]:
-    """The mean of (y - t)^2 over all elements, and its gradient."""
+    """Return the mean of (y - t)^2 over all elements, and its gradient."""
     return float(np.mean((y - target) ** 2)), 2 * (y - target) / y.size
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """The mean of -log softmax(z)_label over all rows, and its gradient."""
+    """Return the mean of -log softmax(z)_label over all rows, and its gradient."""
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[labels]
@@ -338,7 +343,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
 
 
 def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
-    """The mean of -t log s(z) - (1 - t) log(1 - s(z)) over all elements, and its gradient."""
+    """Return the mean of -t log s(z) - (1 - t) log(1 - s(z)) over all elements, and its gradient."""
     p = 1 / (1 + np.exp(-logits))
     loss = -target * np.log(p) - (1 - target) * np.log(1 - p)
     return float(loss.mean()), (p - target) / logits.size
@@ -348,7 +353,7 @@ def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
 
 
 def grad_norm(arrays: Sequence[Array], norm_type: float = 2.0) -> float:
-    """(sum |g|^p)^(1/p) over all arrays, in float64."""
+    """Return (sum |g|^p)^(1/p) over all arrays, in float64."""
     g = np.concatenate([np.zeros(0), *(np.ravel(a).astype(np.float64) for a in arrays)])
     if np.isnan(g).any():
         return nan
@@ -359,7 +364,7 @@ def grad_norm(arrays: Sequence[Array], norm_type: float = 2.0) -> float:
 
 
 def clip_grad_norm(arrays: Sequence[Array], max_norm: float, norm_type: float = 2.0) -> list[Array]:
-    """Copies, scaled so that their norm is at most max_norm. Finite entries only."""
+    """Return copies, scaled so that their norm is at most max_norm. Finite entries only."""
     norm = grad_norm(arrays, norm_type)
     if norm <= max_norm:
         return [a.copy() for a in arrays]
@@ -367,17 +372,17 @@ def clip_grad_norm(arrays: Sequence[Array], max_norm: float, norm_type: float = 
 
 
 # ---- optim -----------------------------------------------------------------------------------------------------------
-# Each changes p and `state`, empty before the first step, in place; t counts the steps from 1. The names are PyTorch's.
+# Each changes p and `state`, empty before the first step, in place; t counts the steps from 1. Names are PyTorch's.
 
 
 def _squarable(g: Array) -> Array:
-    """The gradient, limited so that its second moment does not overflow."""
+    """Return the gradient, limited so that its second moment does not overflow."""
     limit = np.sqrt(np.finfo(g.dtype).max) * (1 - 2.0**-9)
     return np.asarray(np.clip(g, -limit, limit), g.dtype)
 
 
 def _rms(v: Array, take: float) -> Array:
-    """The root of a second moment in which a square has the share `take`; never 0."""
+    """Return the root of a second moment to which a square contributes the part `take`; never 0."""
     return np.asarray(np.sqrt(np.maximum(v, np.finfo(v.dtype).tiny / take)), v.dtype)
 
 
@@ -395,6 +400,7 @@ def sgd(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
+    """Take a step of stochastic gradient descent."""
     g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     if momentum:
         b = momentum * state["momentum_buffer"] + (1 - dampening) * g if "momentum_buffer" in state else g
@@ -417,6 +423,7 @@ def adam(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
+    """Take a step of Adam."""
     g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     zeros = np.zeros_like(p)
     m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
@@ -430,6 +437,7 @@ def adam(
 def adamw(
     p: Array, g: Array, state: dict[str, Array], t: int, *, lr: float = 1e-3, weight_decay: float = 1e-2, **options: Any
 ) -> None:
+    """Take a step of AdamW, Adam with decoupled weight decay."""
     decay = lr * weight_decay * p
     adam(p, g, state, t, lr=lr, **options)
     p -= decay
@@ -451,6 +459,7 @@ def spam(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
+    """Take a step of SPAM, Adam that cuts spikes and starts its moments anew at times."""
     if t == 1 or t % reset_every == 0:
         state["exp_avg"], state["exp_avg_sq"] = np.zeros_like(p), np.zeros_like(p)
     since = t % reset_every if t >= reset_every else warmup_steps
@@ -483,6 +492,7 @@ def rmsprop(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
+    """Take a step of RMSprop."""
     g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     zeros = np.zeros_like(p)
     v = state["square_avg"] = alpha * state.get("square_avg", zeros) + (1 - alpha) * g**2
@@ -509,6 +519,7 @@ def adagrad(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
+    """Take a step of Adagrad."""
     g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     largest = np.finfo(p.dtype).max  # of the sum, which no later gradient makes smaller
     v = state.get("sum", np.full_like(p, initial_accumulator_value))
@@ -520,21 +531,22 @@ def adagrad(
 
 
 def step_jacobians(tape: RecurrentTape, index: int, b: int, *, difference: float = 1e-6) -> Array:
-    """d(state after a step) / d(state before it) of one sample, by central differences of the step itself.
+    """Return d(state after a step) / d(state before it) of one sample, by central differences of the step.
 
     Parameters
     ----------
     tape : RecurrentTape
-        From `recurrent_forward` in float64.
+        The tape from `recurrent_forward` in float64.
     index, b : int
-        layer * num_directions + direction, and the sample; it has to be of full length.
+        Which layer * num_directions + direction, and which sample, of full length.
     difference : float
-        How far each unit is moved to either side; the error is of its square.
+        How far each unit is moved to either side. The error is of the order of its square.
 
     Returns
     -------
     ndarray, (T, n, n)
-        In the order in which the direction walks; n = H, or 2H for LSTM, whose state is (h, c) stacked.
+        The Jacobians in the order in which the direction takes the steps; n = H, or 2H for LSTM, whose state is (h, c)
+        stacked.
 
     Examples
     --------
@@ -560,11 +572,12 @@ def step_jacobians(tape: RecurrentTape, index: int, b: int, *, difference: float
 
 
 def lyapunov_exponents(jacobians: Array, q: Array, transient: int = 0) -> Array:
-    """The exponents of a product of matrices, by a QR decomposition after each.
+    """Return the Lyapunov exponents of a product of matrices, by a QR decomposition after each.
 
     Parameters
     ----------
     jacobians : ndarray, (T, n, n)
+        The matrices, the first to be applied first.
     q : ndarray, (n, k)
         Orthonormal columns to begin with.
     transient : int
@@ -573,6 +586,7 @@ def lyapunov_exponents(jacobians: Array, q: Array, transient: int = 0) -> Array:
     Returns
     -------
     ndarray, (k,)
+        Natural logarithms per step, in the order of the columns.
 
     Examples
     --------
@@ -587,14 +601,14 @@ def lyapunov_exponents(jacobians: Array, q: Array, transient: int = 0) -> Array:
 
 
 def carried_back(jacobians: Array, u: Array) -> Array:
-    """A gradient by the last state, carried to the states before it.
+    """Carry a gradient with respect to the last state back to the states before it.
 
     Parameters
     ----------
     jacobians : ndarray, (T, n, n)
-        In walking order.
+        The Jacobians in the order in which the direction takes the steps.
     u : ndarray, (n,)
-        dL/d(state after the last step).
+        The gradient dL/d(state after the last step).
 
     Returns
     -------
