@@ -61,7 +61,7 @@ def mse(y: Array, target: Array) -> tuple[float, Array]:
         difference = np.subtract(y, t, dtype=np.float64)
         loss = float(np.square(difference).sum()) / max(y.size, 1)
         difference *= 2 / max(y.size, 1)
-        return loss, difference.astype(y.dtype, copy=False)
+        return loss, np.asarray(difference, y.dtype)
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
@@ -181,7 +181,7 @@ def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
         e = np.exp(-np.abs(z))
         loss = float(np.sum(_times(1 - t, np.maximum(z, 0)) + _times(t, np.maximum(-z, 0)) + np.log1p(e))) / n
         p, q = np.where(z >= 0, 1, e) / (1 + e), np.where(z >= 0, e, 1) / (1 + e)
-        return loss, (((1 - t) * p - t * q) / n).astype(logits.dtype)
+        return loss, np.asarray(((1 - t) * p - t * q) / n, logits.dtype)
 
 
 def _times(weight: Array, z: Array) -> Array:

@@ -98,6 +98,15 @@ def test_any_layout(name: str, layout: str) -> None:
     assert not np.shares_memory(got_dy, other)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("loss", [losses.mse, losses.binary_cross_entropy])
+def test_the_gradient_of_one_number_is_an_array(loss: Callable[..., Any], dtype: Any) -> None:
+    value, dy = loss(np.array(2.0, dtype), np.array(1.0, dtype))
+    assert type(value) is float
+    assert type(dy) is np.ndarray
+    assert (dy.shape, dy.dtype) == ((), dtype)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 0, 1)])
 @every_loss
 def test_an_empty_batch_costs_nothing(name: str, shape: tuple[int, ...]) -> None:

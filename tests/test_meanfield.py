@@ -399,7 +399,8 @@ def test_the_forecast_of_a_model_is_that_of_its_recurrent_layer() -> None:
 
 
 def test_forecasts_are_printed_in_a_few_short_lines() -> None:
-    forecast = meanfield.forecast(gradcore.LSTM(3, 4, 2, bidirectional=True, rng=0))
+    layer = gradcore.RNN(3, 4, 2, bidirectional=True, rng=0)
+    forecast = meanfield.forecast(layer, np.ones((5, 2, 3), np.float32))
     lines = str(forecast).splitlines()
     assert [line.partition(":")[0] for line in lines[1:]] == ["l0", "l0_reverse", "l1", "l1_reverse"]
     assert lines[0].startswith(forecast.verdict)
