@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gradcore.claims import Claim, as_markdown, folk_claims
+from gradcore.diagnosis.claims import Claim, as_markdown, folk_claims
 
 HEAD = """# Common claims about exploding and vanishing gradients
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import gradcore
 from gradcore import init
-from gradcore._files import jsonable
+from gradcore._base.files import jsonable
 from gradcore.data import temporal_order
 from gradcore.losses import softmax_cross_entropy
 

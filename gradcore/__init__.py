@@ -12,35 +12,29 @@ if _find_spec("gradcore._kernels") is None:
         'package, or build there with: pip install -e ".[test]"'
     )
 
-from gradcore import init, losses, optim, schedule, threshold
-from gradcore._threads import get_num_threads, info, set_num_threads
-from gradcore.checkpoint import load_checkpoint, save_checkpoint
-from gradcore.history import History
-from gradcore.linear import (
-    ELU,
-    GELU,
-    MLP,
-    SELU,
-    Identity,
-    LastStep,
-    LeakyReLU,
-    Linear,
-    ReLU,
-    Sequential,
-    Sigmoid,
-    Softplus,
-    Tanh,
-)
-from gradcore.norm import GradNorm, clip_grad_norm_, clip_grad_value_, grad_norm
-from gradcore.recurrent import GRU, LSTM, RNN
-from gradcore.regulariser import VanishingGradientRegularizer
-from gradcore.scaler import GradScaler
-from gradcore.train import fit
-from gradcore.units import UnitClip, clip_grad_units_
+from gradcore import init, losses, optim
+from gradcore._base.threads import get_num_threads, info, set_num_threads
+from gradcore.clip import threshold
+from gradcore.clip.adaptive import UnitClip, clip_grad_units_
+from gradcore.clip.clip import clip_grad_norm_, clip_grad_value_
+from gradcore.clip.gradients import GradNorm
+from gradcore.clip.norm import grad_norm
+from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
+from gradcore.layers.linear import Linear
+from gradcore.layers.pooling import LastStep
+from gradcore.layers.recurrent import GRU, LSTM, RNN
+from gradcore.layers.sequential import MLP, Sequential
+from gradcore.optim import schedule
+from gradcore.optim.scaler import GradScaler
+from gradcore.regularizers import VanishingGradientRegularizer
+from gradcore.training.checkpoint import load_checkpoint, save_checkpoint
+from gradcore.training.fit import fit
+from gradcore.training.history import History
 
 if _typing.TYPE_CHECKING:
-    from gradcore import claims, data, meanfield, monitor, spectral
-    from gradcore.diagnosis import diagnose
+    from gradcore import data, meanfield, spectral
+    from gradcore.diagnosis import claims, diagnose
+    from gradcore.training import monitor
 
 __all__ = [
     "ELU",
@@ -89,8 +83,15 @@ __all__ = [
 ]
 
 # What training alone does not need, and the module that has it.
-_ON_FIRST_USE = {name: name for name in ("claims", "data", "meanfield", "monitor", "spectral")}
-_ON_FIRST_USE["diagnose"] = "diagnosis"
+# What training alone does not need, and the module that has it.
+_ON_FIRST_USE = {
+    "claims": "diagnosis.claims",
+    "data": "data",
+    "diagnose": "diagnosis",
+    "meanfield": "meanfield",
+    "monitor": "training.monitor",
+    "spectral": "spectral",
+}
 
 
 def __getattr__(name: str) -> _typing.Any:

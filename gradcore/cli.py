@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from gradcore import __version__
-from gradcore._files import json_text, write_atomically
-from gradcore._threads import info as machine_info
+from gradcore._base.files import json_text, write_atomically
+from gradcore._base.threads import info as machine_info
 from gradcore.data import SourceError
 from gradcore.data.sources import SOURCES
 from gradcore.diagnosis import parts
 from gradcore.diagnosis.config import CELLS, INITS, OPTIMIZERS, SUNSPOTS, Config, configure
 from gradcore.diagnosis.pipeline import SAMPLES, study
 from gradcore.diagnosis.wording import VERBS, growth, number, per_step
-from gradcore.monitor import SEVERITIES
+from gradcore.training.monitor import SEVERITIES
 
 if TYPE_CHECKING:
     import typer

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradcore._check import Array, check_choice, check_number, check_real, check_rng, check_writable
-from gradcore._layer import Layer
+from gradcore._base.check import Array, check_choice, check_number, check_real, check_rng, check_writable
 
 __all__ = [
     "calculate_gain",
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 Generator = np.random.Generator
-T = TypeVar("T", Array, Layer)
+T = TypeVar("T")
 
 _GAINS = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 0.75}
 _LINEAR_TOO = {f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3)}  # PyTorch's names
@@ -647,16 +646,17 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: int | Ge
         _fill_chrono(bias, 4, shortest, longest, rng)
         return layer_or_bias
 
-    weight = getattr(layer_or_bias, "params", {}).get("weight_hh_l0")
+    params: Any = getattr(layer_or_bias, "params", {})
+    weight = params.get("weight_hh_l0")
     gates = 0 if weight is None else weight.shape[0] // weight.shape[1]
     if gates not in (3, 4):
         raise TypeError(f"layer_or_bias: expected an LSTM, a GRU or an array, got {type(layer_or_bias).__name__}")
-    names = [name for name in layer_or_bias.params if name.startswith("bias_ih")]
+    names = [name for name in params if name.startswith("bias_ih")]
     if not names:
         raise ValueError("layer_or_bias: expected a layer with biases; build it with bias=True")
     for name in names:
-        kept = _fill_chrono(layer_or_bias.params[name], gates, shortest, longest, rng)
-        layer_or_bias.params[name.replace("bias_ih", "bias_hh")].reshape(gates, -1)[kept] = 0
+        kept = _fill_chrono(params[name], gates, shortest, longest, rng)
+        params[name.replace("bias_ih", "bias_hh")].reshape(gates, -1)[kept] = 0
     return layer_or_bias
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_array, check_array, check_room
+from gradcore._base.check import Array, as_array, check_array, check_room
 
 __all__ = ["binary_cross_entropy", "mse", "softmax_cross_entropy"]
 

@@ -26,8 +26,9 @@ from conftest import LONG
 from tools import Array, read_only, unaligned
 
 import gradcore
-from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, telemetry, threshold
+from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
 from gradcore.diagnosis import figures
+from gradcore.layers import telemetry
 
 pytestmark = pytest.mark.kernels
 

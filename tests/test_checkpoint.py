@@ -25,7 +25,9 @@ from hypothesis.extra import numpy as hnp
 from tools import LAYOUTS, same_bits
 
 import gradcore
-from gradcore import _files, checkpoint, load_checkpoint, optim, save_checkpoint
+from gradcore import load_checkpoint, optim, save_checkpoint
+from gradcore._base import files as _files
+from gradcore.training import checkpoint
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tools import load_bench
 
-from gradcore.claims import Claim, as_markdown, folk_claims
+from gradcore.diagnosis.claims import Claim, as_markdown, folk_claims
 
 pytestmark = pytest.mark.kernels
 

@@ -17,8 +17,8 @@ import pytest
 
 import gradcore
 from gradcore import _kernels
-from gradcore._layer import aligned_zeros
-from gradcore.train import StepRecord
+from gradcore._base.memory import aligned_zeros
+from gradcore.training.fit import StepRecord
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 

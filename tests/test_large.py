@@ -16,6 +16,7 @@ from tools import Array, parts
 
 import gradcore
 from gradcore import _kernels, optim, spectral
+from gradcore._base import memory
 
 pytestmark = pytest.mark.slow  # and not "kernels", or the sanitizers would run them too
 
@@ -185,7 +186,7 @@ def test_jacobian_factors() -> None:
     H, steps = 64, 2**25 + 1
     factors = np.zeros((steps, 1, 1, H))
     factors[-1, 0, 0, 5] = np.nan  # times 0 it is seen in the product, which all other steps make 0
-    pool = gradcore._layer.Pool()
+    pool = memory.Pool()
     packed = _kernels.jacobian_packed(_kernels.RNN_TANH, False, np.eye(H), pool.take)
     v = np.ones((1, 1, H))
     _kernels.jacobian_product(_kernels.RNN_TANH, False, factors, packed, v, None, pool.take)

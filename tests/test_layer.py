@@ -16,7 +16,7 @@ from tools import HANG, python, same_bits, supported_isas
 
 import gradcore
 from gradcore import optim
-from gradcore._layer import Views
+from gradcore.layers.layer import Views
 
 LAYERS = {
     "RNN": lambda: gradcore.RNN(3, 4, dtype=np.float64),

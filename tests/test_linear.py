@@ -21,7 +21,7 @@ from tools import LAYOUTS, Array, central_difference, relative_error, same_bits
 
 import gradcore
 from gradcore import reference
-from gradcore.monitor import GradientMonitor
+from gradcore.training.monitor import GradientMonitor
 
 pytestmark = pytest.mark.kernels
 

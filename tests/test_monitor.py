@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import gradcore
-from gradcore import rules
-from gradcore.monitor import ADVICE, SEVERITIES, GradientMonitor, Thresholds
-from gradcore.telemetry import recurrent_profiles
+from gradcore.layers.telemetry import recurrent_profiles
+from gradcore.training import rules
+from gradcore.training.monitor import ADVICE, SEVERITIES, GradientMonitor, Thresholds
 
 
 class Norm(float):
@@ -485,7 +485,7 @@ def test_html_is_a_table_of_the_findings():
 def test_a_new_rule_is_one_function(monkeypatch):
     for name in ("EACH_STEP", "AT_END"):
         registry = getattr(rules, name).copy()
-        monkeypatch.setattr(f"gradcore.rules.{name}", registry)
+        monkeypatch.setattr(f"gradcore.training.rules.{name}", registry)
         monkeypatch.setattr(f"gradcore.monitor.{name}", registry)
     monkeypatch.setitem(ADVICE, "rounds", "")
 

@@ -19,7 +19,7 @@ from tools import LAYOUTS, relative_error, same_bits
 
 import gradcore
 from gradcore import clip_grad_norm_, clip_grad_value_, grad_norm, reference
-from gradcore._check import Array
+from gradcore._base.check import Array
 
 pytestmark = pytest.mark.kernels
 

@@ -18,7 +18,7 @@ from tools import LAYOUTS, relative_error, same_bits
 
 import gradcore
 from gradcore import _kernels, clip_grad_norm_, optim, reference, schedule, threshold
-from gradcore._check import Array
+from gradcore._base.check import Array
 
 pytestmark = pytest.mark.kernels
 

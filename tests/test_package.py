@@ -20,12 +20,15 @@ PACKAGE = ROOT / "gradcore"
 
 # A room, which is a module or a folder of modules, imports from lower floors only.
 FLOORS = [
-    {"_check", "_kernels", "_files", "_html", "_interrupt", "reference"},
-    {"_layer", "_plot", "_threads", "findings", "progress", "schedule", "telemetry", "threshold"},
-    {"_run", "checkpoint", "history", "init", "losses", "norm", "regulariser"},
-    {"recurrent", "linear", "optim", "rules", "units", "data"},
-    {"monitor", "scaler", "spectral"},
-    {"claims", "meanfield", "train"},
+    {"_kernels", "reference"},
+    {"_base"},
+    {"init", "losses"},
+    {"clip"},
+    {"layers"},
+    {"regularizers", "optim", "data"},
+    {"spectral"},
+    {"meanfield"},
+    {"training"},
     {"diagnosis"},
     {"cli"},
     {"__main__"},

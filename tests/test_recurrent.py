@@ -37,7 +37,7 @@ from tools import (
 
 import gradcore
 from gradcore import _kernels, reference
-from gradcore._layer import Pool
+from gradcore._base.memory import Pool
 
 pytestmark = pytest.mark.kernels
 

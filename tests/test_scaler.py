@@ -13,7 +13,7 @@ from tools import same_bits
 
 import gradcore
 from gradcore import GradScaler, clip_grad_norm_, optim
-from gradcore._check import Array
+from gradcore._base.check import Array
 
 pytestmark = pytest.mark.kernels
 

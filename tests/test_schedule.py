@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import gradcore
 from gradcore import schedule
-from gradcore.schedule import chain, constant, cosine, exponential, linear, one_cycle, step
+from gradcore.optim.schedule import chain, constant, cosine, exponential, linear, one_cycle, step
 
 STEPS = 200
 SCHEDULES = [

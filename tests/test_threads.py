@@ -18,7 +18,7 @@ from test_calls import RECIPES, Recipe, flattened, invoke, new_folder
 from tools import HANG, same_bits
 
 import gradcore
-from gradcore import _threads
+from gradcore._base import threads as _threads
 
 VERSION_2, VERSION_1 = "0::{}\n", "3:memory:/elsewhere\n2:cpu,cpuacct:{}\n1:name=systemd:/\n"
 

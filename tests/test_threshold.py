@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tools import same_bits
 
 import gradcore
-from gradcore._check import Array
-from gradcore.threshold import AutoClip, FromFirst, ZClip
+from gradcore._base.check import Array
+from gradcore.clip.threshold import AutoClip, FromFirst, ZClip
 
 STEPS = 10_000
 MAKERS: dict[str, Callable[[], Any]] = {

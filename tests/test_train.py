@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 import gradcore
-from gradcore import _files
-from gradcore.history import COLUMNS, TABLES
-from gradcore.monitor import GradientMonitor, Thresholds
-from gradcore.progress import ProgressBar
-from gradcore.train import StepRecord
+from gradcore._base import files as _files
+from gradcore._base.progress import ProgressBar
+from gradcore.training.fit import StepRecord
+from gradcore.training.history import COLUMNS, TABLES
+from gradcore.training.monitor import GradientMonitor, Thresholds
 
 MSE = gradcore.losses.mse
 
@@ -778,7 +778,7 @@ class Terminal(io.StringIO):
 
 
 def test_quiet_where_nobody_looks(monkeypatch):
-    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 0.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     run()
     assert sys.stderr.getvalue() == ""
@@ -787,7 +787,7 @@ def test_quiet_where_nobody_looks(monkeypatch):
 
 
 def test_quiet_for_short_work(monkeypatch):
-    monkeypatch.setattr("gradcore.progress.DELAY", 3600.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 3600.0)
     monkeypatch.setattr(sys, "stderr", Terminal())
     run()
     assert sys.stderr.getvalue() == ""
@@ -795,8 +795,8 @@ def test_quiet_for_short_work(monkeypatch):
 
 def test_long_work_on_a_terminal_shows_loss_norm_and_clipped_share(monkeypatch):
     pytest.importorskip("rich")
-    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
-    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.INTERVAL", 0.0)
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -812,7 +812,7 @@ def test_long_work_on_a_terminal_shows_loss_norm_and_clipped_share(monkeypatch):
 @pytest.mark.parametrize("columns", [30, 60, 79, 80, 120])
 def test_a_narrow_terminal_keeps_the_count_whole(columns, monkeypatch):
     pytest.importorskip("rich")
-    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.INTERVAL", 0.0)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -840,8 +840,8 @@ class FakeNotebook:
 
 @pytest.mark.parametrize("show", [None, True])
 def test_a_notebook_shows_a_line_that_is_replaced_and_nothing_on_standard_error(show, monkeypatch, capsys):
-    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
-    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.INTERVAL", 0.0)
     notebook = FakeNotebook(monkeypatch)
     history = run(progress=show)
     *_, last, gone = notebook.shown
@@ -853,7 +853,7 @@ def test_a_notebook_shows_a_line_that_is_replaced_and_nothing_on_standard_error(
 
 
 def test_a_notebook_escapes_and_may_not_know_the_total(monkeypatch):
-    monkeypatch.setattr("gradcore.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.INTERVAL", 0.0)
     notebook = FakeNotebook(monkeypatch)
     with ProgressBar(None, "a & b", show=True) as bar:
         bar.update("<b>")
@@ -861,21 +861,21 @@ def test_a_notebook_escapes_and_may_not_know_the_total(monkeypatch):
 
 
 def test_no_line_in_a_notebook_when_told_so_or_in_a_shell_without_kernel(monkeypatch):
-    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 0.0)
     for notebook, show in ((FakeNotebook(monkeypatch), False), (FakeNotebook(monkeypatch, kernel=None), None)):
         run(progress=show)
         assert notebook.shown == []
 
 
 def test_never_when_told_so(monkeypatch):
-    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 0.0)
     monkeypatch.setattr(sys, "stderr", Terminal())
     run(progress=False)
     assert sys.stderr.getvalue() == ""
 
 
 def test_without_rich(monkeypatch):
-    monkeypatch.setattr("gradcore.progress.DELAY", 0.0)
+    monkeypatch.setattr("gradcore._base.progress.DELAY", 0.0)
     monkeypatch.setattr(sys, "stderr", Terminal())
     for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)

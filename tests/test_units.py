@@ -14,7 +14,7 @@ from tools import LAYOUTS, relative_error, same_bits
 
 import gradcore
 from gradcore import clip_grad_units_
-from gradcore._check import Array
+from gradcore._base.check import Array
 
 pytestmark = pytest.mark.kernels
 

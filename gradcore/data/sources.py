@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradcore._check import FLOAT32, Array, check_int
+from gradcore._base.check import FLOAT32, Array, check_int
 from gradcore.data.tasks import Task, adding_task, copy_task, one_hot, temporal_order_task
 
 __all__ = ["SOURCES", "SourceError", "load"]

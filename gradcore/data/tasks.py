@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import FLOAT32, Array, check_dtype, check_int, check_rng
+from gradcore._base.check import FLOAT32, Array, check_dtype, check_int, check_rng
 from gradcore.losses import mse, softmax_cross_entropy
 
 __all__ = ["Batches", "Task", "adding", "copy", "temporal_order"]

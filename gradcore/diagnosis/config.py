@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gradcore._check import check_choice, check_int, check_number
+from gradcore._base.check import check_choice, check_int, check_number
 from gradcore.data import Task
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.recipe import Call, ForEachGate, Known, Let, Name, Recipe, SetRows, Step, call

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradcore._check import Array, as_array, as_list, check_int, check_real, check_reals, check_room
+from gradcore._base.check import Array, as_array, as_list, check_int, check_real, check_reals, check_room
 from gradcore.diagnosis.parts import Study
 from gradcore.diagnosis.wording import VERBS, number, per_step
 

@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradcore._check import Array
-from gradcore._files import jsonable
-from gradcore._html import html_table
+from gradcore._base.check import Array
+from gradcore._base.files import jsonable
+from gradcore._base.html import html_table
 from gradcore.diagnosis.config import Config
 from gradcore.diagnosis.wording import number, per_step
-from gradcore.history import History
-from gradcore.monitor import Finding
 from gradcore.spectral import Condition, LayerGrowth
 from gradcore.spectral.verdict import Verdict
+from gradcore.training.history import History
+from gradcore.training.monitor import Finding
 
 __all__ = [
     "ClipThresholds",

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradcore._check import Array, check_int
-from gradcore._layer import Layer
-from gradcore._threads import info
+from gradcore._base.check import Array, check_int
+from gradcore._base.threads import info
 from gradcore.diagnosis.config import Config, task_of
 from gradcore.diagnosis.parts import (
     Conclusion,
@@ -31,8 +30,9 @@ from gradcore.diagnosis.remedies import choose_thresholds, clipping, departed, s
 from gradcore.diagnosis.stages import compare, forecast, measure, train
 from gradcore.diagnosis.suggest import suggest
 from gradcore.diagnosis.wording import VERBS, growth, number, per_step
+from gradcore.layers.layer import Layer
 from gradcore.spectral.members import owner, recurrent_tapes
-from gradcore.train import each_batch
+from gradcore.training.fit import each_batch
 
 __all__ = ["diagnose", "study"]
 

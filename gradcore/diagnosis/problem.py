@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gradcore._check import Array
+from gradcore._base.check import Array
 
 __all__ = ["Problem", "Remedy"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gradcore._check import Array
+from gradcore._base.check import Array
 from gradcore.data import Task
 from gradcore.diagnosis.config import Config
 from gradcore.diagnosis.parts import ClipThresholds, Trial

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradcore import spectral
-from gradcore._check import Array
+from gradcore._base.check import Array
 from gradcore.diagnosis.config import program
 from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement, Spectrum, TimeForecast, Trial
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.wording import times
-from gradcore.monitor import GradientMonitor
-from gradcore.recurrent import GRU, LSTM, RNN
+from gradcore.layers.recurrent import GRU, LSTM, RNN
 from gradcore.spectral.members import owner, recurrent_tapes
 from gradcore.spectral.verdict import judge
-from gradcore.train import StepRecord, fit
+from gradcore.training.fit import StepRecord, fit
+from gradcore.training.monitor import GradientMonitor
 
 __all__ = ["compare", "forecast", "measure", "predict", "recurrent_layers", "train"]
 

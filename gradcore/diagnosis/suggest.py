@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradcore import meanfield
-from gradcore._check import Array
+from gradcore._base.check import Array
 from gradcore.data import Task
 from gradcore.diagnosis.config import KEEPING, Config
 from gradcore.diagnosis.parts import Suggestion, Suggestions

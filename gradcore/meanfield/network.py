@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, check_reals
-from gradcore.linear import Activation, Linear, Sequential
+from gradcore._base.check import Array, check_reals
+from gradcore.layers.activations import Activation
+from gradcore.layers.linear import Linear
+from gradcore.layers.recurrent import GRU, RNN
+from gradcore.layers.sequential import Sequential
 from gradcore.meanfield.theory import Z, expectation, float64_activation, value_and_slope
-from gradcore.recurrent import GRU, RNN
 from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
 from gradcore.spectral.members import check_chain, drive, has_recurrent, recurrent_layer
 from gradcore.spectral.trajectory import parameter_suffix

@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from gradcore import spectral
-from gradcore._check import Array, check_number
+from gradcore._base.check import Array, check_number
+from gradcore.layers.recurrent import GRU, LSTM
 from gradcore.meanfield.theory import SAME
-from gradcore.recurrent import GRU, LSTM
 from gradcore.spectral.members import drive, has_recurrent, recurrent_layer
 
 GAINS = (1 / 64, 64.0)  # where `suggest_gain` looks

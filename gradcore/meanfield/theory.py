@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import FLOAT64, Array, check_choice, check_int, check_number
-from gradcore.linear import MLP, Activation
+from gradcore._base.check import FLOAT64, Array, check_choice, check_int, check_number
+from gradcore.layers.activations import Activation
+from gradcore.layers.sequential import MLP
 from gradcore.spectral.logs import safe_exp, safe_log
 from gradcore.spectral.verdict import Verdict, in_words, judge
 

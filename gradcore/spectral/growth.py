@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradcore._check import Array, check_int
+from gradcore._base.check import Array, check_int
 from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
 from gradcore.spectral.matrices import spectral_norm, spectral_radius
 from gradcore.spectral.members import drive, recurrent_layer, run_without_dropout, steps_and_samples

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array
+from gradcore._base.check import Array
 
 
 def safe_log(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, check_index, check_int, check_reals
+from gradcore._base.check import Array, check_index, check_int, check_reals
 from gradcore.spectral.logs import safe_log
 from gradcore.spectral.members import drive, own_tape, run_without_dropout, steps_and_samples
 from gradcore.spectral.trajectory import Trajectory, state_parts

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, check_reals, check_room
+from gradcore._base.check import Array, check_reals, check_room
 
 
 def spectral_radius(W: Any) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, check_index, check_number
+from gradcore._base.check import Array, check_index, check_number
 from gradcore.spectral.logs import fit_slope
 from gradcore.spectral.members import owner, recurrent_tape
 

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gradcore._check import Array
-from gradcore.linear import Sequential
+from gradcore._base.check import Array
+from gradcore.layers.sequential import Sequential
 
 Path = tuple[int, ...]  # which member of the model, which member of that, ...
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array
-from gradcore._layer import Pool
+from gradcore._base.check import Array
+from gradcore._base.memory import Pool
 from gradcore.spectral.members import own_tape
 
 BLOCK_BYTES = 4 << 20  # of factors that are made at a time

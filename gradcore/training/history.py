@@ -12,11 +12,11 @@ from typing import Any, NoReturn, overload
 
 import numpy as np
 
-from gradcore._check import Array, check_bool, check_int, check_names, check_path, check_real
-from gradcore._files import DAMAGE, floats, json_text, write_atomically
-from gradcore._html import html_table
-from gradcore._plot import plot_history
-from gradcore.telemetry import recurrent_profiles
+from gradcore._base.check import Array, check_bool, check_int, check_names, check_path, check_real
+from gradcore._base.files import DAMAGE, floats, json_text, write_atomically
+from gradcore._base.html import html_table
+from gradcore.layers.telemetry import recurrent_profiles
+from gradcore.training.plot import plot_history
 
 __all__ = ["History"]
 

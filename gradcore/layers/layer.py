@@ -1,120 +1,19 @@
-"""The base of layers and models: a flat buffer of parameters, one of gradients, and named views of both."""
+"""The base of every layer and model: one flat buffer of parameters, one of gradients, and named views of both."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
-import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, NoReturn
-from weakref import WeakSet
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from gradcore._check import Array, check_array, check_names, check_room
+from gradcore._base.check import Array, check_array, check_names, check_room
+from gradcore._base.lock import Turn
+from gradcore._base.memory import aligned_zeros
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-
-
-def aligned_zeros(n: int, dtype: np.dtype[Any]) -> Array:
-    """Return n zeros that begin on a cache line."""
-    check_room(n, dtype.itemsize)
-    raw = np.zeros(n * dtype.itemsize + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + n * dtype.itemsize].view(dtype)
-
-
-class Pool:
-    """Lend buffers and keep some of those given back, since fresh memory at every step would cost page faults.
-
-    Threads share it without a lock, which a fork could leave locked in the child for ever. Each change is one operation
-    of a dict, which is atomic, in free-threaded Pythons too.
-    """
-
-    KEEP = 16
-    SMALL = 32 * 1024  # bytes; NumPy and the allocator reuse smaller arrays well enough
-
-    def __init__(self) -> None:
-        self._free: dict[int, Array] = {}  # by identity
-
-    def take(self, n_bytes: int) -> Array:
-        """Return the smallest free buffer of at least n_bytes, or a new one if there is none or it is far too large."""
-        best, least = None, 2 * n_bytes + 4097
-        for buffer in list(self._free.values()):
-            if n_bytes <= len(buffer) < least:
-                best, least = buffer, len(buffer)
-        if best is not None and self._free.pop(id(best), None) is not None:  # unless another thread was faster
-            return best
-        check_room(n_bytes, 1)
-        raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT
-        return raw[start : start + n_bytes]
-
-    def give(self, buffer: Array) -> None:
-        """Take a buffer back."""
-        self._free[id(buffer)] = buffer
-        if len(self._free) > self.KEEP:
-            for oldest in list(self._free)[: -self.KEEP]:
-                self._free.pop(oldest, None)
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return an uninitialized array, whose memory comes back with its last view."""
-        n_bytes = math.prod(shape) * dtype.itemsize
-        if n_bytes <= self.SMALL:
-            return np.empty(shape, dtype)
-        return np.asarray(_Lent(self, self.take(n_bytes), shape, dtype))
-
-    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
-        return Pool, ()  # a copied or unpickled layer starts with an empty pool
-
-
-class _Lent:
-    """The base of an array in a pool's memory, which NumPy keeps alive as long as the array or any view of it."""
-
-    def __init__(self, pool: Pool, buffer: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._pool, self._buffer = pool, buffer
-        data = buffer.__array_interface__["data"]
-        self.__array_interface__ = {"version": 3, "data": data, "shape": shape, "typestr": dtype.str}
-
-    def __del__(self) -> None:
-        self._pool.give(self._buffer)
-
-
-class Turn:
-    """Let one Python thread at a time add to a layer's gradients: ``with turn.lock``.
-
-    A forked child and a copy find it free. The lock itself is entered, because Ctrl-C may come between acquiring it in
-    an `__enter__` of ours and the `with`.
-    """
-
-    _all: ClassVar[WeakSet[Turn]] = WeakSet()
-
-    def __init__(self) -> None:
-        # Reentrant only because it then knows its owner without a moment at which the two could disagree.
-        self.lock: Any = threading.RLock()
-        Turn._all.add(self)
-
-    def refuse_reentry(self) -> None:
-        """Raise if this thread has the turn already: a signal handler runs in the middle of a kernel."""
-        if self.lock._is_owned():  # what threading.Condition asks
-            raise RuntimeError(
-                "backward: this thread is in the middle of a backward pass of the same layer; a signal handler that "
-                "interrupts one cannot start another"
-            )
-
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        return Turn, ()
-
-    @classmethod
-    def free_all(cls) -> None:
-        """Forget the parent's threads, in a child."""
-        for turn in list(cls._all):
-            turn.lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Turn.free_all)
+__all__ = ["Layer", "Sequences", "Tape", "Views", "split"]
 
 
 class Views(dict[str, Array]):
@@ -412,3 +311,35 @@ class Layer:
 def _assign(name: str, flat: Array, values: Any) -> None:
     if values is not flat:
         flat[...] = check_array(name, values, flat.dtype, flat.shape)
+
+
+class Tape:
+    """Keep what a feed-forward layer's `backward` needs: arrays, not copies, so leave x and y unchanged until then.
+
+    Parameters
+    ----------
+    layer : Layer
+        The layer, whose `forward` makes the tape.
+    kept : ndarray
+        Either x or y, whichever the gradient is computed from.
+    shape : tuple of int
+        The shape of y.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> y, tape = gradcore.Linear(3, 2).forward(np.ones((5, 3), np.float32))
+    >>> tape
+    <Tape of Linear(3, 2): y (5, 2)>
+    """
+
+    def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...]) -> None:
+        self.layer, self.kept, self.shape = layer, kept, shape
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.layer!r}: y {self.shape}>"
+
+
+def _check_tape(layer: Layer, tape: Any) -> None:
+    if getattr(tape, "layer", None) is not layer:
+        raise ValueError("tape: expected a tape from this layer's forward")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcore import _kernels
-from gradcore._check import check_int
+from gradcore._base.check import check_int
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 

@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU over whole sequences, with the norms of the gradient at every step back through time."""
+"""RNN, LSTM and GRU layers: whole sequences forward, and back through time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels
-from gradcore._check import (
+from gradcore._base.check import (
     Array,
     check_array,
     check_bool,
@@ -26,84 +26,14 @@ from gradcore._check import (
     check_rng,
     check_room,
 )
-from gradcore._layer import ALIGNMENT, Layer, Pool, Sequences
+from gradcore._base.memory import ALIGNMENT, Pool
+from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.ragged import _Batch
+from gradcore.layers.telemetry import Telemetry
+
+__all__ = ["State", "Step", "Tape"]
 
 State = Any  # h, or (h, c) for LSTM
-
-
-class _Batch:
-    """Lay out T steps of B sequences as rows for the kernels: packed, the longest sequence first.
-
-    If all sequences have the same length, the S rows are the first ones of the flattened (T, B) axes. Otherwise `rows`
-    holds their positions there in packed order, `dead` the other positions, and `order` the sequences from long to
-    short.
-    """
-
-    def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
-        self.T, self.B, self._pool = T, B, pool
-        self.rows = self.dead = self.order = self.rank = None
-        self.offsets = np.arange(T + 1, dtype=np.intp) * B
-        self.n_rows = T * B
-        if lengths is None:
-            return
-        self.n_rows = int(lengths.sum())
-        longest = int(lengths.max(initial=0))
-        if (lengths == longest).all():
-            np.minimum(self.offsets, self.n_rows, out=self.offsets)
-            return
-        self.order = np.argsort(-lengths, kind="stable")
-        self.rank = np.argsort(self.order, kind="stable")
-        alive = np.arange(T)[:, None] < lengths[self.order]  # (T, B)
-        self.offsets = np.concatenate([[0], np.cumsum(alive.sum(axis=1))]).astype(np.intp)
-        positions = np.arange(T)[:, None] * B + self.order
-        self.rows, self.dead = positions[alive], positions[~alive]
-
-    def pack(self, x: Array) -> Array:
-        """(T, B, F) -> (S, F)"""
-        flat = x.reshape(self.T * self.B, x.shape[2])
-        if self.rows is None:
-            return flat[: self.n_rows]
-        packed = self._pool.empty((self.n_rows, x.shape[2]), x.dtype)
-        _kernels.copy_rows(flat, self.rows, packed, None)
-        return packed
-
-    def padded(self, F: int, dtype: np.dtype[Any]) -> Array:
-        """Return (T*B, F), zero past each sequence's end; the caller fills the rows `rows`, or the first n_rows."""
-        padded = self._pool.empty((self.T * self.B, F), dtype)
-        if self.rows is None:
-            padded[self.n_rows :] = 0
-        else:
-            _kernels.copy_rows(None, None, padded, self.dead)
-        return padded
-
-    def unpack(self, rows: Array) -> Array:
-        """(S, F) -> (T, B, F), zero past each sequence's end"""
-        F, padded = rows.shape[1], rows
-        if self.n_rows < self.T * self.B:
-            padded = self.padded(F, rows.dtype)
-            _kernels.copy_rows(rows, None, padded, np.arange(self.n_rows) if self.rows is None else self.rows)
-        return padded.reshape(self.T, self.B, F)
-
-    def sort(self, state: Array) -> Array:
-        """Return a copy, (L*D, B, H), with the sequences in packed order."""
-        return state.copy() if self.order is None else state.take(self.order, axis=1)
-
-    def unsort(self, state: Array) -> Array:
-        return state if self.rank is None else state.take(self.rank, axis=1)
-
-    def rows_of(self, b: int) -> Array:
-        """Return the rows of sequence b, step by step."""
-        rank = b if self.rank is None else int(self.rank[b])
-        rows: Array = self.offsets[:-1][np.diff(self.offsets) > rank] + rank
-        return rows
-
-    def row(self, t: int, b: int) -> int:
-        """Return the row of step t of sequence b."""
-        t, b = check_index("t", t, self.T), check_index("b", b, self.B)
-        rank = b if self.rank is None else int(self.rank[b])
-        if rank >= self.offsets[t + 1] - self.offsets[t]:
-            raise IndexError(f"t: sequence {b} has ended before step {t}")
-        return int(self.offsets[t]) + rank
 
 
 @dataclass(frozen=True)
@@ -133,110 +63,6 @@ class Step:
     gates: Array
     h: Array
     c: Array | None
-
-
-class Telemetry:
-    """Hold the norms of the gradient at every layer and time step, as `backward` met them.
-
-    All norms are float64 and taken before step clipping. The first axis is layer * num_directions + direction, the
-    second one the time step.
-
-    Parameters
-    ----------
-    batch : object
-        The layout of the sequences.
-    num_directions : int
-        2 for a bidirectional layer, else 1.
-    step_clip : float
-        The limit of the norm of a sequence's dL/dh_t, or infinity.
-    dh : ndarray, (L*D, S)
-        The norm of dL/dh_t for each packed row.
-    dc : ndarray, (L*D, S), or None
-        The norm of dL/dc_t; LSTM only.
-
-    Attributes
-    ----------
-    num_directions : int
-        2 for a bidirectional layer, else 1.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> rnn = gradcore.RNN(3, 5, rng=0)
-    >>> y, tape = rnn.forward(np.ones((7, 2, 3), np.float32))
-    >>> dx = rnn.backward(tape, None, np.ones((1, 2, 5), np.float32))
-    >>> tape.telemetry.dh_norm.shape, round(float(tape.telemetry.dh_norm[0, 6]), 4)
-    ((1, 7), 3.1623)
-    """
-
-    def __init__(self, batch: _Batch, num_directions: int, step_clip: float, dh: Array, dc: Array | None) -> None:
-        self.num_directions = num_directions
-        self._batch, self._step_clip = batch, step_clip
-        self._dh, self._dc = dh, dc  # (L*D, S)
-
-    def _padded(self, norms: Array) -> Array:
-        padded: Array = self._batch.unpack(np.ascontiguousarray(norms.T)).transpose(2, 0, 1)
-        return padded
-
-    @cached_property
-    def dh_norm_per_sample(self) -> Array:
-        """The L2 norm of each sequence's dL/dh_t, (L*D, T, B); zero past its end."""
-        return self._padded(self._dh)
-
-    @cached_property
-    def dc_norm_per_sample(self) -> Array | None:
-        """The L2 norm of each sequence's dL/dc_t, (L*D, T, B); None but for LSTM."""
-        return None if self._dc is None else self._padded(self._dc)
-
-    @cached_property
-    def dh_norm(self) -> Array:
-        """The L2 norm over batch and hidden units of the total derivative dL/dh_t, (L*D, T)."""
-        return _norm_over_batch(self.dh_norm_per_sample)
-
-    @cached_property
-    def dc_norm(self) -> Array | None:
-        """The L2 norm over batch and hidden units of dL/dc_t, (L*D, T); None but for LSTM."""
-        return None if self.dc_norm_per_sample is None else _norm_over_batch(self.dc_norm_per_sample)
-
-    @cached_property
-    def n_clipped(self) -> Array:
-        """How many sequences `step_clip` rescaled, (L*D, T)."""
-        norms = self.dh_norm_per_sample
-        clipped: Array = ((norms > self._step_clip) & np.isfinite(norms)).sum(axis=2)
-        return clipped
-
-    @cached_property
-    def first_nonfinite(self) -> tuple[int, int, int] | None:
-        """The first norm that is NaN or infinite, as (layer, direction, t), or None.
-
-        First in the order of the backward pass: from the last layer to the first, and within a layer against the
-        direction of its steps.
-        """
-        bad = ~np.isfinite(self.dh_norm)
-        if self.dc_norm is not None:
-            bad |= ~np.isfinite(self.dc_norm)
-        D = self.num_directions
-        for layer in reversed(range(bad.shape[0] // D)):
-            for direction in range(D):
-                times = np.flatnonzero(bad[layer * D + direction])
-                if times.size:
-                    return layer, direction, int(times[-1] if direction == 0 else times[0])
-        return None
-
-    def __repr__(self) -> str:
-        rows, T = self.dh_norm.shape
-        finite = "all finite" if self.first_nonfinite is None else f"not finite from {self.first_nonfinite} on"
-        D = self.num_directions
-        return f"<Telemetry: L={rows // D}, D={D}, T={T}, {finite}>"
-
-
-def _norm_over_batch(norms: Array) -> Array:
-    """Return the L2 norm over the last axis, without overflow or underflow on the way."""
-    largest = norms.max(axis=2, initial=0.0)
-    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-    with np.errstate(invalid="ignore", over="ignore"):
-        result = scale * np.sqrt(np.square(norms / scale[..., None]).sum(axis=2))
-    return np.asarray(result)
 
 
 def _dropped(rows: Array, mask: Array) -> Array:

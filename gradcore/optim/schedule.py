@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gradcore._check import check_int, check_number
+from gradcore._base.check import check_int, check_number
 
 __all__ = ["Schedule", "chain", "constant", "cosine", "exponential", "linear", "one_cycle", "step"]
 

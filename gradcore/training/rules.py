@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore._run import Run, Step, deviation, median
-from gradcore.telemetry import first_nonfinite, layer_growth, log_ratio, recurrent_profiles
+from gradcore.layers.telemetry import first_nonfinite, layer_growth, log_ratio, recurrent_profiles
+from gradcore.training.run import Run, Step, deviation, median
 
 __all__ = ["ADVICE"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_list
+from gradcore._base.check import Array, as_list
 
 LOSS_COLOR, NORM_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, which color-blind readers tell apart
 MOST_MARKS = 40  # more epochs than these are marked in part

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore._check import Array
-from gradcore.findings import Thresholds
+from gradcore._base.check import Array
+from gradcore.training.findings import Thresholds
 
 
 class Outputs(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, check_number
+from gradcore._base.check import Array, check_number
 
 
 class VanishingGradientRegularizer:

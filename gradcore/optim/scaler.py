@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import (
+from gradcore._base.check import (
     FLOAT16,
     FLOAT32,
     FLOAT64,
@@ -23,10 +23,10 @@ from gradcore._check import (
     check_real,
     refuse_mask,
 )
-from gradcore.norm import Gradients, GradNorm
-from gradcore.optim import Optimizer
-from gradcore.schedule import Schedule
-from gradcore.threshold import Threshold
+from gradcore.clip.gradients import Gradients, GradNorm
+from gradcore.clip.threshold import Threshold
+from gradcore.optim.optimizer import Optimizer
+from gradcore.optim.schedule import Schedule
 
 __all__ = ["GradScaler"]
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore._check import Array, check_path, refuse_mask
-from gradcore._files import DAMAGE, NONFINITE, jsonable, previous_path, write_atomically
-from gradcore._layer import Layer
+from gradcore._base.check import Array, check_path, refuse_mask
+from gradcore._base.files import DAMAGE, NONFINITE, jsonable, previous_path, write_atomically
+from gradcore.layers.layer import Layer
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

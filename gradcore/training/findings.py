@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gradcore._check import check_int, check_number
-from gradcore._files import jsonable
+from gradcore._base.check import check_int, check_number
+from gradcore._base.files import jsonable
 
 __all__ = ["SEVERITIES", "Finding", "Thresholds"]
 
@@ -54,7 +54,7 @@ class Thresholds:
 
     Examples
     --------
-    >>> from gradcore.monitor import GradientMonitor, Thresholds
+    >>> from gradcore.training.monitor import GradientMonitor, Thresholds
     >>> monitor = GradientMonitor(Thresholds(usual_norm=(0.1, 50.0)))
     >>> monitor.update(0, 0.9, grad_norm=30.0)
     []
@@ -127,7 +127,7 @@ class Finding:
 
     Examples
     --------
-    >>> from gradcore.monitor import GradientMonitor
+    >>> from gradcore.training.monitor import GradientMonitor
     >>> (finding,) = GradientMonitor().update(0, float("inf"), grad_norm=1.0)
     >>> print(finding)
     CRITICAL: inf_loss (step 0). The loss became inf; none was finite before.
@@ -153,7 +153,7 @@ class Finding:
 
         Examples
         --------
-        >>> from gradcore.monitor import GradientMonitor
+        >>> from gradcore.training.monitor import GradientMonitor
         >>> (finding,) = GradientMonitor().update(0, float("inf"), grad_norm=1.0)
         >>> finding.to_dict()["numbers"]
         {'loss': 'Infinity', 'last_finite_loss': 'NaN'}
@@ -170,7 +170,7 @@ class Finding:
 
         Examples
         --------
-        >>> from gradcore.monitor import GradientMonitor
+        >>> from gradcore.training.monitor import GradientMonitor
         >>> (finding,) = GradientMonitor().update(0, float("inf"), grad_norm=1.0)
         >>> finding.seen()
         'step 0'

@@ -38,7 +38,7 @@ class ProgressBar:
 
     Examples
     --------
-    >>> from gradcore.progress import ProgressBar
+    >>> from gradcore._base.progress import ProgressBar
     >>> with ProgressBar(total=3, label="counting") as bar:
     ...     for i in range(3):
     ...         bar.update(f"at {i}")
@@ -78,7 +78,7 @@ class ProgressBar:
 
         Examples
         --------
-        >>> from gradcore.progress import ProgressBar
+        >>> from gradcore._base.progress import ProgressBar
         >>> with ProgressBar(total=None, label="searching") as bar:
         ...     bar.update("loss 0.5")
         """

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradcore._check import FLOAT64, check_array, check_choice, check_int, check_names, check_number, check_real
+from gradcore._base.check import FLOAT64, check_array, check_choice, check_int, check_names, check_number, check_real
 
 __all__ = ["AutoClip", "FromFirst", "Threshold", "ZClip"]
 
@@ -53,7 +53,7 @@ class Threshold(Protocol):  # numpydoc ignore=PR01
 
         Examples
         --------
-        >>> from gradcore.threshold import FromFirst
+        >>> from gradcore.clip.threshold import FromFirst
         >>> FromFirst(steps=1).update(3.0)
         inf
         """
@@ -109,7 +109,7 @@ class ZClip:
 
     Examples
     --------
-    >>> from gradcore.threshold import ZClip
+    >>> from gradcore.clip.threshold import ZClip
     >>> threshold = ZClip(warmup_steps=4)
     >>> [threshold.update(norm) for norm in (1.0, 1.2, 0.8, 1.0, 1.1)]
     [inf, inf, inf, inf, inf]
@@ -159,7 +159,7 @@ class ZClip:
 
         Examples
         --------
-        >>> from gradcore.threshold import ZClip
+        >>> from gradcore.clip.threshold import ZClip
         >>> ZClip(warmup_steps=2).update(1.0)
         inf
         """
@@ -209,7 +209,7 @@ class ZClip:
 
         Examples
         --------
-        >>> from gradcore.threshold import ZClip
+        >>> from gradcore.clip.threshold import ZClip
         >>> threshold = ZClip(warmup_steps=2)
         >>> limit = threshold.update(3.0)
         >>> threshold.state_dict()
@@ -234,7 +234,7 @@ class ZClip:
 
         Examples
         --------
-        >>> from gradcore.threshold import ZClip
+        >>> from gradcore.clip.threshold import ZClip
         >>> threshold, resumed = ZClip(warmup_steps=2), ZClip(warmup_steps=2)
         >>> limit = threshold.update(3.0)
         >>> resumed.load_state_dict(threshold.state_dict())
@@ -271,7 +271,7 @@ class AutoClip:
 
     Examples
     --------
-    >>> from gradcore.threshold import AutoClip
+    >>> from gradcore.clip.threshold import AutoClip
     >>> threshold = AutoClip(percentile=50.0)
     >>> [threshold.update(norm) for norm in (1.0, 3.0, 100.0, 2.0)]
     [1.0, 2.0, 3.0, 2.5]
@@ -307,7 +307,7 @@ class AutoClip:
 
         Examples
         --------
-        >>> from gradcore.threshold import AutoClip
+        >>> from gradcore.clip.threshold import AutoClip
         >>> AutoClip(percentile=50.0).update(1.0)
         1.0
         """
@@ -335,7 +335,7 @@ class AutoClip:
 
         Examples
         --------
-        >>> from gradcore.threshold import AutoClip
+        >>> from gradcore.clip.threshold import AutoClip
         >>> threshold = AutoClip()
         >>> limit = threshold.update(3.0)
         >>> threshold.state_dict()
@@ -360,7 +360,7 @@ class AutoClip:
 
         Examples
         --------
-        >>> from gradcore.threshold import AutoClip
+        >>> from gradcore.clip.threshold import AutoClip
         >>> threshold, resumed = AutoClip(), AutoClip()
         >>> limit = threshold.update(3.0)
         >>> resumed.load_state_dict(threshold.state_dict())
@@ -399,7 +399,7 @@ class FromFirst:
 
     Examples
     --------
-    >>> from gradcore.threshold import FromFirst
+    >>> from gradcore.clip.threshold import FromFirst
     >>> threshold = FromFirst(steps=3)
     >>> [threshold.update(norm) for norm in (1.0, 1.5, 80.0, 80.0, 1.0)]
     [inf, inf, inf, 3.0, 3.0]
@@ -438,7 +438,7 @@ class FromFirst:
 
         Examples
         --------
-        >>> from gradcore.threshold import FromFirst
+        >>> from gradcore.clip.threshold import FromFirst
         >>> FromFirst(steps=2).update(1.0)
         inf
         """
@@ -458,7 +458,7 @@ class FromFirst:
 
         Examples
         --------
-        >>> from gradcore.threshold import FromFirst
+        >>> from gradcore.clip.threshold import FromFirst
         >>> threshold = FromFirst(steps=2)
         >>> limit = threshold.update(3.0)
         >>> threshold.state_dict()
@@ -483,7 +483,7 @@ class FromFirst:
 
         Examples
         --------
-        >>> from gradcore.threshold import FromFirst
+        >>> from gradcore.clip.threshold import FromFirst
         >>> threshold, resumed = FromFirst(steps=2), FromFirst(steps=2)
         >>> limit = threshold.update(3.0)
         >>> resumed.load_state_dict(threshold.state_dict())

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, check_number, check_writable
-from gradcore.norm import (
+from gradcore._base.check import Array, check_number, check_writable
+from gradcore.clip.gradients import (
     Gradients,
     Key,
     by_key,

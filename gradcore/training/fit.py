@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_list, check_bool, check_int
-from gradcore._interrupt import BrokenOff, Interrupt
-from gradcore.history import History
-from gradcore.monitor import GradientMonitor
-from gradcore.norm import check_limit, check_policy
-from gradcore.progress import ProgressBar
-from gradcore.schedule import Schedule
-from gradcore.threshold import Threshold
+from gradcore._base.check import Array, as_list, check_bool, check_int
+from gradcore._base.progress import ProgressBar
+from gradcore.clip.gradients import check_limit, check_policy
+from gradcore.clip.threshold import Threshold
+from gradcore.optim.schedule import Schedule
+from gradcore.training.history import History
+from gradcore.training.interrupt import BrokenOff, Interrupt
+from gradcore.training.monitor import GradientMonitor
 
 __all__ = ["StepRecord", "fit"]
 
@@ -142,7 +142,7 @@ def fit(
 
     The same loop by hand, with a progress bar:
 
-    >>> from gradcore.progress import ProgressBar
+    >>> from gradcore._base.progress import ProgressBar
     >>> history = gradcore.History()
     >>> with ProgressBar(total=3, label="training") as bar:
     ...     for epoch in range(3):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, check_int, check_real, check_reals
-from gradcore._files import jsonable
-from gradcore._html import html_table
-from gradcore._run import Run, Step
-from gradcore.findings import SEVERITIES, Finding, Thresholds
-from gradcore.rules import ADVICE, AT_END, EACH_STEP, Rule, Symptom
+from gradcore._base.check import Array, check_int, check_real, check_reals
+from gradcore._base.files import jsonable
+from gradcore._base.html import html_table
+from gradcore.training.findings import SEVERITIES, Finding, Thresholds
+from gradcore.training.rules import ADVICE, AT_END, EACH_STEP, Rule, Symptom
+from gradcore.training.run import Run, Step
 
 __all__ = ["ADVICE", "SEVERITIES", "Finding", "GradientMonitor", "Thresholds"]
 
@@ -44,7 +44,7 @@ class GradientMonitor:
 
     Examples
     --------
-    >>> from gradcore.monitor import GradientMonitor
+    >>> from gradcore.training.monitor import GradientMonitor
     >>> monitor = GradientMonitor()
     >>> for step, loss in enumerate([0.9, 0.7, float("nan")]):
     ...     new = monitor.update(step, loss, grad_norm=1.0)
@@ -116,7 +116,7 @@ class GradientMonitor:
 
         Examples
         --------
-        >>> from gradcore.monitor import GradientMonitor
+        >>> from gradcore.training.monitor import GradientMonitor
         >>> monitor = GradientMonitor()
         >>> monitor.update(0, 0.9, grad_norm=1.0)
         []
@@ -146,7 +146,7 @@ class GradientMonitor:
 
         Examples
         --------
-        >>> from gradcore.monitor import GradientMonitor, Thresholds
+        >>> from gradcore.training.monitor import GradientMonitor, Thresholds
         >>> monitor = GradientMonitor(Thresholds(never_clipped_steps=2))
         >>> for step in range(2):
         ...     new = monitor.update(step, 0.9, grad_norm=1.0, max_norm=1e6)
@@ -195,7 +195,7 @@ class GradientMonitor:
 
         Examples
         --------
-        >>> from gradcore.monitor import GradientMonitor
+        >>> from gradcore.training.monitor import GradientMonitor
         >>> monitor = GradientMonitor()
         >>> new = monitor.update(0, 0.9, grad_norm=1.0)
         >>> print(monitor.summary())
@@ -216,7 +216,7 @@ class GradientMonitor:
 
         Examples
         --------
-        >>> from gradcore.monitor import GradientMonitor
+        >>> from gradcore.training.monitor import GradientMonitor
         >>> monitor = GradientMonitor()
         >>> new = monitor.update(0, 0.9, grad_norm=1.0)
         >>> monitor.to_dict()["n_steps"]

@@ -1,4 +1,4 @@
-"""Optimizers with PyTorch's names and rules. A step can clip: it reads the gradients twice and never writes them."""
+"""The base of all optimizers: parameter groups, hyperparameters, moments and the clipped step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._check import Array, check_array, check_bool, check_int, check_names, check_number, check_number_at
-from gradcore.norm import (
+from gradcore._base.check import Array, check_array, check_bool, check_int, check_names, check_number, check_number_at
+from gradcore.clip.gradients import (
     Gradients,
     GradNorm,
     Key,
@@ -26,10 +26,10 @@ from gradcore.norm import (
     pairs,
     refuse_overlap,
 )
-from gradcore.schedule import Schedule
-from gradcore.threshold import Threshold
+from gradcore.clip.threshold import Threshold
+from gradcore.optim.schedule import Schedule
 
-__all__ = ["SGD", "SPAM", "Adagrad", "Adam", "AdamW", "Group", "Optimizer", "RMSprop"]
+__all__ = ["Group", "Optimizer"]
 
 Check = Callable[[str, Any], Any]  # of a hyperparameter: its name and value to the value in its own type, or an error
 
@@ -111,7 +111,7 @@ class Group:
     Examples
     --------
     >>> import numpy as np
-    >>> from gradcore.optim import SGD
+    >>> from gradcore.optim.sgd import SGD
     >>> weight, bias = (np.zeros(3), np.ones(3)), (np.zeros(1), np.ones(1))
     >>> opt = SGD([{"params": [weight]}, {"params": [bias], "momentum": 0.5}], lr=0.1)
     >>> opt.groups[1].lr = 0.2
@@ -296,7 +296,7 @@ class Optimizer:
         Examples
         --------
         >>> import numpy as np
-        >>> from gradcore.optim import SGD
+        >>> from gradcore.optim.sgd import SGD
         >>> weight, grad = np.ones(2), np.ones(2)
         >>> SGD([(weight, grad)]).zero_grad()
         >>> grad
@@ -370,7 +370,7 @@ class Optimizer:
         Examples
         --------
         >>> import numpy as np
-        >>> from gradcore.optim import SGD
+        >>> from gradcore.optim.sgd import SGD
         >>> weight, grad = np.array([1.0, 1.0]), np.array([3.0, 4.0])
         >>> opt = SGD([(weight, grad)], lr=0.5)
         >>> norm = opt.step(max_norm=1.0)
@@ -477,7 +477,7 @@ class Optimizer:
         Examples
         --------
         >>> import numpy as np
-        >>> from gradcore.optim import SGD
+        >>> from gradcore.optim.sgd import SGD
         >>> opt = SGD({"w": (np.zeros(2), np.ones(2))}, momentum=0.9)
         >>> norm = opt.step()
         >>> state = opt.state_dict()
@@ -520,7 +520,7 @@ class Optimizer:
         Examples
         --------
         >>> import numpy as np
-        >>> from gradcore.optim import SGD
+        >>> from gradcore.optim.sgd import SGD
         >>> opt, resumed = (SGD([(np.zeros(2), np.ones(2))], momentum=0.9) for _ in range(2))
         >>> norm = opt.step()
         >>> resumed.load_state_dict(opt.state_dict())
@@ -627,110 +627,6 @@ def _collect(parts: Sequence[_Part]) -> _Collected:
     return _Collected(keys if len(parts) == 1 else names, params, grads, slices, buffers)
 
 
-class SGD(Optimizer):
-    r"""Stochastic gradient descent: :math:`p \leftarrow p - \eta\, b`, :math:`b \leftarrow \mu b + (1 - \tau) g`.
-
-    The first step with momentum sets :math:`b = g`. With `nesterov`, :math:`g + \mu b` replaces :math:`b`; without
-    momentum, :math:`g` does [1]_.
-
-    Parameters
-    ----------
-    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
-        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
-        of the former as "params" and the hyperparameters that it does not share with the other groups.
-    lr : float or schedule
-        The learning rate :math:`\eta`, at least 0.
-    momentum, dampening : float
-        The momentum :math:`\mu`, at least 0, and its dampening :math:`\tau`.
-    weight_decay : float
-        The L2 decay: it times the parameter is added to the gradient.
-    nesterov : bool
-        Whether to use Nesterov momentum; this needs a momentum above 0 and no dampening.
-    maximize : bool
-        Whether to ascend instead of descend.
-    l1 : float
-        The L1 decay: it times the sign of the parameter is added to the gradient.
-    max_consecutive_skips : int, optional
-        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
-
-    References
-    ----------
-    .. [1] I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in deep
-       learning", 2013.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gradcore.optim import SGD
-    >>> weight, grad = np.array([1.0, 1.0]), np.array([3.0, 4.0])
-    >>> opt = SGD({"weight": (weight, grad)}, lr=0.5)
-    >>> norm = opt.step(max_norm=1.0)
-    >>> norm, norm.clipped
-    (5.0, True)
-    >>> weight
-    array([0.7, 0.6])
-
-    Two groups, one of them with a learning rate of its own:
-
-    >>> bias, bias_grad = np.array([1.0]), np.array([2.0])
-    >>> opt = SGD([{"params": {"weight": (weight, grad)}}, {"params": {"bias": (bias, bias_grad)}, "lr": 0.1}], lr=0.5)
-    >>> opt.step().per_array
-    {'0.weight': 5.0, '1.bias': 2.0}
-    >>> bias
-    array([0.8])
-    >>> opt.groups[1].lr = 0.05
-    """
-
-    momentum: float
-    dampening: float
-    nesterov: bool
-    _rule = _kernels.SGD
-    _moments: ClassVar = {"momentum_buffer": _Moment("mean", needs="momentum")}
-    _checks: ClassVar = {
-        **Optimizer._checks,
-        "momentum": _not_negative,
-        "dampening": check_number,
-        "nesterov": check_bool,
-    }
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        l1: float = 0.0,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self._start(params, locals())
-
-    def _checked_together(self, hyperparameters: Mapping[str, Any], where: str) -> dict[str, Any]:
-        checked = super()._checked_together(hyperparameters, where)
-        if checked["nesterov"] and not (checked["momentum"] > 0 and checked["dampening"] == 0):
-            raise ValueError(f"{where}nesterov: needs a momentum above 0 and no dampening")
-        return checked
-
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        first = "momentum_buffer" not in part.moments
-        return {
-            "step": group["lr"],
-            "l2": group["weight_decay"],
-            "keep_mean": 0.0 if first else group["momentum"],
-            "take_mean": 1.0 if first else 1.0 - group["dampening"],
-            "now": 1.0 if group["nesterov"] else 0.0,
-            "past": group["momentum"] if group["nesterov"] else 1.0,
-        }
-
-
 class _Adaptive(Optimizer):
     """What `Adam`, `AdamW` and `SPAM` share: two moments, and all rates but the decay."""
 
@@ -748,478 +644,5 @@ class _Adaptive(Optimizer):
             "keep_square": beta2,
             "take_square": 1.0 - beta2,
             "root": math.sqrt(1.0 - beta2**t),
-            "eps": group["eps"],
-        }
-
-
-class Adam(_Adaptive):
-    r"""Adam: :math:`p \leftarrow p - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)`.
-
-    :math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`, :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
-    :math:`\hat m = m / (1 - \beta_1^t)`, :math:`\hat v = v / (1 - \beta_2^t)` [1]_.
-
-    Parameters
-    ----------
-    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
-        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
-        of the former as "params" and the hyperparameters that it does not share with the other groups.
-    lr : float or schedule
-        The learning rate :math:`\eta`, at least 0.
-    betas : (float, float)
-        The decays :math:`\beta_1, \beta_2` of the two averages, at least 0 and below 1.
-    eps : float
-        The number :math:`\epsilon`, at least 0.
-    weight_decay : float
-        The L2 decay: it times the parameter is added to the gradient. `AdamW` decouples it.
-    amsgrad : bool
-        Whether to use the largest :math:`v` so far instead of the current one [2]_.
-    maximize : bool
-        Whether to ascend instead of descend.
-    l1 : float
-        The L1 decay: it times the sign of the parameter is added to the gradient.
-    max_consecutive_skips : int, optional
-        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
-
-    Notes
-    -----
-    The second moment never overflows: an entry of the gradient beyond the square root of the dtype's largest number
-    (1.8e19 in float32) counts as that root. A gradient whose square is subnormal (below 1e-18 in float32) adds nothing
-    to it: with an :math:`\epsilon` below 1e-15 the steps differ from PyTorch's, but are never larger than
-    :math:`\eta`.
-
-    References
-    ----------
-    .. [1] D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
-    .. [2] S. J. Reddi, S. Kale, S. Kumar, "On the convergence of Adam and beyond", 2018, algorithm 2.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gradcore.optim import Adam
-    >>> weight, grad = np.array([1.0, 1.0]), np.array([3.0, -4.0])
-    >>> opt = Adam([(weight, grad)], lr=0.1)
-    >>> norm = opt.step()
-    >>> weight.round(6)
-    array([0.9, 1.1])
-    """
-
-    amsgrad: bool
-    _rule = _kernels.ADAM
-    _moments: ClassVar = {**_Adaptive._moments, "max_exp_avg_sq": _Moment("extra", needs="amsgrad")}
-    _checks: ClassVar = {**_Adaptive._checks, "amsgrad": check_bool}
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        l1: float = 0.0,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self._start(params, locals())
-
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        return super()._rates(part, group, t) | self._decay(group)
-
-    def _decay(self, group: dict[str, Any]) -> dict[str, float]:
-        return {"l2": group["weight_decay"]}
-
-
-class AdamW(Adam):
-    r"""Adam with decoupled decay: :math:`p \leftarrow (1 - \eta \lambda) p` before each step of `Adam` [1]_.
-
-    Parameters
-    ----------
-    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
-        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
-        of the former as "params" and the hyperparameters that it does not share with the other groups.
-    lr : float or schedule
-        The learning rate :math:`\eta`, at least 0.
-    betas : (float, float)
-        The decays :math:`\beta_1, \beta_2` of the two averages, at least 0 and below 1.
-    eps : float
-        The number :math:`\epsilon`, at least 0.
-    weight_decay : float
-        The decoupled decay :math:`\lambda`.
-    amsgrad : bool
-        Whether to use the largest :math:`v` so far instead of the current one.
-    maximize : bool
-        Whether to ascend instead of descend.
-    l1 : float
-        The L1 decay: it times the sign of the parameter is added to the gradient.
-    max_consecutive_skips : int, optional
-        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
-
-    References
-    ----------
-    .. [1] I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gradcore.optim import AdamW
-    >>> weight, grad = np.array([1.0, 1.0]), np.array([0.0, -4.0])
-    >>> opt = AdamW([(weight, grad)], lr=0.1, weight_decay=0.5)
-    >>> norm = opt.step()
-    >>> weight.round(6)
-    array([0.95, 1.05])
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        l1: float = 0.0,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self._start(params, locals())
-
-    def _decay(self, group: dict[str, Any]) -> dict[str, float]:
-        return {"shrink": 1.0 - group["lr"] * group["weight_decay"]}
-
-
-class SPAM(_Adaptive):
-    r"""Spike-aware Adam: clip single entries that spike, and reset the moments from time to time.
-
-    Step t = 1, 2, ..., not counting skipped ones, does the following for each entry [1]_:
-
-    1. If :math:`\Delta T` divides t, :math:`m = v = 0`.
-    2. A spike, :math:`g^2 > \theta v` with :math:`v > 0`, is clipped to :math:`\mathrm{sign}(g) \sqrt{\theta v}`. Here
-       v is the one before this step, without bias correction; g was clipped by `max_norm` and has its L1 decay.
-    3. `Adam` with the decoupled decay of `AdamW` follows: :math:`p \leftarrow (1 - \eta \lambda) p - \eta s\, \hat m /
-       (\sqrt{\hat v} + \epsilon)`. The bias correction in :math:`\hat m, \hat v` counts all steps and is not reset, so
-       the smaller moments after a reset lead to larger steps.
-    4. To counter them, s warms up along a cosine: :math:`s = 1 - 0.99\,(1 + \cos(\pi c / (N + 1))) / 2` in the N steps
-       c = 0, 1, ... from a reset on. Before the first reset, and from c = N on, s = 1.
-
-    Parameters
-    ----------
-    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
-        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
-        of the former as "params" and the hyperparameters that it does not share with the other groups.
-    lr : float or schedule
-        The learning rate :math:`\eta`, at least 0.
-    betas : (float, float)
-        The decays :math:`\beta_1, \beta_2` of the two averages, at least 0 and below 1.
-    eps : float
-        The number :math:`\epsilon`, at least 0.
-    weight_decay : float
-        The decoupled decay :math:`\lambda`; the warm-up does not weaken it.
-    threshold : float
-        The threshold :math:`\theta`, at least 0; 0 and infinity clip nothing.
-    reset_every : int
-        The number of steps :math:`\Delta T` between resets, at least 1.
-    warmup_steps : int
-        The number N of warm-up steps after a reset.
-    maximize : bool
-        Whether to ascend instead of descend.
-    l1 : float
-        The L1 decay: it times the sign of the parameter is added to the gradient.
-    max_consecutive_skips : int, optional
-        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
-
-    Attributes
-    ----------
-    n_spikes : int
-        The number of entries that were clipped in all steps. Right after a reset v is small, and ordinary variation
-        counts as spikes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
-
-    Notes
-    -----
-    Warm-up, bias correction and defaults are those of the authors' code. That code, however, clips nothing in the first
-    20 steps and right after a reset, adds :math:`\epsilon` before the bias correction, and decays after the update.
-
-    References
-    ----------
-    .. [1] T. Huang, Z. Zhu, G. Jin, L. Liu, Z. Wang, S. Liu, "SPAM: spike-aware Adam with momentum reset for stable LLM
-       training", 2025.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gradcore.optim import SPAM
-    >>> weight, grad = np.array([1.0, 1.0]), np.array([1.0, 1.0])
-    >>> opt = SPAM([(weight, grad)], lr=0.1, threshold=5000.0)
-    >>> norm = opt.step()
-    >>> grad[0] = 1000.0
-    >>> norm = opt.step()
-    >>> opt.n_spikes, opt.state_dict()["moments"]["exp_avg"]["0"].round(3)
-    (1, array([0.314, 0.19 ]))
-    """
-
-    threshold: float
-    reset_every: int
-    warmup_steps: int
-    n_spikes: int
-    _rule = _kernels.SPAM
-    _checks: ClassVar = {
-        **_Adaptive._checks,
-        "threshold": _not_negative,
-        "reset_every": partial(check_int, least=1),
-        "warmup_steps": check_int,
-    }
-    _counters = (*Optimizer._counters, "n_spikes")
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        threshold: float = 5000.0,
-        reset_every: int = 500,
-        warmup_steps: int = 150,
-        *,
-        maximize: bool = False,
-        l1: float = 0.0,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self._start(params, locals())
-
-    def _calls(
-        self, part: _Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
-    ) -> list[Callable[..., Any]]:
-        resets = (self.n_steps + 1) % group["reset_every"] == 0
-        moments = [a for arrays in part.moments.values() for a in arrays] if resets else []
-        return [*(partial(a.fill, 0) for a in moments), partial(update.run, first, second, vars(self))]
-
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        since, N = t % group["reset_every"], group["warmup_steps"]
-        warming = t >= group["reset_every"] and since < N
-        scale = 1.0 - 0.99 * (1.0 + math.cos(math.pi * since / (N + 1))) / 2.0 if warming else 1.0
-        return super()._rates(part, group | {"lr": scale * group["lr"]}, t) | {
-            "shrink": 1.0 - group["lr"] * group["weight_decay"],
-            "threshold": group["threshold"],
-        }
-
-
-class RMSprop(Optimizer):
-    r"""RMSprop: :math:`p \leftarrow p - \eta\, g / (\sqrt v + \epsilon)`.
-
-    :math:`v \leftarrow \alpha v + (1 - \alpha) g^2` [1]_.
-
-    Parameters
-    ----------
-    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
-        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
-        of the former as "params" and the hyperparameters that it does not share with the other groups.
-    lr : float or schedule
-        The learning rate :math:`\eta`, at least 0.
-    alpha : float
-        The decay :math:`\alpha` of the average, at least 0.
-    eps : float
-        The number :math:`\epsilon`, at least 0.
-    weight_decay : float
-        The L2 decay: it times the parameter is added to the gradient.
-    momentum : float
-        The momentum :math:`\mu`, at least 0: the update becomes :math:`b \leftarrow \mu b + g / (\sqrt v + \epsilon)`.
-    centered : bool
-        Whether to use :math:`v - m^2` instead of :math:`v`, with :math:`m \leftarrow \alpha m + (1 - \alpha) g` [2]_.
-    maximize : bool
-        Whether to ascend instead of descend.
-    l1 : float
-        The L1 decay: it times the sign of the parameter is added to the gradient.
-    max_consecutive_skips : int, optional
-        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
-
-    Notes
-    -----
-    Second moments at the ends of the range are treated as in `Adam`.
-
-    References
-    ----------
-    .. [1] T. Tieleman, G. Hinton, "Lecture 6.5: rmsprop", 2012.
-    .. [2] A. Graves, "Generating sequences with recurrent neural networks", 2013, equations 38 to 45.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gradcore.optim import RMSprop
-    >>> weight, grad = np.array([1.0, 1.0]), np.array([3.0, -4.0])
-    >>> opt = RMSprop([(weight, grad)], lr=0.1)
-    >>> norm = opt.step()
-    >>> weight.round(6)
-    array([0., 2.])
-    """
-
-    alpha: float
-    eps: float
-    momentum: float
-    centered: bool
-    _rule = _kernels.RMSPROP
-    _moments: ClassVar = {
-        "square_avg": _Moment("square"),
-        "grad_avg": _Moment("mean", needs="centered"),
-        "momentum_buffer": _Moment("extra", needs="momentum"),
-    }
-    _checks: ClassVar = {
-        **Optimizer._checks,
-        "alpha": _not_negative,
-        "eps": _not_negative,
-        "momentum": _not_negative,
-        "centered": check_bool,
-    }
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
-        *,
-        maximize: bool = False,
-        l1: float = 0.0,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self._start(params, locals())
-
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        return {
-            "step": group["lr"],
-            "l2": group["weight_decay"],
-            "keep_mean": group["alpha"],
-            "take_mean": 1.0 - group["alpha"],
-            "keep_square": group["alpha"],
-            "take_square": 1.0 - group["alpha"],
-            "momentum": group["momentum"],
-            "eps": group["eps"],
-        }
-
-
-class Adagrad(Optimizer):
-    r"""Adagrad: :math:`p \leftarrow p - \eta_t\, g / (\sqrt v + \epsilon)`, :math:`v \leftarrow v + g^2`.
-
-    :math:`\eta_t = \eta / (1 + (t - 1) \kappa)` [1]_.
-
-    Parameters
-    ----------
-    params : layer, model, dict or iterable of layers or (param, grad) pairs, or iterable of groups
-        The parameters to update in place and their gradients: arrays of float32 or float64. A group is a dict with any
-        of the former as "params" and the hyperparameters that it does not share with the other groups.
-    lr : float or schedule
-        The learning rate :math:`\eta`, at least 0.
-    lr_decay : float
-        The decay :math:`\kappa` of the learning rate, at least 0.
-    weight_decay : float
-        The L2 decay: it times the parameter is added to the gradient.
-    initial_accumulator_value : float
-        The value of :math:`v` before the first step, at least 0; it cannot be changed after construction.
-    eps : float
-        The number :math:`\epsilon`, at least 0.
-    maximize : bool
-        Whether to ascend instead of descend.
-    l1 : float
-        The L1 decay: it times the sign of the parameter is added to the gradient.
-    max_consecutive_skips : int, optional
-        The number of consecutive steps that may be skipped before one more raises a FloatingPointError.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If parameters and gradients do not match, are read-only or share memory, or a number is out of range.
-
-    Notes
-    -----
-    Second moments at the ends of the range are treated as in `Adam`.
-
-    References
-    ----------
-    .. [1] J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic
-       optimization", 2011.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gradcore.optim import Adagrad
-    >>> weight, grad = np.array([1.0, 1.0]), np.array([3.0, -4.0])
-    >>> opt = Adagrad([(weight, grad)], lr=0.1)
-    >>> norm = opt.step()
-    >>> weight.round(6)
-    array([0.9, 1.1])
-    """
-
-    lr_decay: float
-    initial_accumulator_value: float
-    eps: float
-    _rule = _kernels.ADAGRAD
-    _moments: ClassVar = {"sum": _Moment("square")}
-    _checks: ClassVar = {
-        **Optimizer._checks,
-        "lr_decay": _not_negative,
-        "initial_accumulator_value": _not_negative,
-        "eps": _not_negative,
-    }
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
-        *,
-        maximize: bool = False,
-        l1: float = 0.0,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self._start(params, locals())
-        members = self._members()
-        for i, part in enumerate(self._parts):  # now, as in PyTorch: the value is not used later
-            part.moments["sum"] = self._new_moments(part.group, members.params[members.parts[i]])
-
-    def _change(self, index: int | None, name: str, value: Any) -> None:
-        if name == "initial_accumulator_value":
-            raise AttributeError(f"{name}: cannot be changed after construction, when the sums start from it")
-        super()._change(index, name, value)
-
-    def _new_moments(self, group: dict[str, Any], params: list[Array]) -> list[Array]:
-        start = group["initial_accumulator_value"]
-        for p in params:
-            if start > np.finfo(p.dtype).max.item():
-                raise ValueError(
-                    f"initial_accumulator_value: expected a number in the range of {p.dtype}, got {start:g}"
-                )
-        return [np.full(p.shape, start, p.dtype) for p in params]
-
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        return {
-            "step": group["lr"] / (1.0 + (t - 1) * group["lr_decay"]),
-            "l2": group["weight_decay"],
             "eps": group["eps"],
         }

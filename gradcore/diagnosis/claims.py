@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._check import Array, as_list
+from gradcore._base.check import Array, as_list
+from gradcore.clip.clip import clip_grad_norm_, clip_grad_value_
 from gradcore.init import orthogonal_
-from gradcore.linear import MLP
-from gradcore.norm import clip_grad_norm_, clip_grad_value_
-from gradcore.recurrent import LSTM, RNN
+from gradcore.layers.recurrent import LSTM, RNN
+from gradcore.layers.sequential import MLP
 from gradcore.spectral import measure_growth, spectral_norm, spectral_radius
 from gradcore.spectral.verdict import STABLE_FACTOR
 
@@ -41,7 +41,7 @@ class Claim:
 
     Examples
     --------
-    >>> from gradcore.claims import Claim
+    >>> from gradcore.diagnosis.claims import Claim
     >>> print(Claim("1.5 a layer makes 6.4e5 over 50.", False, {"factor": 1.5**50}, "It is 6.4e8."))
     false: 1.5 a layer makes 6.4e5 over 50. (factor: 6.38e+08)
     """
@@ -74,7 +74,7 @@ def folk_claims() -> tuple[Claim, ...]:
 
     Examples
     --------
-    >>> from gradcore.claims import folk_claims
+    >>> from gradcore.diagnosis.claims import folk_claims
     >>> for claim in folk_claims()[:2]:
     ...     print(claim)
     true: Growing by 1.1 a step, a gradient has grown 14,000 times after 100 steps. (factor: 1.38e+04)
@@ -103,7 +103,7 @@ def as_markdown(claims: Iterable[Claim]) -> str:
 
     Examples
     --------
-    >>> from gradcore.claims import Claim, as_markdown
+    >>> from gradcore.diagnosis.claims import Claim, as_markdown
     >>> print(as_markdown([Claim("Clipping helps.", True, {"loss": 0.5}, "It does.")]))
     | claim | | measured |
     |---|---|---|

@@ -1,0 +1,1 @@
+"""Private ground: argument checks, memory, locks, files, threads, progress."""

@@ -1,0 +1,1 @@
+"""Gradient norms, clipping by norm, by value and by unit, and adaptive thresholds."""

@@ -1,0 +1,1 @@
+"""Layers and models: recurrent, affine, activations, and chains of them."""

@@ -1,0 +1,440 @@
+"""Activations: layers without parameters that act on every element."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gradcore import _kernels
+from gradcore._base.check import Array, as_array, check_array, check_choice, check_dtype, check_number
+from gradcore._base.memory import Pool
+from gradcore.layers.layer import Layer, Sequences, Tape, _check_tape
+
+__all__ = ["Activation", "ActivationTape", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
+
+
+class Activation(Layer):
+    """Base of the activations, which act on each element and have no parameters.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64; a `Sequential` sets it to that of its parameters.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> isinstance(gradcore.Tanh(), gradcore.layers.activations.Activation)
+    True
+    """
+
+    _kind: int
+    _keeps_output: ClassVar[bool] = False
+    _constants: tuple[float, float] = (0.0, 0.0)  # p and q of gradcore.h, and the only place where they are kept
+
+    def __init__(self, *, dtype: DTypeLike = np.float32) -> None:
+        self.dtype = check_dtype(dtype)
+        self._allocate({})
+        self._pool = Pool()
+
+    def __call__(self, x: Array) -> Array:
+        """Return the output without keeping a tape.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input, of any shape and the layer's dtype.
+
+        Returns
+        -------
+        ndarray
+            The output, of the shape of x.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gradcore.ReLU()(np.float32([-1, 1]))
+        array([0., 1.], dtype=float32)
+        """
+        return self.forward(x)[0]
+
+    def forward(self, x: Array) -> tuple[Array, ActivationTape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input, of any shape and the layer's dtype.
+
+        Returns
+        -------
+        y : ndarray
+            The output, of the shape of x.
+        tape : ActivationTape
+            What `backward` needs.
+
+        Raises
+        ------
+        TypeError
+            If x has the wrong dtype.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> y, tape = gradcore.ReLU().forward(np.float32([-1, 1]))
+        >>> y
+        array([0., 1.], dtype=float32)
+        """
+        x = check_array("x", x, self.dtype, as_array("x", x).shape)
+        y = self._pool.empty(x.shape, self.dtype)
+        function = (self._kind, *self._constants)
+        _kernels.activation_forward(*function, x, y)
+        return y, ActivationTape(self, y if self._keeps_output else x, y.shape, function)
+
+    def backward(self, tape: ActivationTape, dy: Array) -> Array:
+        """Return the gradient with respect to x.
+
+        Parameters
+        ----------
+        tape : ActivationTape
+            The tape from this layer's `forward`.
+        dy : ndarray
+            The gradient with respect to y.
+
+        Returns
+        -------
+        ndarray
+            The gradient with respect to x, of the shape of x.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another dtype or shape than y, or the tape comes from another layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.ReLU()
+        >>> y, tape = layer.forward(np.float32([-1, 1]))
+        >>> layer.backward(tape, np.float32([3, 3]))
+        array([0., 3.], dtype=float32)
+        """
+        _check_tape(self, tape)
+        dy = check_array("dy", dy, self.dtype, tape.shape)
+        dx = self._pool.empty(tape.shape, self.dtype)
+        _kernels.activation_backward(*tape.function, tape.kept, dy, dx)
+        return dx
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        return before
+
+
+class ActivationTape(Tape):
+    """Keep what an activation's `backward` needs.
+
+    Parameters
+    ----------
+    layer : Activation
+        The layer, whose `forward` makes the tape.
+    kept : ndarray
+        Either x or y, whichever the gradient is computed from.
+    shape : tuple of int
+        The shape of y.
+    function : tuple
+        The function and its constants as they were in `forward`, for the kernels.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> y, tape = gradcore.Tanh().forward(np.ones(3, np.float32))
+    >>> tape
+    <ActivationTape of Tanh(): y (3,)>
+    """
+
+    def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...], function: tuple[int, float, float]) -> None:
+        super().__init__(layer, kept, shape)
+        self.function = function
+
+
+class Identity(Activation):
+    """Return the input: y = x.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.Identity()(np.float32([-1, 1]))
+    array([-1.,  1.], dtype=float32)
+    """
+
+    _kind = _kernels.IDENTITY
+
+
+class Tanh(Activation):
+    """Hyperbolic tangent: y = tanh(x), dy/dx = 1 - y^2.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.Tanh()(np.float32([-30, 0, 30]))
+    array([-1.,  0.,  1.], dtype=float32)
+    """
+
+    _kind = _kernels.TANH
+    _keeps_output = True
+
+
+class Sigmoid(Activation):
+    """Logistic function: y = 1 / (1 + exp(-x)), dy/dx = y (1 - y).
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.Sigmoid()(np.float32([-200, 0, 200]))
+    array([0. , 0.5, 1. ], dtype=float32)
+    """
+
+    _kind = _kernels.SIGMOID
+    _keeps_output = True
+
+
+class ReLU(Activation):
+    """Rectified linear unit: y = max(0, x). The derivative at 0 is 0.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.ReLU()(np.float32([-1, 1]))
+    array([0., 1.], dtype=float32)
+    """
+
+    _kind = _kernels.RELU
+    _keeps_output = True
+
+
+class LeakyReLU(Activation):
+    """Leaky rectified linear unit: y = x for x > 0, negative_slope x otherwise.
+
+    Parameters
+    ----------
+    negative_slope : float
+        The slope for negative x.
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.LeakyReLU(0.5)(np.float32([-1, 1]))
+    array([-0.5,  1. ], dtype=float32)
+    """
+
+    _kind = _kernels.LEAKY_RELU
+
+    def __init__(self, negative_slope: float = 0.01, *, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.negative_slope = negative_slope
+
+    @property
+    def negative_slope(self) -> float:
+        """The slope for x below 0."""
+        return self._constants[0]
+
+    @negative_slope.setter
+    def negative_slope(self, value: float) -> None:
+        self._constants = (check_number("negative_slope", value), 0.0)
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{self.negative_slope}"
+        yield from super()._describe()
+
+
+class ELU(Activation):
+    """Exponential linear unit: y = x for x > 0, alpha (exp(x) - 1) otherwise.
+
+    Parameters
+    ----------
+    alpha : float
+        Minus the limit of y for large negative x.
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    References
+    ----------
+    Clevert, Unterthiner and Hochreiter, 2016, arXiv 1511.07289, eq. 15.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.ELU(2.0)(np.float32([-50, 1]))
+    array([-2.,  1.], dtype=float32)
+    """
+
+    _kind = _kernels.ELU
+
+    def __init__(self, alpha: float = 1.0, *, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.alpha = alpha
+
+    @property
+    def alpha(self) -> float:
+        """Minus the limit for x to minus infinity."""
+        return self._constants[0]
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._constants = (check_number("alpha", value), 1.0)
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{self.alpha}"
+        yield from super()._describe()
+
+
+class SELU(Activation):
+    """Scaled exponential linear unit: y = scale x for x > 0, scale alpha (exp(x) - 1) otherwise.
+
+    With weights from `init.lecun_normal_`, activations keep mean 0 and variance 1 from layer to layer.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    References
+    ----------
+    Klambauer et al., "Self-normalizing neural networks", 2017, arXiv 1706.02515, eq. 2: alpha 1.6733, scale 1.0507.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.SELU()(np.float32([-50, 1]))
+    array([-1.7580993,  1.050701 ], dtype=float32)
+    """
+
+    _kind = _kernels.ELU
+    _constants = (1.6732632423543772848, 1.0507009873554804934)
+
+
+class GELU(Activation):
+    """Gaussian error linear unit: y = x P(Z <= x) with Z standard normal.
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        "tanh" approximates the probability by (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "Gaussian error linear units", 2016, arXiv 1606.08415, section 2.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.GELU()(np.float32([-1, 1]))
+    array([-0.15865526,  0.8413447 ], dtype=float32)
+    """
+
+    _kind = _kernels.GELU
+
+    def __init__(self, approximate: str = "none", *, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.approximate = approximate
+
+    @property
+    def approximate(self) -> str:
+        """How the probability is computed: "none" or "tanh"."""
+        return "tanh" if self._kind == _kernels.GELU_TANH else "none"
+
+    @approximate.setter
+    def approximate(self, value: str) -> None:
+        exact = check_choice("approximate", value, ("none", "tanh")) == "none"
+        self._kind = _kernels.GELU if exact else _kernels.GELU_TANH
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{self.approximate!r}"
+        yield from super()._describe()
+
+
+class Softplus(Activation):
+    """Smooth rectified linear unit: y = log(1 + exp(beta x)) / beta, and x where beta x exceeds the threshold.
+
+    Parameters
+    ----------
+    beta : float
+        The sharpness, above 0.
+    threshold : float
+        The value of beta x above which y = x.
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.Softplus()(np.float32([-100, 0, 100])).round(4)
+    array([  0.    ,   0.6931, 100.    ], dtype=float32)
+    """
+
+    _kind = _kernels.SOFTPLUS
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0, *, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.beta, self.threshold = beta, threshold
+
+    @property
+    def beta(self) -> float:
+        """The factor on x, above 0."""
+        return self._constants[0]
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._constants = (check_number("beta", value, above=0), self._constants[1])
+
+    @property
+    def threshold(self) -> float:
+        """The value of beta x above which y = x."""
+        return self._constants[1]
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._constants = (self._constants[0], check_number("threshold", value))
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{self.beta}, {self.threshold}"
+        yield from super()._describe()
+
+
+_ACTIVATIONS: dict[str, type[Activation]] = {
+    "identity": Identity,
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
+    "relu": ReLU,
+    "leaky_relu": LeakyReLU,
+    "elu": ELU,
+    "selu": SELU,
+    "gelu": GELU,
+    "softplus": Softplus,
+}

@@ -1,0 +1,179 @@
+"""The affine layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gradcore import _kernels, init
+from gradcore._base.check import Array, as_array, check_array, check_bool, check_dtype, check_int
+from gradcore._base.memory import Pool
+from gradcore.layers.layer import Layer, Sequences, Tape, _check_tape
+
+__all__ = ["Generator", "Linear"]
+
+Generator = np.random.Generator
+
+
+class Linear(Layer):
+    r"""Affine map of the last axis: :math:`y = x W^T + b`.
+
+    Parameters are drawn from :math:`U(-1/\sqrt{n}, 1/\sqrt{n})` with n = `in_features`, as PyTorch does. `params` holds
+    ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+
+    Parameters
+    ----------
+    in_features : int
+        The size of the last axis of x.
+    out_features : int
+        The size of the last axis of y.
+    bias : bool
+        Whether there is a bias b.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
+    rng : int or numpy.random.Generator, optional
+        The generator, or the seed of one, that draws the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.Linear(3, 2, rng=0)
+    >>> y, tape = layer.forward(np.ones((5, 4, 3), np.float32))
+    >>> dx = layer.backward(tape, np.ones_like(y))
+    >>> y.shape, dx.shape, layer.grads["bias"]
+    ((5, 4, 2), (5, 4, 3), array([20., 20.], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: int | Generator | None = None,
+    ) -> None:
+        self.in_features = check_int("in_features", in_features)
+        self.out_features = check_int("out_features", out_features)
+        self.dtype = check_dtype(dtype)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        self._allocate(shapes | ({"bias": (self.out_features,)} if check_bool("bias", bias) else {}))
+        self._pool = Pool()
+        bound = 1 / math.sqrt(max(self.in_features, 1))
+        init.uniform_(self.flat_params, -bound, bound, rng=rng)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the output without keeping a tape.
+
+        Parameters
+        ----------
+        x : ndarray, (..., in_features)
+            The input, of the layer's dtype.
+
+        Returns
+        -------
+        ndarray, (..., out_features)
+            The output.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> gradcore.Linear(3, 2)(np.ones((5, 3), np.float32)).shape
+        (5, 2)
+        """
+        return self.forward(x)[0]
+
+    def forward(self, x: Array) -> tuple[Array, Tape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray, (..., in_features)
+            The input, of the layer's dtype.
+
+        Returns
+        -------
+        y : ndarray, (..., out_features)
+            The output.
+        tape : Tape
+            What `backward` needs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has the wrong dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> y, tape = gradcore.Linear(3, 2).forward(np.ones((5, 3), np.float32))
+        >>> y.shape
+        (5, 2)
+        """
+        shape = as_array("x", x).shape
+        if shape[-1:] != (self.in_features,):
+            raise ValueError(f"x: expected shape (..., {self.in_features}), got {shape}")
+        x = check_array("x", x, self.dtype, shape)
+        y = self._pool.empty((*shape[:-1], self.out_features), self.dtype)
+        weight, bias = self._params["weight"], self._params.get("bias")
+        self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(shape[:-1]), self._pool.take))
+        return y, Tape(self, x, y.shape)
+
+    def backward(self, tape: Tape, dy: Array) -> Array:
+        """Return the gradient with respect to x, and add those of the parameters to `grads`.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        dy : ndarray, (..., out_features)
+            The gradient with respect to y.
+
+        Returns
+        -------
+        ndarray, (..., in_features)
+            The gradient with respect to x.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another dtype or shape than y, or the tape comes from another layer.
+        RuntimeError
+            If a signal handler calls it in the middle of a backward pass of the same layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.Linear(3, 2)
+        >>> y, tape = layer.forward(np.ones((5, 3), np.float32))
+        >>> layer.backward(tape, np.ones_like(y)).shape
+        (5, 3)
+        """
+        _check_tape(self, tape)
+        dy = check_array("dy", dy, self.dtype, tape.shape)
+        dx = self._pool.empty(tape.kept.shape, self.dtype)
+        weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
+        n = math.prod(tape.shape[:-1])
+        self._refuse_reentry()
+        try:
+            with self._adding.lock:
+                work = _kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take)
+        except BaseException:
+            self._drop_gradients()
+            raise
+        self._pool.give(work)
+        return dx
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        return before
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{self.in_features}, {self.out_features}"
+        if "bias" not in self.params:
+            yield "bias=False"
+        yield from super()._describe()

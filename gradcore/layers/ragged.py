@@ -1,0 +1,86 @@
+"""How sequences of different lengths are laid out as rows for the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradcore import _kernels
+from gradcore._base.check import Array, check_index
+from gradcore._base.memory import Pool
+
+
+class _Batch:
+    """Lay out T steps of B sequences as rows for the kernels: packed, the longest sequence first.
+
+    If all sequences have the same length, the S rows are the first ones of the flattened (T, B) axes. Otherwise `rows`
+    holds their positions there in packed order, `dead` the other positions, and `order` the sequences from long to
+    short.
+    """
+
+    def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
+        self.T, self.B, self._pool = T, B, pool
+        self.rows = self.dead = self.order = self.rank = None
+        self.offsets = np.arange(T + 1, dtype=np.intp) * B
+        self.n_rows = T * B
+        if lengths is None:
+            return
+        self.n_rows = int(lengths.sum())
+        longest = int(lengths.max(initial=0))
+        if (lengths == longest).all():
+            np.minimum(self.offsets, self.n_rows, out=self.offsets)
+            return
+        self.order = np.argsort(-lengths, kind="stable")
+        self.rank = np.argsort(self.order, kind="stable")
+        alive = np.arange(T)[:, None] < lengths[self.order]  # (T, B)
+        self.offsets = np.concatenate([[0], np.cumsum(alive.sum(axis=1))]).astype(np.intp)
+        positions = np.arange(T)[:, None] * B + self.order
+        self.rows, self.dead = positions[alive], positions[~alive]
+
+    def pack(self, x: Array) -> Array:
+        """(T, B, F) -> (S, F)"""
+        flat = x.reshape(self.T * self.B, x.shape[2])
+        if self.rows is None:
+            return flat[: self.n_rows]
+        packed = self._pool.empty((self.n_rows, x.shape[2]), x.dtype)
+        _kernels.copy_rows(flat, self.rows, packed, None)
+        return packed
+
+    def padded(self, F: int, dtype: np.dtype[Any]) -> Array:
+        """Return (T*B, F), zero past each sequence's end; the caller fills the rows `rows`, or the first n_rows."""
+        padded = self._pool.empty((self.T * self.B, F), dtype)
+        if self.rows is None:
+            padded[self.n_rows :] = 0
+        else:
+            _kernels.copy_rows(None, None, padded, self.dead)
+        return padded
+
+    def unpack(self, rows: Array) -> Array:
+        """(S, F) -> (T, B, F), zero past each sequence's end"""
+        F, padded = rows.shape[1], rows
+        if self.n_rows < self.T * self.B:
+            padded = self.padded(F, rows.dtype)
+            _kernels.copy_rows(rows, None, padded, np.arange(self.n_rows) if self.rows is None else self.rows)
+        return padded.reshape(self.T, self.B, F)
+
+    def sort(self, state: Array) -> Array:
+        """Return a copy, (L*D, B, H), with the sequences in packed order."""
+        return state.copy() if self.order is None else state.take(self.order, axis=1)
+
+    def unsort(self, state: Array) -> Array:
+        return state if self.rank is None else state.take(self.rank, axis=1)
+
+    def rows_of(self, b: int) -> Array:
+        """Return the rows of sequence b, step by step."""
+        rank = b if self.rank is None else int(self.rank[b])
+        rows: Array = self.offsets[:-1][np.diff(self.offsets) > rank] + rank
+        return rows
+
+    def row(self, t: int, b: int) -> int:
+        """Return the row of step t of sequence b."""
+        t, b = check_index("t", t, self.T), check_index("b", b, self.B)
+        rank = b if self.rank is None else int(self.rank[b])
+        if rank >= self.offsets[t + 1] - self.offsets[t]:
+            raise IndexError(f"t: sequence {b} has ended before step {t}")
+        return int(self.offsets[t]) + rank

@@ -1,0 +1,454 @@
+"""Models that chain layers of any kind."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gradcore import init
+from gradcore._base.check import Array, as_list, check_choice, check_int, check_number, check_rng
+from gradcore._base.memory import aligned_zeros
+from gradcore.clip.norm import grad_norm
+from gradcore.layers.activations import _ACTIVATIONS
+from gradcore.layers.layer import Layer, Sequences, Views, _check_tape
+from gradcore.layers.linear import Generator, Linear
+
+__all__ = ["Sequential", "SequentialTape"]
+
+
+class SequentialTape:
+    """Keep what `Sequential`'s `backward` needs.
+
+    Parameters
+    ----------
+    layer : Sequential
+        The model, whose `forward` makes the tape.
+    tapes : tuple
+        The layers' own tapes.
+
+    Attributes
+    ----------
+    d_norm : ndarray, (number of layers + 1,), float64, or None
+        The L2 norms of dL/d(input of layer i), then that of dL/dy; set by `backward`. From last to first they show
+        where the gradient grows or vanishes.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> model = gradcore.Sequential(gradcore.Linear(3, 2), gradcore.Tanh())
+    >>> y, tape = model.forward(np.ones((5, 3), np.float32))
+    >>> dx = model.backward(tape, np.ones_like(y))
+    >>> tape.tapes[0], tape.d_norm.shape
+    (<Tape of Linear(3, 2): y (5, 2)>, (3,))
+    """
+
+    def __init__(self, layer: Sequential, tapes: tuple[Any, ...]) -> None:
+        self.layer, self.tapes = layer, tapes
+        self.d_norm: Array | None = None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the layers are applied one after the other; a subclass may do otherwise in a `forward` of its own."""
+        return self.layer.is_chain
+
+    def __repr__(self) -> str:
+        return f"<SequentialTape of {type(self.layer).__name__}: {len(self.tapes)} layers>"
+
+
+# The arguments that a model passes on to the members that take them, and of which method.
+_HANDED_ON = {"lengths": "forward", "step_clip": "backward", "regularizer": "backward"}
+
+# Which model holds a layer's parameters in its buffers.
+_OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
+
+
+class Sequential(Layer):
+    """Chain layers of any kind, and gather their parameters and gradients in one flat buffer each.
+
+    Parameters are named by position, as in PyTorch: ``0.weight``, ``2.weight_ih_l0``. A layer belongs to one model
+    only. Its parameters and gradients move into the model's buffers: `params` and `grads` of the layer follow, but
+    arrays taken from them before become read-only, so build an optimizer afterwards. Layers without parameters take the
+    dtype of those with parameters.
+
+    ``len(model)`` is the number of layers, ``model[i]`` one of them, and a slice a tuple of layers.
+
+    Parameters
+    ----------
+    *layers : Layer
+        Feed-forward or recurrent layers, or other models. A recurrent layer starts from zeros and passes y on.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        The members.
+
+    Raises
+    ------
+    TypeError
+        If a member is not a layer, or the dtypes differ.
+    ValueError
+        If a layer occurs twice or belongs to another model, if layers differ in `batch_first`, or if `LastStep` follows
+        a bidirectional layer.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> rng = np.random.default_rng(0)
+    >>> model = gradcore.Sequential(gradcore.LSTM(3, 8, rng=rng), gradcore.LastStep(), gradcore.Linear(8, 1, rng=rng))
+    >>> y, tape = model.forward(np.ones((20, 5, 3), np.float32))
+    >>> dx = model.backward(tape, np.ones_like(y))
+    >>> y.shape, dx.shape, tape.d_norm.shape
+    ((5, 1), (20, 5, 3), (4,))
+    >>> model[2], list(model.params)[-2:]
+    (Linear(8, 1), ['2.weight', '2.bias'])
+    """
+
+    layers: tuple[Any, ...]
+
+    def __init__(self, *layers: Layer) -> None:
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
+            if layer in layers[:i]:
+                raise ValueError(f"layers[{i}]: is layers[{layers.index(layer)}] again; a layer can occur only once")
+            owner = _OWNERS.get(layer, lambda: None)()
+            if owner is not None:
+                raise ValueError(
+                    f"layers[{i}]: {layer!r} belongs to another model; copy.deepcopy gives an independent layer"
+                )
+        dtypes = {layer.dtype: i for i, layer in enumerate(layers) if layer.params}
+        if len(dtypes) > 1:
+            found = " and ".join(f"{dtype} (layers[{i}])" for dtype, i in dtypes.items())
+            raise TypeError(f"layers: expected one dtype, got {found}")
+        self.layers = layers
+        self._sequences_within("", Sequences())
+        self.dtype = next(iter(dtypes), layers[0].dtype if layers else np.dtype(np.float32))
+        self._taken = {name: tuple(_takes(layer, name) for layer in layers) for name in _HANDED_ON}
+        for layer in layers:
+            _OWNERS[layer] = ref(self)
+            _set_dtype(layer, self.dtype)
+        n = sum(layer.flat_params.size for layer in layers)
+        empty = np.empty(0, self.dtype)
+        self._params, self._grads = Views("params", {}, empty), Views("grads", {}, empty)
+        self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return self.layers[index]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the layers are applied one after the other; a subclass may do otherwise in a `forward` of its own."""
+        return type(self).forward is Sequential.forward
+
+    def _sequences_within(self, prefix: str, before: Sequences) -> Sequences:
+        """Check that members fit their neighbors, and return what the last one passes on."""
+        for i, layer in enumerate(self.layers):
+            before = layer._sequences_after(f"{prefix}layers[{i}]", before)
+        return before
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        return self._sequences_within(f"{where}.", before) if self.is_chain else Sequences()
+
+    def _bind(self, flat_params: Array, flat_grads: Array) -> None:
+        """Move the members' parameters and gradients into parts of these buffers."""
+        params: dict[str, Array] = {}
+        grads: dict[str, Array] = {}
+        start = 0
+        for i, layer in enumerate(self.layers):
+            part = slice(start, start + layer.flat_params.size)
+            layer._bind(flat_params[part], flat_grads[part])
+            params |= {f"{i}.{name}": p for name, p in layer.params.items()}
+            grads |= {f"{i}.{name}": g for name, g in layer.grads.items()}
+            start = part.stop
+        self._params.follow(params, flat_params)
+        self._grads.follow(grads, flat_grads)
+
+    def _refuse_reentry(self) -> None:
+        for layer in self.layers:
+            layer._refuse_reentry()
+
+    def _drop_gradients(self) -> None:
+        for layer in self.layers:
+            layer._drop_gradients()
+
+    def generators(self) -> list[Generator]:
+        """Return the generators of all members, in order.
+
+        Returns
+        -------
+        list of numpy.random.Generator
+            One for each layer that draws; the same one several times where layers share it.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> gradcore.Sequential(gradcore.Linear(3, 2)).generators()
+        []
+        """
+        return [rng for layer in self.layers for rng in layer.generators()]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for layer in self.layers:
+            _OWNERS[layer] = ref(self)
+
+    def __call__(self, x: Array, lengths: Any = None) -> Array:
+        """Return the output, without dropout and without a tape.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input of the first layer.
+        lengths : array_like of int, (B,), optional
+            The length of each sequence, for the recurrent layers and `LastStep`.
+
+        Returns
+        -------
+        ndarray
+            The output of the last layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.GRU(3, 4), gradcore.LastStep(), gradcore.Linear(4, 1))
+        >>> model(np.ones((7, 2, 3), np.float32), lengths=[7, 5]).shape
+        (2, 1)
+        """
+        _check_taken("lengths", lengths, self._taken["lengths"])
+        for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
+            y = layer(x, lengths=lengths) if takes else layer(x)
+            x = y[0] if isinstance(y, tuple) else y  # a recurrent layer returns its state too
+        return x
+
+    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, SequentialTape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input of the first layer.
+        lengths : array_like of int, (B,), optional
+            The length of each sequence, for the recurrent layers and `LastStep`.
+
+        Returns
+        -------
+        y : ndarray
+            The output of the last layer.
+        tape : SequentialTape
+            What `backward` needs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a layer gets the wrong dtype or shape, or no layer takes `lengths`.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.Linear(3, 4), gradcore.ReLU(), gradcore.Linear(4, 1))
+        >>> y, tape = model.forward(np.ones((5, 3), np.float32))
+        >>> y.shape, len(tape.tapes)
+        ((5, 1), 3)
+        """
+        _check_taken("lengths", lengths, self._taken["lengths"])
+        tapes = []
+        for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
+            x, tape = layer.forward(x, lengths=lengths) if takes else layer.forward(x)
+            tapes.append(tape)
+        return x, SequentialTape(self, tuple(tapes))
+
+    def backward(
+        self,
+        tape: SequentialTape,
+        dy: Array,
+        *,
+        step_clip: float | None = None,
+        regularizer: Callable[..., float] | None = None,
+    ) -> Array:
+        """Return the gradient with respect to x, and add those of the parameters to `grads`.
+
+        It sets `tape.d_norm`. If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : SequentialTape
+            The tape from this model's `forward`.
+        dy : ndarray
+            The gradient with respect to y.
+        step_clip : float, optional
+            The limit of each sequence's dL/dh_t, for the recurrent layers.
+        regularizer : VanishingGradientRegularizer, optional
+            A term of the loss whose gradient is added, for the recurrent layers.
+
+        Returns
+        -------
+        ndarray
+            The gradient with respect to x, of the shape of x.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another dtype or shape than y, if the tape comes from another layer, if no layer takes `step_clip`
+            or `regularizer`, or if a layer is not one that the regularizer is made for.
+        RuntimeError
+            If a signal handler calls it in the middle of a backward pass of one of the layers.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.GRU(3, 4), gradcore.LastStep(), gradcore.Linear(4, 1))
+        >>> y, tape = model.forward(np.ones((7, 2, 3), np.float32))
+        >>> dx = model.backward(tape, np.ones_like(y), step_clip=1.0)
+        >>> dx.shape, tape.d_norm.shape
+        ((7, 2, 3), (4,))
+        """
+        _check_tape(self, tape)
+        options = {"step_clip": step_clip, "regularizer": regularizer}
+        for name, value in options.items():
+            _check_taken(name, value, self._taken[name])
+        if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
+            check_number("step_clip", step_clip, least=0.0)
+        self._refuse_reentry()
+        before = None if regularizer is None else self.flat_grads.copy()
+        try:
+            return self._backward(tape, dy, options)
+        except (TypeError, ValueError):
+            if before is not None:  # a member that the regularizer is not made for may be any of them
+                self.flat_grads[...] = before
+            raise
+        except BaseException:
+            self._drop_gradients()
+            raise
+
+    def _backward(self, tape: SequentialTape, dy: Array, options: dict[str, Any]) -> Array:
+        d, norms = dy, []
+        for i, layer in reversed(list(enumerate(self.layers))):
+            its = {name: value for name, value in options.items() if value is not None and self._taken[name][i]}
+            dx = layer.backward(tape.tapes[i], d, **its)
+            norms.append(float(grad_norm(np.asarray(d))))
+            d = dx
+        tape.d_norm = np.array([*norms, float(grad_norm(np.asarray(d)))])[::-1].copy()
+        return d
+
+    def _describe(self) -> Iterator[str]:
+        yield from (repr(layer) for layer in self.layers)
+
+
+def _takes(layer: Any, name: str) -> bool:
+    """Whether the layer, or any member of a model, has this argument."""
+    if isinstance(layer, Sequential):
+        return any(layer._taken[name])
+    return name in inspect.signature(getattr(layer, _HANDED_ON[name])).parameters
+
+
+def _check_taken(name: str, value: Any, takes: tuple[bool, ...]) -> None:
+    if value is not None and not any(takes):
+        raise ValueError(f"{name}: no layer of this model takes it")
+
+
+def _set_dtype(layer: Any, dtype: np.dtype[Any]) -> None:
+    layer.dtype = dtype
+    for member in layer.layers if isinstance(layer, Sequential) else ():
+        _set_dtype(member, dtype)
+
+
+# How each initializer fills a weight that an activation of this name follows; the others need more arguments.
+_INITS: dict[str, Callable[[Array, str, Generator], Array]] = {
+    "xavier_uniform": lambda w, name, rng: init.xavier_uniform_(w, init.calculate_gain(name), rng=rng),
+    "xavier_normal": lambda w, name, rng: init.xavier_normal_(w, init.calculate_gain(name), rng=rng),
+    "kaiming_uniform": lambda w, name, rng: init.kaiming_uniform_(w, a=0.01, nonlinearity=name, rng=rng),
+    "kaiming_normal": lambda w, name, rng: init.kaiming_normal_(w, a=0.01, nonlinearity=name, rng=rng),
+    "lecun_normal": lambda w, _, rng: init.lecun_normal_(w, rng=rng),
+    "orthogonal": lambda w, name, rng: init.orthogonal_(w, init.calculate_gain(name), rng=rng),
+    "eye": lambda w, _, rng: init.eye_(w),
+    "uniform": lambda w, _, rng: init.uniform_(w, rng=rng),
+    "normal": lambda w, _, rng: init.normal_(w, rng=rng),
+}
+
+
+class MLP(Sequential):
+    """Multilayer perceptron: linear layers with an activation between them, and none after the last.
+
+    Weights are drawn by `init` with the gain that fits the activation, in all layers alike [1]_; biases are zero.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        The number of features of the input, of each hidden layer, and of the output; at least two.
+    activation : str
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu" or "softplus".
+    init : str
+        The initializer, a name of `gradcore.init` without the final underscore: "xavier_uniform", "xavier_normal",
+        "kaiming_uniform", "kaiming_normal", "lecun_normal", "orthogonal", "eye", "uniform" or "normal".
+    bias : bool
+        Whether the linear layers have biases.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
+    rng : int or numpy.random.Generator, optional
+        The generator, or the seed of one, that draws the weights.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two sizes, or a name is unknown.
+
+    References
+    ----------
+    .. [1] He, Zhang, Ren and Sun, "Delving deep into rectifiers", arXiv 1502.01852, 2015, section 2.2.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> model = gradcore.MLP([4] + 10 * [64] + [1], activation="tanh", rng=np.random.default_rng(0))
+    >>> y, tape = model.forward(np.ones((3, 4), np.float32))
+    >>> dx = model.backward(tape, np.ones_like(y))
+    >>> len(model.layers), y.shape, tape.d_norm.shape
+    (21, (3, 1), (22,))
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str = "relu",
+        init: str = "kaiming_normal",
+        *,
+        bias: bool = True,
+        dtype: DTypeLike = np.float32,
+        rng: int | Generator | None = None,
+    ) -> None:
+        checked = [check_int(f"sizes[{i}]", n) for i, n in enumerate(as_list("sizes", sizes, "a sequence of integers"))]
+        if len(checked) < 2:
+            raise ValueError(f"sizes: expected at least two, got {checked}")
+        check_choice("activation", activation, _ACTIVATIONS)
+        check_choice("init", init, _INITS)
+        rng = check_rng(rng)
+        layers: list[Layer] = []
+        for n_in, n_out in itertools.pairwise(checked):
+            layer = Linear(n_in, n_out, bias, dtype=dtype, rng=rng)
+            layer.flat_params.fill(0)
+            _INITS[init](layer.params["weight"], activation, rng)
+            layers += [layer, _ACTIVATIONS[activation](dtype=dtype)]
+        super().__init__(*layers[:-1])
+        self.sizes, self.activation, self.init = tuple(checked), activation, init
+
+    def _describe(self) -> Iterator[str]:
+        yield f"{list(self.sizes)}"
+        if self.activation != "relu":
+            yield f"{self.activation!r}"
+        if self.init != "kaiming_normal":
+            yield f"init={self.init!r}"
+        if "bias" not in self.layers[0].params:
+            yield "bias=False"
+        yield from Layer._describe(self)

@@ -1,0 +1,1 @@
+"""The training loop, its record, the monitor that watches it, and checkpoints."""
