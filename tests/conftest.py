@@ -31,6 +31,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """NumPy works on one thread: its matrices are small here, and on a busy machine its threads wait for each other."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+    else:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+
+
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
     """For tests that change the number of threads: it is what it was before, afterwards."""
