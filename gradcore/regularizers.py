@@ -121,9 +121,7 @@ class VanishingGradientRegularizer:
         """
         if not hasattr(layer, "nonlinearity"):
             raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
-        owner = getattr(tape, "_layer", None)
-        if owner is None or owner is not layer:
-            raise ValueError("tape: expected a tape from this layer's forward")
+        layer.check_tape(tape)
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         batch, D, H = tape._batch, layer.num_directions, layer.hidden_size
         dy = layer._check_dy(dy, dstate, batch)
@@ -139,7 +137,7 @@ class VanishingGradientRegularizer:
                     k = level * D + direction
                     name_ih, name_hh = layer._names[k][:2]
                     W = layer.params[name_hh].astype(np.float64)
-                    h = tape.kept[k].gates[:, :H].astype(np.float64)  # an RNN's only gate: the step's output
+                    h = tape.arrays[k].gates[:, :H].astype(np.float64)  # an RNN's only gate: the step's output
                     slope = 1 - h**2 if layer.nonlinearity == "tanh" else np.where(h <= 0, 0.0, 1.0)
                     d_rows = rows[:, direction * H : (direction + 1) * H]
                     delta, carried = _back(batch.offsets, direction == 1, d_rows, slope, W, dstates[k], clip)

@@ -28,7 +28,6 @@ from tools import Array, read_only, unaligned
 import gradcore
 from gradcore import claims, data, init, losses, meanfield, monitor, optim, schedule, spectral, threshold
 from gradcore.diagnosis import figures
-from gradcore.layers import telemetry
 
 pytestmark = pytest.mark.kernels
 
@@ -858,12 +857,6 @@ def _(rng: np.random.Generator) -> Any:
 @recipe("claims.as_markdown")
 def _(rng: np.random.Generator) -> Any:
     return claims.as_markdown, {"claims": [claims.Claim("It helps.", True, {"loss": 0.5}, "It does.")]}
-
-
-@recipe("telemetry.recurrent_profiles")
-def _(rng: np.random.Generator) -> Any:
-    _, tape = taped(rng, "RNN")
-    return lambda tape: list(telemetry.recurrent_profiles(tape)), {"tape": tape}
 
 
 TASKS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """What all layers share: views of flat buffers, turns at the gradients, and what a pickle may carry elsewhere."""
 
 import copy
+import math
 import os
 import pickle
 import re
@@ -16,7 +17,9 @@ from tools import HANG, python, same_bits, supported_isas
 
 import gradcore
 from gradcore import optim
+from gradcore.clip.norm import norm_of
 from gradcore.layers.layer import Views
+from gradcore.layers.telemetry import StepTelemetry
 
 LAYERS = {
     "RNN": lambda: gradcore.RNN(3, 4, dtype=np.float64),
@@ -384,3 +387,64 @@ def test_a_pickle_from_another_instruction_set_is_right_or_refused(tmp_path: Pat
             for _ in range(3)
         ]
         assert done.stdout.splitlines() == refusals
+
+
+# ---- tapes ----------------------------------------------------------------------------------------------------------
+
+
+class Lookup(gradcore.Linear):
+    """Integers in, so no gradient with respect to them."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(np.eye(self.in_features, dtype=self.dtype)[x])
+
+    def backward(self, tape: Any, dy: Any) -> Any:
+        super().backward(tape, dy)
+
+
+def test_a_tape_walks_over_all_its_members() -> None:
+    gru = gradcore.GRU(2, 4, 2, bidirectional=True, rng=0)
+    model = gradcore.Sequential(Lookup(5, 2), gradcore.Sequential(gru, gradcore.Tanh()), gradcore.Linear(8, 3))
+    y, tape = model.forward(np.arange(10).reshape(5, 2) % 5)
+    assert all(member.dx_norm is member.dy_norm is None for member in tape.walk())
+    assert not any(list(member.profiles()) for member in tape.walk())
+    dy = np.ones_like(y)
+    dy[0, 0] = np.nan
+    assert model.backward(tape, dy) is None
+    members = list(tape.walk())
+    assert [(member.name, type(member.tape.layer)) for member in members] == [
+        ("", gradcore.Sequential), ("0", Lookup), ("1", gradcore.Sequential), ("1.0", gradcore.GRU),
+        ("1.1", gradcore.Tanh), ("2", gradcore.Linear),
+    ]  # fmt: skip
+    assert all(member.in_chain for member in members)
+    assert members[1].dx_norm is None  # not the same as NaN
+    assert math.isnan(members[1].dy_norm)
+    assert members[3].dx_norm == members[2].dx_norm or math.isnan(members[3].dx_norm)
+    assert members[3].tape.first_nonfinite == (1, 0, 0)
+    seen = StepTelemetry(tape)
+    assert [profile.name for profile in seen.profiles] == ["1.0.l0", "1.0.l0_reverse", "1.0.l1", "1.0.l1_reverse"]
+    assert list(seen.d_norm) == ["1", "2", "output"]
+    assert seen.first_nonfinite == {"1.0": (1, 0, 0)}
+    assert StepTelemetry.of(seen) is seen
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [gradcore.Linear(3, 3), gradcore.Tanh(), gradcore.LastStep(), gradcore.GRU(3, 3), gradcore.MLP([3, 3])],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_every_layer_refuses_the_tape_of_another(layer: Any) -> None:
+    y, tape = copy.deepcopy(layer).forward(np.ones((4, 2, 3), np.float32))
+    for wrong in (tape, None, object(), tape.layer):
+        with pytest.raises(ValueError, match=r"^tape: expected a tape from this layer's forward$"):
+            layer.backward(wrong, np.ones_like(y))
+    assert not layer.flat_grads.any()
+
+
+@pytest.mark.parametrize(
+    "values", [[3.0, 4.0], [1e30, 1e30], [np.nan, 1], [np.inf, 1], [], [[1.0, 2.0], [3.0, 4.0]]], ids=str
+)
+def test_the_norm_of_one_array(values: Any) -> None:
+    for array in (np.array(values, np.float32), np.array(values).T[..., ::-1]):
+        assert norm_of(array) == pytest.approx(float(gradcore.grad_norm(array)), rel=0, nan_ok=True)
+    assert norm_of(None) is None

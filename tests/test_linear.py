@@ -946,8 +946,8 @@ def test_the_repr_of_tapes_is_short() -> None:
     _, tape = model.forward(np.ones((7, 2, 3), np.float32))
     assert repr(tape) == "<SequentialTape of Sequential: 4 layers>"
     assert [repr(member) for member in tape.tapes] == [
-        "<Tape of LSTM(3, 8): T=7, B=2>",
-        "<LastStepTape of LastStep(): x (7, 2, 8)>",
+        "<RecurrentTape of LSTM(3, 8): T=7, B=2>",
+        "<Tape of LastStep(): y (2, 8)>",
         "<Tape of Linear(8, 1): y (2, 1)>",
-        "<ActivationTape of Tanh(): y (2, 1)>",
+        "<Tape of Tanh(): y (2, 1)>",
     ]

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tapes import ToldTape
 
 import gradcore
-from gradcore.layers.telemetry import recurrent_profiles
+from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training import rules
 from gradcore.training.monitor import ADVICE, SEVERITIES, GradientMonitor, Thresholds
 
@@ -57,9 +58,7 @@ def model_with(weights: Any) -> Any:
 
 def tape_with(dh_norm: Any, d_norm: Any = None, first_nonfinite: Any = None) -> Any:
     """The tape of a model of three layers, the middle one recurrent."""
-    telemetry = SimpleNamespace(dh_norm=np.asarray(dh_norm, float), first_nonfinite=first_nonfinite)
-    tapes = (SimpleNamespace(), SimpleNamespace(telemetry=telemetry), SimpleNamespace())
-    return SimpleNamespace(tapes=tapes, d_norm=d_norm)
+    return ToldTape(tapes=(ToldTape(), ToldTape(dh_norm, first_nonfinite), ToldTape()), d_norm=d_norm)
 
 
 def watch(steps: list[dict[str, Any]], **thresholds: Any) -> GradientMonitor:
@@ -263,7 +262,7 @@ def test_nothing_raises_or_warns_on_any_number(value):
         for step in range(60):
             strange = value if step > 20 else rng.uniform(0.5, 1)
             tape = tape_with(np.full((2, 30), strange), d_norm=np.full(4, strange))
-            tape.tapes[1].telemetry.dh_norm[0, -1] = 1.0
+            tape.tapes[1].dh_norm[0, -1] = 1.0
             tape.d_norm[-1] = 1.0
             model, y = (
                 model_with(np.full(3, strange)),
@@ -279,7 +278,7 @@ def test_empty_things_are_healthy():
     monitor = GradientMonitor()
     model = SimpleNamespace(flat_params=np.zeros(0), params={})
     for step in range(30):
-        tape = SimpleNamespace(tapes=(), d_norm=np.zeros(1), telemetry=None)
+        tape = ToldTape(d_norm=np.zeros(1))
         monitor.update(step, 1.0, Norm(1.0), model, tape, np.zeros((0, 3)))
     monitor.finish()
     assert monitor.findings == []
@@ -606,7 +605,7 @@ def test_profiles_name_layers_and_directions(bidirectional):
     model = gradcore.Sequential(gradcore.Linear(3, 2, dtype=np.float64), gradcore.Sequential(recurrent))
     y, tape = model.forward(rng.standard_normal((6, 5, 3)))
     model.backward(tape, np.ones_like(y))
-    profiles = list(recurrent_profiles(tape))
+    profiles = StepTelemetry(tape).profiles
     expected = ["1.0.l0", "1.0.l0_reverse", "1.0.l1", "1.0.l1_reverse"] if bidirectional else ["1.0.l0", "1.0.l1"]
     assert [name for name, _, _ in profiles] == expected
     for (name, reverse, row), telemetry in zip(profiles, tape.tapes[1].tapes[0].telemetry.dh_norm, strict=True):

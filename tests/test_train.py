@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tapes import ToldTape
 
 import gradcore
 from gradcore._base import files as _files
@@ -212,10 +213,10 @@ def test_profiles_are_the_telemetry():
 def test_log_mean_counts_from_the_end_and_leaves_out_what_is_not_positive():
     history = gradcore.History()
     for row in ([1.0, 1.0], [np.e, np.e, np.e], [np.nan, 0.0, np.inf]):
-        history.append(1.0, 1.0, tape=SimpleNamespace(telemetry=SimpleNamespace(dh_norm=np.array([row]))))
+        history.append(1.0, 1.0, tape=ToldTape([row]))
     np.testing.assert_allclose(history.dh_log_mean["l0"], [1.0, 0.5, 0.5], rtol=1e-15)
     history = gradcore.History()
-    history.append(1.0, 1.0, tape=SimpleNamespace(telemetry=SimpleNamespace(dh_norm=np.zeros((1, 2)))))
+    history.append(1.0, 1.0, tape=ToldTape(np.zeros((1, 2))))
     assert np.isnan(history.dh_log_mean["l0"]).all()
 
 

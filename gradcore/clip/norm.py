@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from gradcore import _kernels
 from gradcore._base.check import check_number
 from gradcore.clip.gradients import Gradients, GradNorm
 
-__all__ = ["grad_norm"]
+__all__ = ["grad_norm", "norm_of"]
 
 
 def _norm_type(value: Any) -> float:
@@ -59,3 +62,14 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
     """
     p = _norm_type(norm_type)
     return Gradients(grads, write=False).measure(p, math.inf, None)[0]
+
+
+def norm_of(value: Any) -> float | None:
+    """Return the L2 norm of one array, without what `grad_norm` finds out besides; None for None."""
+    if value is None:
+        return None
+    arrays = [np.asarray(value)]
+    if not _kernels.plain(arrays, False):
+        return float(grad_norm(arrays[0]))
+    root, unit, n_nan, n_inf = _kernels.norm(arrays, 2.0)[:4]
+    return math.nan if n_nan else math.inf if n_inf else root * unit

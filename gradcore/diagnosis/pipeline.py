@@ -31,7 +31,7 @@ from gradcore.diagnosis.stages import compare, forecast, measure, train
 from gradcore.diagnosis.suggest import suggest
 from gradcore.diagnosis.wording import VERBS, growth, number, per_step
 from gradcore.layers.layer import Layer
-from gradcore.spectral.members import owner, recurrent_tapes
+from gradcore.spectral.members import recurrent_tapes
 from gradcore.training.fit import each_batch
 
 __all__ = ["diagnose", "study"]
@@ -121,7 +121,7 @@ def _sample(model: Any, batches: Any) -> tuple[Array, Any, int]:
     """x and target of the first batch, without what is padding, and their number of steps."""
     _, x, target, options = next(each_batch(batches, 1))
     y, tape = model.forward(x, **options)
-    found = [owner(own) for own, _ in recurrent_tapes(tape)]
+    found = [own.layer for own, _ in recurrent_tapes(tape)]
     if not found:
         raise TypeError(f"model: expected a model with an RNN, LSTM or GRU, got {model!r}")
     batch_first = found[0].batch_first

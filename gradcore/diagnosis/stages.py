@@ -16,7 +16,7 @@ from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.wording import times
 from gradcore.layers.recurrent import GRU, LSTM, RNN
-from gradcore.spectral.members import owner, recurrent_tapes
+from gradcore.spectral.members import recurrent_tapes
 from gradcore.spectral.verdict import judge
 from gradcore.training.fit import StepRecord, fit
 from gradcore.training.monitor import GradientMonitor
@@ -46,8 +46,8 @@ def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
     found = []
     for tape, path in recurrent_tapes(model.forward(x)[1]):
         inside = tape._batch.unpack(tape.inputs[0])
-        layer = owner(tape)
-        found.append((_place(path), layer, inside.swapaxes(0, 1) if layer.batch_first else inside))
+        batch_first = tape.layer.batch_first
+        found.append((_place(path), tape.layer, inside.swapaxes(0, 1) if batch_first else inside))
     return found
 
 
@@ -220,7 +220,7 @@ def _carried_back(
     dy = loss(y, target)[1]
     found = list(recurrent_tapes(tape))
     if dy.ndim == 3:
-        at = (slice(None), step) if owner(found[0][0]).batch_first else step
+        at = (slice(None), step) if found[0][0].layer.batch_first else step
         share = np.zeros_like(dy)
         share[at] = dy[at]
         dy = share
@@ -228,11 +228,10 @@ def _carried_back(
     model.zero_grad()
     rows: list[_Row] = []
     for own, path in found:
-        for index, norms in enumerate(own.telemetry.dh_norm):
-            level, direction = divmod(index, owner(own).num_directions)
-            name = f"{_place(path)}l{level}"
+        for index, profile in enumerate(own.profiles()):
+            name = _place(path) + profile.name
             rate = spectral.measure_growth(own, index=index)
-            rows.append(_Row(name + "_reverse" * direction, name, direction == 1, norms, rate))
+            rows.append(_Row(name, name.removesuffix("_reverse"), profile.reverse, profile.dh_norm, rate))
     # What has been carried through time above, the other way, arrives at every step: its growth is not this layer's.
     return [
         row._replace(rate=math.nan)
@@ -299,7 +298,9 @@ def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = Non
     step_clipped: list[bool] = []
 
     def count(record: StepRecord) -> None:
-        step_clipped.append(any(tape.telemetry.n_clipped.any() for tape, _ in recurrent_tapes(record.tape)))
+        step_clipped.append(
+            any(own.telemetry.n_clipped.any() for own, _ in recurrent_tapes(record.tape) if own.telemetry)
+        )
 
     history = fit(
         model,

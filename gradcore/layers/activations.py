@@ -11,9 +11,9 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels
 from gradcore._base.check import Array, as_array, check_array, check_choice, check_dtype, check_number
 from gradcore._base.memory import Pool
-from gradcore.layers.layer import Layer, Sequences, Tape, _check_tape
+from gradcore.layers.layer import Layer, Sequences, Tape
 
-__all__ = ["Activation", "ActivationTape", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
+__all__ = ["Activation", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
 
 class Activation(Layer):
@@ -61,7 +61,7 @@ class Activation(Layer):
         """
         return self.forward(x)[0]
 
-    def forward(self, x: Array) -> tuple[Array, ActivationTape]:
+    def forward(self, x: Array) -> tuple[Array, Tape]:
         """Return the output, and the tape that `backward` needs.
 
         Parameters
@@ -73,7 +73,7 @@ class Activation(Layer):
         -------
         y : ndarray
             The output, of the shape of x.
-        tape : ActivationTape
+        tape : Tape
             What `backward` needs.
 
         Raises
@@ -92,14 +92,14 @@ class Activation(Layer):
         y = self._pool.empty(x.shape, self.dtype)
         function = (self._kind, *self._constants)
         _kernels.activation_forward(*function, x, y)
-        return y, ActivationTape(self, y if self._keeps_output else x, y.shape, function)
+        return y, Tape(self, y.shape, y if self._keeps_output else x, *function)
 
-    def backward(self, tape: ActivationTape, dy: Array) -> Array:
+    def backward(self, tape: Tape, dy: Array) -> Array:
         """Return the gradient with respect to x.
 
         Parameters
         ----------
-        tape : ActivationTape
+        tape : Tape
             The tape from this layer's `forward`.
         dy : ndarray
             The gradient with respect to y.
@@ -122,41 +122,15 @@ class Activation(Layer):
         >>> layer.backward(tape, np.float32([3, 3]))
         array([0., 3.], dtype=float32)
         """
-        _check_tape(self, tape)
+        self.check_tape(tape)
+        kept, kind, p, q = tape.kept  # the function as it was in `forward`
         dy = check_array("dy", dy, self.dtype, tape.shape)
         dx = self._pool.empty(tape.shape, self.dtype)
-        _kernels.activation_backward(*tape.function, tape.kept, dy, dx)
+        _kernels.activation_backward(kind, p, q, kept, dy, dx)
         return dx
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before
-
-
-class ActivationTape(Tape):
-    """Keep what an activation's `backward` needs.
-
-    Parameters
-    ----------
-    layer : Activation
-        The layer, whose `forward` makes the tape.
-    kept : ndarray
-        Either x or y, whichever the gradient is computed from.
-    shape : tuple of int
-        The shape of y.
-    function : tuple
-        The function and its constants as they were in `forward`, for the kernels.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> y, tape = gradcore.Tanh().forward(np.ones(3, np.float32))
-    >>> tape
-    <ActivationTape of Tanh(): y (3,)>
-    """
-
-    def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...], function: tuple[int, float, float]) -> None:
-        super().__init__(layer, kept, shape)
-        self.function = function
 
 
 class Identity(Activation):

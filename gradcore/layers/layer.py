@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -13,7 +13,7 @@ from gradcore._base.check import Array, check_array, check_names, check_room
 from gradcore._base.lock import Turn
 from gradcore._base.memory import aligned_zeros
 
-__all__ = ["Layer", "Sequences", "Tape", "Views", "split"]
+__all__ = ["Layer", "Member", "Profile", "Sequences", "Tape", "Views", "split"]
 
 
 class Views(dict[str, Array]):
@@ -270,6 +270,22 @@ class Layer:
         """
         self._params.load("state_dict", state_dict)
 
+    def check_tape(self, tape: Any) -> None:
+        """Raise if a tape is not from this layer's `forward`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape that `backward` is given.
+
+        Raises
+        ------
+        ValueError
+            If the tape comes from another layer.
+        """
+        if not isinstance(tape, Tape) or tape.layer is not self:
+            raise ValueError("tape: expected a tape from this layer's forward")
+
     def _refuse_reentry(self) -> None:
         """Raise if this thread is adding to the gradients already, before a backward pass has done anything."""
         self._adding.refuse_reentry()
@@ -313,17 +329,50 @@ def _assign(name: str, flat: Array, values: Any) -> None:
         flat[...] = check_array(name, values, flat.dtype, flat.shape)
 
 
+class Profile(NamedTuple):
+    """Hold the norms of the gradient over time in one layer and direction."""
+
+    name: str  # such as "l0" or "l1_reverse", as in the names of parameters; "2.l0" for the member of a model
+    reverse: bool  # whether the direction runs from the last time step to the first
+    dh_norm: Array  # (T,), float64: the L2 norm over batch and units of dL/dh_t
+
+
+class Member(NamedTuple):
+    """Hold one tape of those that `Tape.walk` yields, and what is known of the gradient at its layer."""
+
+    path: tuple[int, ...]  # which of the model's tapes, which of that one's, ...
+    tape: Tape
+    in_chain: bool  # whether every model around it applies its layers one after the other
+    dx_norm: float | None = None  # the L2 norm of dL/d(input); None where it is not known
+    dy_norm: float | None = None  # likewise of dL/dy
+
+    @property
+    def name(self) -> str:
+        """Such as "2" or "0.1", as the names of its parameters begin; "" for the model or layer itself."""
+        return ".".join(map(str, self.path))
+
+    def profiles(self) -> Iterator[Profile]:
+        """Yield the norms over time with full names."""
+        for profile in self.tape.profiles():
+            yield profile._replace(name=f"{self.name}.{profile.name}" if self.path else profile.name)
+
+
 class Tape:
-    """Keep what a feed-forward layer's `backward` needs: arrays, not copies, so leave x and y unchanged until then.
+    """Keep what `backward` needs of a forward pass, and tell what `backward` has met.
+
+    It keeps arrays, not copies, so leave x and y unchanged until `backward`. The methods and properties of a subclass
+    tell more; here they tell nothing.
 
     Parameters
     ----------
     layer : Layer
         The layer, whose `forward` makes the tape.
-    kept : ndarray
-        Either x or y, whichever the gradient is computed from.
     shape : tuple of int
         The shape of y.
+    *kept : object
+        What the layer's `backward` needs.
+    tapes : sequence of Tape
+        The tapes of the layers that it consists of.
 
     Examples
     --------
@@ -333,13 +382,73 @@ class Tape:
     <Tape of Linear(3, 2): y (5, 2)>
     """
 
-    def __init__(self, layer: Layer, kept: Array, shape: tuple[int, ...]) -> None:
-        self.layer, self.kept, self.shape = layer, kept, shape
+    def __init__(self, layer: Layer, shape: tuple[int, ...], *kept: Any, tapes: Sequence[Tape] = ()) -> None:
+        for i, tape in enumerate(tapes):
+            if not isinstance(tape, Tape):
+                raise TypeError(f"tapes[{i}]: expected a Tape, got {type(tape).__name__}")
+        self.layer, self.shape, self.kept, self.tapes = layer, shape, kept, tuple(tapes)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether `tapes` belong to layers that are applied one after the other."""
+        return False
+
+    @property
+    def first_nonfinite(self) -> tuple[int, int, int] | None:
+        """Where the backward pass first met a value that is not finite: (layer, direction, t), or None."""
+        return None
+
+    def profiles(self) -> Iterator[Profile]:
+        """Yield the norms of the gradient over time, for each layer and direction.
+
+        Yields
+        ------
+        Profile
+            The name, the direction and the norms.
+        """
+        yield from ()
+
+    def norms_at(self, i: int) -> tuple[float | None, float | None]:
+        """Return the norms of dL/d(input) and dL/dy of layer i of those in `tapes`.
+
+        Parameters
+        ----------
+        i : int
+            Which layer.
+
+        Returns
+        -------
+        tuple of two floats
+            The norms; None for one that is not known.
+        """
+        return None, None
+
+    def walk(self) -> Iterator[Member]:
+        """Yield this tape, and all those of which it consists.
+
+        Yields
+        ------
+        Member
+            A tape, its place, and the norms of the gradient there.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> model = gradcore.Sequential(gradcore.GRU(3, 4, bidirectional=True), gradcore.Linear(8, 1))
+        >>> y, tape = model.forward(np.ones((6, 2, 3), np.float32))
+        >>> dx = model.backward(tape, np.ones_like(y))
+        >>> [member.name for member in tape.walk()]
+        ['', '0', '1']
+        >>> [profile.name for member in tape.walk() for profile in member.profiles()]
+        ['0.l0', '0.l0_reverse']
+        """
+        return self._walk(Member((), self, in_chain=True))
+
+    def _walk(self, member: Member) -> Iterator[Member]:
+        yield member
+        in_chain = member.in_chain and self.is_chain
+        for i, tape in enumerate(self.tapes):
+            yield from tape._walk(Member((*member.path, i), tape, in_chain, *self.norms_at(i)))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.layer!r}: y {self.shape}>"
-
-
-def _check_tape(layer: Layer, tape: Any) -> None:
-    if getattr(tape, "layer", None) is not layer:
-        raise ValueError("tape: expected a tape from this layer's forward")

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels, init
 from gradcore._base.check import Array, as_array, check_array, check_bool, check_dtype, check_int
 from gradcore._base.memory import Pool
-from gradcore.layers.layer import Layer, Sequences, Tape, _check_tape
+from gradcore.layers.layer import Layer, Sequences, Tape
 
 __all__ = ["Generator", "Linear"]
 
@@ -120,7 +120,7 @@ class Linear(Layer):
         y = self._pool.empty((*shape[:-1], self.out_features), self.dtype)
         weight, bias = self._params["weight"], self._params.get("bias")
         self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(shape[:-1]), self._pool.take))
-        return y, Tape(self, x, y.shape)
+        return y, Tape(self, y.shape, x)
 
     def backward(self, tape: Tape, dy: Array) -> Array:
         """Return the gradient with respect to x, and add those of the parameters to `grads`.
@@ -154,15 +154,16 @@ class Linear(Layer):
         >>> layer.backward(tape, np.ones_like(y)).shape
         (5, 3)
         """
-        _check_tape(self, tape)
+        self.check_tape(tape)
+        (x,) = tape.kept
         dy = check_array("dy", dy, self.dtype, tape.shape)
-        dx = self._pool.empty(tape.kept.shape, self.dtype)
+        dx = self._pool.empty(x.shape, self.dtype)
         weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
         n = math.prod(tape.shape[:-1])
         self._refuse_reentry()
         try:
             with self._adding.lock:
-                work = _kernels.linear_backward(tape.kept, weight, dy, dx, dw, db, n, self._pool.take)
+                work = _kernels.linear_backward(x, weight, dy, dx, dw, db, n, self._pool.take)
         except BaseException:
             self._drop_gradients()
             raise

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore._base.check import Array, check_array, check_bool, check_dtype, check_lengths, check_room
-from gradcore.layers.layer import Layer, Sequences, _check_tape
+from gradcore.layers.layer import Layer, Sequences, Tape
 
-__all__ = ["LastStep", "LastStepTape"]
+__all__ = ["LastStep"]
 
 
 class LastStep(Layer):
@@ -65,7 +65,7 @@ class LastStep(Layer):
         """
         return self.forward(x, lengths)[0]
 
-    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, LastStepTape]:
+    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, Tape]:
         """Return the output, and the tape that `backward` needs.
 
         Parameters
@@ -79,7 +79,7 @@ class LastStep(Layer):
         -------
         y : ndarray, (B, F)
             The last output of each sequence; zeros for a sequence of length 0.
-        tape : LastStepTape
+        tape : Tape
             What `backward` needs.
 
         Raises
@@ -103,14 +103,14 @@ class LastStep(Layer):
         live = np.flatnonzero(last >= 0)
         y = np.zeros((B, F), self.dtype)
         y[live] = steps[last[live], live]
-        return y, LastStepTape(self, x.shape, last[live], live)
+        return y, Tape(self, y.shape, x.shape, last[live], live)
 
-    def backward(self, tape: LastStepTape, dy: Array) -> Array:
+    def backward(self, tape: Tape, dy: Array) -> Array:
         """Return the gradient with respect to x, which is zero but at each sequence's last step.
 
         Parameters
         ----------
-        tape : LastStepTape
+        tape : Tape
             The tape from this layer's `forward`.
         dy : ndarray, (B, F)
             The gradient with respect to y.
@@ -133,10 +133,11 @@ class LastStep(Layer):
         >>> layer.backward(tape, np.float32([[5]])).ravel()
         array([0., 0., 5.], dtype=float32)
         """
-        _check_tape(self, tape)
-        dx = np.zeros(tape.shape, self.dtype)
+        self.check_tape(tape)
+        shape, last, live = tape.kept
+        dx = np.zeros(shape, self.dtype)
         steps = dx.swapaxes(0, 1) if self.batch_first else dx
-        steps[tape.last, tape.live] = check_array("dy", dy, self.dtype, steps.shape[1:])[tape.live]
+        steps[last, live] = check_array("dy", dy, self.dtype, tape.shape)[live]
         return dx
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
@@ -153,32 +154,3 @@ class LastStep(Layer):
         if self.batch_first:
             yield "batch_first=True"
         yield from super()._describe()
-
-
-class LastStepTape:
-    """Keep what `LastStep`'s `backward` needs.
-
-    Parameters
-    ----------
-    layer : LastStep
-        The layer, whose `forward` makes the tape.
-    shape : tuple of int
-        The shape of x.
-    last : ndarray of int
-        The last step of each sequence in `live`.
-    live : ndarray of int
-        The sequences that have any steps.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> y, tape = gradcore.LastStep().forward(np.ones((7, 3, 2), np.float32), lengths=[4, 0, 7])
-    >>> tape.last, tape.live
-    (array([3, 6]), array([0, 2]))
-    """
-
-    def __init__(self, layer: LastStep, shape: tuple[int, ...], last: Array, live: Array) -> None:
-        self.layer, self.shape, self.last, self.live = layer, shape, last, live
-
-    def __repr__(self) -> str:
-        return f"<LastStepTape of {self.layer!r}: x {self.shape}>"

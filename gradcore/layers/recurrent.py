@@ -27,11 +27,11 @@ from gradcore._base.check import (
     check_room,
 )
 from gradcore._base.memory import ALIGNMENT, Pool
-from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.layer import Layer, Profile, Sequences, Tape
 from gradcore.layers.ragged import _Batch
 from gradcore.layers.telemetry import Telemetry
 
-__all__ = ["State", "Step", "Tape"]
+__all__ = ["RecurrentTape", "State", "Step"]
 
 State = Any  # h, or (h, c) for LSTM
 
@@ -74,7 +74,7 @@ def _dropped(rows: Array, mask: Array) -> Array:
 class _Kept(NamedTuple):
     """The arrays of one layer and direction that the backward kernel reads."""
 
-    gates: Array  # (S, K*H or more), laid out as the kernels like it; Tape.record knows how
+    gates: Array  # (S, K*H or more), laid out as the kernels like it; RecurrentTape.record knows how
     h: Array  # (S, H or more), before each step
     c: Array | None = None  # (S, H or more), before each step
 
@@ -85,7 +85,7 @@ def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> tuple[str, int, int, i
     return _kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H)
 
 
-class Tape:
+class RecurrentTape(Tape):
     """Keep what `backward` needs of a forward pass.
 
     With S the sum of the lengths (T B without `lengths`), H' = H rounded up to whole vectors of the processor and K = 1
@@ -120,15 +120,18 @@ class Tape:
     >>> lstm = gradcore.LSTM(3, 5, rng=0)
     >>> y, tape = lstm.forward(np.ones((7, 2, 3), np.float32))
     >>> tape
-    <Tape of LSTM(3, 5): T=7, B=2>
+    <RecurrentTape of LSTM(3, 5): T=7, B=2>
     >>> dx = lstm.backward(tape, np.ones_like(y))
     >>> tape.dstate[0].shape, tape.telemetry.dh_norm.shape
     ((1, 2, 5), (1, 7))
     """
 
+    layer: _Recurrent
     state: State
 
     def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
+        outputs = (batch.T, batch.B, layer.num_directions * layer.hidden_size)
+        super().__init__(layer, (outputs[1], outputs[0], outputs[2]) if layer.batch_first else outputs)
         self.dstate: State = None
         self.telemetry: Telemetry | None = None
         self.omega: Array | None = None
@@ -139,28 +142,39 @@ class Tape:
         line = ALIGNMENT // dtype.itemsize
         sizes = [-(-S * width // line) * line for width in parts]
         K = layer.num_layers * layer.num_directions
-        self._layer, self._batch = layer, batch
+        self._batch = batch
         buffer = layer._pool.empty((K * sum(sizes),), dtype)  # comes back when its last view is gone
         self.inputs: list[Array] = []  # (S, I_l) of each layer
         self.masks: list[Array] = []  # (S, D*H) of each dropout
-        self._kept: list[_Kept] = []  # of each layer and direction
+        self._arrays: list[_Kept] = []  # of each layer and direction
         start = 0
         for _ in range(K):
             views: list[Array] = []
             for width, n in zip(parts, sizes, strict=True):
                 views.append(buffer[start : start + S * width].reshape(S, width))
                 start += n
-            self._kept.append(_Kept(*views))
+            self._arrays.append(_Kept(*views))
 
     @property
-    def kept(self) -> list[_Kept]:
-        """The arrays of each layer and direction, as the kernels of this process lay them out."""
+    def arrays(self) -> list[_Kept]:
+        """What is kept of each layer and direction, as the kernels of this process lay it out."""
         self._refuse_other_layout()
-        return self._kept
+        return self._arrays
+
+    @property
+    def first_nonfinite(self) -> tuple[int, int, int] | None:
+        """That of the telemetry."""
+        return None if self.telemetry is None else self.telemetry.first_nonfinite
+
+    def profiles(self) -> Iterator[Profile]:
+        """Yield |dL/dh_t| of each layer and direction; nothing before `backward`."""
+        for index, norms in enumerate(() if self.telemetry is None else self.telemetry.dh_norm):
+            layer, reverse = divmod(index, self.layer.num_directions)
+            yield Profile(f"l{layer}{'_reverse' * reverse}", reverse == 1, norms)
 
     def _refuse_other_layout(self) -> None:
         """Raise if the tape was pickled in a process whose kernels use another instruction set."""
-        here = _layout(self._layer.dtype, len(self._layer._kept), self._layer.hidden_size)
+        here = _layout(self.layer.dtype, len(self.layer._kept), self.layer.hidden_size)
         if here != self._layout:
             raise ValueError(
                 f"tape: was made with the instruction set {self._layout[0]}, and this process uses {here[0]}; "
@@ -170,7 +184,7 @@ class Tape:
     @property
     def nbytes(self) -> int:
         """The size of what the tape keeps, in bytes."""
-        kept = [part for views in self._kept for part in views if part is not None]
+        kept = [part for views in self._arrays for part in views if part is not None]
         return sum(part.nbytes for part in [*kept, *self.inputs[1:], *self.masks])
 
     def record(self, index: int, t: int, b: int) -> Step:
@@ -206,17 +220,17 @@ class Tape:
         >>> i.shape
         (5,)
         """
-        index = check_index("index", index, len(self._kept))
+        index = check_index("index", index, len(self._arrays))
         row = self._batch.row(t, b)
-        gates, h, c = self.kept[index]
-        layer, H = self._layer, self._layer.hidden_size
+        gates, h, c = self.arrays[index]
+        layer, H = self.layer, self.layer.hidden_size
         K, padded = len(layer._kept), -(-H // self._lanes) * self._lanes
         blocks = gates[row, : K * padded].reshape(-1, K, self._lanes)
         by_gate = blocks.swapaxes(0, 1).reshape(K, padded)[list(layer._kept), :H]
         return Step(by_gate, h[row, :H].copy(), None if c is None else c[row, :H].copy())
 
     def __repr__(self) -> str:
-        return f"<Tape of {self._layer!r}: T={self._batch.T}, B={self._batch.B}>"
+        return f"<RecurrentTape of {self.layer!r}: T={self._batch.T}, B={self._batch.B}>"
 
 
 class _Recurrent(Layer):
@@ -387,7 +401,7 @@ class _Recurrent(Layer):
         y, final, _ = self._run(x, state, lengths, keep=False)
         return y, final
 
-    def forward(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, Tape]:
+    def forward(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, RecurrentTape]:
         """Return the outputs for a batch of sequences, and the tape that `backward` needs.
 
         Parameters
@@ -403,7 +417,7 @@ class _Recurrent(Layer):
         -------
         y : ndarray, (T, B, num_directions * hidden_size), or (B, T, ...) with `batch_first`
             The outputs h_t of the last layer, zero past each sequence's end.
-        tape : Tape
+        tape : RecurrentTape
             What `backward` needs; `tape.state` is the final state, that of each sequence at its own last step. If x is
             contiguous, the tape reads it in place, so leave x unchanged until `backward`.
 
@@ -426,13 +440,13 @@ class _Recurrent(Layer):
         tape.state = final
         return y, tape
 
-    def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Tape | None]:
+    def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, RecurrentTape | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
         check_room((T + self.num_layers) * (B + 1) * 8 * H)  # an x without elements can have any T
         batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
         states = self._fresh_states("state", state, batch)
-        tape = Tape(self, batch) if keep else None
+        tape = RecurrentTape(self, batch) if keep else None
 
         rows = batch.pack(x)
         for layer in range(self.num_layers):
@@ -448,7 +462,7 @@ class _Recurrent(Layer):
             y_at = batch.rows if last else None
             for direction in range(D):
                 k = layer * D + direction
-                gates, h_in, c_in = tape._kept[k] if tape is not None else (None, None, None)
+                gates, h_in, c_in = tape._arrays[k] if tape is not None else (None, None, None)
                 h, c = states[0][k], states[1][k] if self._has_cell else None
                 weights = self._weights(self._params, k)
                 work = _kernels.recurrent_forward(
@@ -463,7 +477,7 @@ class _Recurrent(Layer):
 
     def backward(
         self,
-        tape: Tape,
+        tape: RecurrentTape,
         dy: Array,
         dstate: State = None,
         *,
@@ -476,7 +490,7 @@ class _Recurrent(Layer):
 
         Parameters
         ----------
-        tape : Tape
+        tape : RecurrentTape
             The tape from this layer's `forward`.
         dy : ndarray, like y, or None
             The gradient with respect to y; None for zeros, if `dstate` is given. Its values past a sequence's end have
@@ -510,8 +524,7 @@ class _Recurrent(Layer):
         >>> dx.shape, tape.dstate.shape, tape.telemetry.n_clipped.shape
         ((7, 2, 3), (1, 2, 5), (1, 7))
         """
-        if not isinstance(tape, Tape) or tape._layer is not self:
-            raise ValueError("tape: expected a tape from this layer's forward")
+        self.check_tape(tape)
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
         tape._refuse_other_layout()
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
@@ -539,7 +552,13 @@ class _Recurrent(Layer):
         return dx.swapaxes(0, 1) if self.batch_first else dx
 
     def _back(
-        self, tape: Tape, d_rows: Array, dstates: list[Array], clip: float, dh_norm: Array, dc_norm: Array | None
+        self,
+        tape: RecurrentTape,
+        d_rows: Array,
+        dstates: list[Array],
+        clip: float,
+        dh_norm: Array,
+        dc_norm: Array | None,
     ) -> Array:
         """Return dL/dx of the packed rows from dL/dy of the padded ones; change all else in place."""
         batch, D, H, y_at = tape._batch, self.num_directions, self.hidden_size, tape._batch.rows
@@ -548,7 +567,7 @@ class _Recurrent(Layer):
             dx = self._pool.empty(rows.shape, self.dtype)
             for direction in range(D):
                 k = layer * D + direction
-                gates, h_in, c_in = tape._kept[k]
+                gates, h_in, c_in = tape._arrays[k]
                 weights = self._weights(self._params, k)
                 with self._adding.lock:
                     work = _kernels.recurrent_backward(

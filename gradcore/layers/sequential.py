@@ -14,29 +14,33 @@ from numpy.typing import DTypeLike
 from gradcore import init
 from gradcore._base.check import Array, as_list, check_choice, check_int, check_number, check_rng
 from gradcore._base.memory import aligned_zeros
-from gradcore.clip.norm import grad_norm
+from gradcore.clip.norm import norm_of
 from gradcore.layers.activations import _ACTIVATIONS
-from gradcore.layers.layer import Layer, Sequences, Views, _check_tape
+from gradcore.layers.layer import Layer, Sequences, Tape, Views
 from gradcore.layers.linear import Generator, Linear
 
 __all__ = ["Sequential", "SequentialTape"]
 
 
-class SequentialTape:
-    """Keep what `Sequential`'s `backward` needs.
+class SequentialTape(Tape):
+    """Keep what `Sequential`'s `backward` needs, and the norms of the gradient between its layers.
 
     Parameters
     ----------
     layer : Sequential
         The model, whose `forward` makes the tape.
-    tapes : tuple
+    shape : tuple of int
+        The shape of y.
+    tapes : sequence of Tape
         The layers' own tapes.
 
     Attributes
     ----------
+    norms : list of float or None
+        The same as `d_norm`, None instead of NaN; empty before `backward`.
     d_norm : ndarray, (number of layers + 1,), float64, or None
         The L2 norms of dL/d(input of layer i), then that of dL/dy; set by `backward`. From last to first they show
-        where the gradient grows or vanishes.
+        where the gradient grows or vanishes. NaN where an input has no gradient, because it holds integers.
 
     Examples
     --------
@@ -48,14 +52,25 @@ class SequentialTape:
     (<Tape of Linear(3, 2): y (5, 2)>, (3,))
     """
 
-    def __init__(self, layer: Sequential, tapes: tuple[Any, ...]) -> None:
-        self.layer, self.tapes = layer, tapes
-        self.d_norm: Array | None = None
+    layer: Sequential
+
+    def __init__(self, layer: Sequential, shape: tuple[int, ...], tapes: Sequence[Tape]) -> None:
+        super().__init__(layer, shape, tapes=tapes)
+        self.norms: list[float | None] = []  # as d_norm has them, None instead of NaN where there is no gradient
+
+    @property
+    def d_norm(self) -> Array | None:
+        """The norms as an array."""
+        return np.array(self.norms, np.float64) if self.norms else None
 
     @property
     def is_chain(self) -> bool:
         """Whether the layers are applied one after the other; a subclass may do otherwise in a `forward` of its own."""
         return self.layer.is_chain
+
+    def norms_at(self, i: int) -> tuple[float | None, float | None]:
+        """Return the norms of dL/d(input) and dL/dy of layer i; None before `backward`."""
+        return (self.norms[i], self.norms[i + 1]) if self.norms else (None, None)
 
     def __repr__(self) -> str:
         return f"<SequentialTape of {type(self.layer).__name__}: {len(self.tapes)} layers>"
@@ -263,11 +278,11 @@ class Sequential(Layer):
         ((5, 1), 3)
         """
         _check_taken("lengths", lengths, self._taken["lengths"])
-        tapes = []
+        tapes: list[Tape] = []
         for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
             x, tape = layer.forward(x, lengths=lengths) if takes else layer.forward(x)
             tapes.append(tape)
-        return x, SequentialTape(self, tuple(tapes))
+        return x, SequentialTape(self, np.shape(x), tapes)
 
     def backward(
         self,
@@ -314,7 +329,7 @@ class Sequential(Layer):
         >>> dx.shape, tape.d_norm.shape
         ((7, 2, 3), (4,))
         """
-        _check_tape(self, tape)
+        self.check_tape(tape)
         options = {"step_clip": step_clip, "regularizer": regularizer}
         for name, value in options.items():
             _check_taken(name, value, self._taken[name])
@@ -333,13 +348,14 @@ class Sequential(Layer):
             raise
 
     def _backward(self, tape: SequentialTape, dy: Array, options: dict[str, Any]) -> Array:
-        d, norms = dy, []
+        d = dy
+        norms: list[float | None] = []
         for i, layer in reversed(list(enumerate(self.layers))):
             its = {name: value for name, value in options.items() if value is not None and self._taken[name][i]}
             dx = layer.backward(tape.tapes[i], d, **its)
-            norms.append(float(grad_norm(np.asarray(d))))
+            norms.append(norm_of(d))
             d = dx
-        tape.d_norm = np.array([*norms, float(grad_norm(np.asarray(d)))])[::-1].copy()
+        tape.norms = [*norms, norm_of(d)][::-1]
         return d
 
     def _describe(self) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.layers.layer import Member, Profile, Tape
 from gradcore.layers.ragged import _Batch
 
-__all__ = ["Telemetry", "recurrent_profiles"]
+__all__ = ["StepTelemetry", "Telemetry"]
 
 
 class Telemetry:
@@ -120,43 +120,75 @@ def _norm_over_batch(norms: Array) -> Array:
     return np.asarray(result)
 
 
-def recurrent_profiles(tape: Any) -> Iterator[tuple[str, bool, Array]]:
-    """Yield the gradient norms over time of every recurrent layer and direction in a tape.
+class StepTelemetry:
+    """Hold what the tape of a training step tells, which is walked once.
 
     Parameters
     ----------
-    tape : Tape or SequentialTape
-        The tape of a recurrent layer, or of a model that holds some, after its backward pass.
+    tape : Tape, optional
+        A layer's or a model's tape after its backward pass. Another object tells nothing, nor does None.
 
-    Yields
-    ------
-    name : str
-        Such as "l0", "l1_reverse", or "2.l0" for the member of a model, as in the names of parameters.
-    reverse : bool
-        Whether the direction runs from the last time step to the first.
-    dh_norm : ndarray, (T,), float64
-        L2 norm over batch and units of dL/dh_t at every time step.
+    Attributes
+    ----------
+    members : list of Member
+        What `Tape.walk` yields.
 
     Examples
     --------
     >>> import numpy as np, gradcore
-    >>> from gradcore.layers.telemetry import recurrent_profiles
+    >>> from gradcore.layers.telemetry import StepTelemetry
     >>> layer = gradcore.GRU(3, 4, bidirectional=True)
     >>> y, tape = layer.forward(np.ones((6, 2, 3), np.float32))
     >>> dx = layer.backward(tape, np.ones_like(y))
-    >>> [(name, reverse, len(norms)) for name, reverse, norms in recurrent_profiles(tape)]
+    >>> [(name, reverse, len(norms)) for name, reverse, norms in StepTelemetry(tape).profiles]
     [('l0', False, 6), ('l0_reverse', True, 6)]
     """
-    telemetry = getattr(tape, "telemetry", None)
-    dh_norm = getattr(telemetry, "dh_norm", None)
-    if dh_norm is not None:
-        directions = getattr(telemetry, "num_directions", 1)
-        for index, row in enumerate(np.asarray(dh_norm, np.float64)):
-            reverse = index % directions == 1
-            yield f"l{index // directions}{'_reverse' * reverse}", reverse, row
-    for index, member in enumerate(getattr(tape, "tapes", ())):
-        for name, reverse, row in recurrent_profiles(member):
-            yield f"{index}.{name}", reverse, row
+
+    def __init__(self, tape: Any = None) -> None:
+        self.members: list[Member] = list(tape.walk()) if isinstance(tape, Tape) else []
+
+    @classmethod
+    def of(cls, tape: Any) -> StepTelemetry:
+        """Return the telemetry of a tape, or the given one."""
+        return tape if isinstance(tape, StepTelemetry) else cls(tape)
+
+    @cached_property
+    def profiles(self) -> list[Profile]:
+        """The norms over time of every recurrent layer and direction."""
+        return [profile for member in self.members for profile in member.profiles()]
+
+    @cached_property
+    def d_norm(self) -> dict[str, float]:
+        """The norm of dL/d(input) of each of the model's layers, by its place, and that of dL/dy as "output"."""
+        layers = [member for member in self.members if len(member.path) == 1]
+        norms = {member.name: member.dx_norm for member in layers}
+        if layers:
+            norms["output"] = layers[-1].dy_norm
+        return {name: norm for name, norm in norms.items() if norm is not None}
+
+    @cached_property
+    def layer_growth(self) -> list[float]:
+        """The ln of the factor by which each layer multiplies the gradient norm, from the first layer to the last.
+
+        Recurrent layers are compared with each other at the last time step, where time has not yet had an effect. What
+        the layers of a branch multiply says nothing of the whole, so only those in a chain count.
+        """
+        growth: list[float] = []
+        for member in self.members:
+            if not member.in_chain or member.tape.is_chain:
+                continue
+            profiles = list(member.tape.profiles())
+            rows = [norms for _, reverse, norms in profiles if not reverse and len(norms)]
+            growth += [log_ratio(float(a[-1]), float(b[-1])) for a, b in pairwise(rows)]
+            if not profiles and member.dx_norm is not None and member.dy_norm is not None:
+                growth.append(log_ratio(member.dx_norm, member.dy_norm))
+        return growth
+
+    @cached_property
+    def first_nonfinite(self) -> dict[str, tuple[int, int, int]]:
+        """Where the backward pass of each recurrent layer first met a value that is not finite, by the layer's name."""
+        found = {member.name: member.tape.first_nonfinite for member in self.members}
+        return {name: place for name, place in found.items() if place is not None}
 
 
 def log_ratio(first: float, last: float) -> float:
@@ -166,30 +198,3 @@ def log_ratio(first: float, last: float) -> float:
     if not math.isfinite(first):
         return math.inf
     return math.log(first) - math.log(last) if first > 0 else -math.inf
-
-
-def layer_growth(tape: Any) -> Iterator[float]:
-    """Yield the ln of the factor by which each layer multiplies the gradient norm, from the first layer to the last.
-
-    Recurrent layers are compared with each other at the last time step, where time has not yet had an effect.
-    """
-    if not getattr(tape, "is_chain", True):  # what the layers of a branch multiply says nothing of the whole
-        return
-    d_norm = getattr(tape, "d_norm", None)
-    for i, member in enumerate(getattr(tape, "tapes", ())):
-        if hasattr(member, "telemetry") or getattr(member, "is_chain", False):
-            yield from layer_growth(member)
-        elif d_norm is not None:
-            yield log_ratio(float(d_norm[i]), float(d_norm[i + 1]))
-    if hasattr(tape, "telemetry"):
-        rows = [row for _, reverse, row in recurrent_profiles(tape) if not reverse and len(row)]
-        yield from (log_ratio(float(a[-1]), float(b[-1])) for a, b in pairwise(rows))
-
-
-def first_nonfinite(tape: Any, name: str = "") -> Iterator[tuple[str, tuple[int, int, int]]]:
-    """Yield where the backward pass of each recurrent member first met a value that is not finite."""
-    first = getattr(getattr(tape, "telemetry", None), "first_nonfinite", None)
-    if first is not None:
-        yield name, first
-    for index, member in enumerate(getattr(tape, "tapes", ())):
-        yield from first_nonfinite(member, f"{name}{index}.")

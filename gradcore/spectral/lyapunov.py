@@ -128,7 +128,7 @@ def singular_values(
     ----------
     layer : RNN, LSTM, GRU or Sequential
         The layer, or a model with one such layer.
-    tape : Tape or SequentialTape
+    tape : Tape
         The tape of a forward pass of `layer`.
     k : int
         How many singular values to compute, 1 to H, or 2H for LSTM.

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradcore._base.check import Array, check_index, check_number
 from gradcore.spectral.logs import fit_slope
-from gradcore.spectral.members import owner, recurrent_tape
+from gradcore.spectral.members import recurrent_tape
 
 
 def measure_growth(tape: Any, *, index: int | None = None) -> float:
@@ -24,7 +24,7 @@ def measure_growth(tape: Any, *, index: int | None = None) -> float:
 
     Parameters
     ----------
-    tape : Tape or SequentialTape
+    tape : Tape
         The tape of a recurrent layer, or of a model with one, after ``backward(tape, dy)``.
     index : int, optional
         Which layer and direction of a stack: layer * num_directions + direction. By default the largest slope of all.
@@ -64,7 +64,7 @@ def measure_growth(tape: Any, *, index: int | None = None) -> float:
     norms = _in_order(tape, index)
     if not np.isfinite(tape.state).all():
         return math.nan
-    tiny = float(np.finfo(owner(tape).dtype).tiny)
+    tiny = float(np.finfo(tape.layer.dtype).tiny)
     slopes = [_slope(traveled, tiny) for traveled in norms]
     return max((slope for slope in slopes if not math.isnan(slope)), default=math.nan)
 
@@ -78,7 +78,7 @@ def effective_horizon(tape: Any, eps: float = 0.01, *, index: int | None = None)
 
     Parameters
     ----------
-    tape : Tape or SequentialTape
+    tape : Tape
         The tape of a recurrent layer, or of a model with one, after ``backward(tape, dy)``.
     eps : float
         The part of the norm below which a gradient counts as vanished, above 0 and at most 1.
@@ -126,7 +126,7 @@ def _in_order(tape: Any, index: int | None) -> list[Array]:
     """Return |dL/dh_t| of one or of each layer and direction, in the order in which the gradient traveled."""
     if tape.telemetry is None:
         raise ValueError("tape: has no telemetry yet; call backward(tape, dy) first")
-    norms, directions = tape.telemetry.dh_norm, owner(tape).num_directions
+    norms, directions = tape.telemetry.dh_norm, tape.layer.num_directions
     if index is not None:
         index = check_index("index", index, len(norms))
     which = range(len(norms)) if index is None else [index]

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.layers.layer import Tape
+from gradcore.layers.recurrent import RecurrentTape
 from gradcore.layers.sequential import Sequential
 
 Path = tuple[int, ...]  # which member of the model, which member of that, ...
@@ -47,11 +49,11 @@ def check_chain(name: str, model: Sequential) -> None:
 
 def recurrent_tape(tape: Any) -> Any:
     """Return a recurrent layer's tape or the only one in a model's."""
-    found = list(recurrent_tapes(tape))
+    found = list(recurrent_tapes(tape)) if isinstance(tape, Tape) else []
     if len(found) == 1:
         return found[0][0]
     if found:
-        _ask_to_choose("tape", [_reach("tape", "tapes", path, owner(one)) for one, path in found])
+        _ask_to_choose("tape", [_reach("tape", "tapes", path, one.layer) for one, path in found])
     raise TypeError(
         f"tape: expected the tape of an RNN, LSTM or GRU, or of a model with one, got {type(tape).__name__}"
     )
@@ -60,16 +62,10 @@ def recurrent_tape(tape: Any) -> Any:
 def own_tape(model: Any, tape: Any) -> tuple[Any, Any]:
     """Return the recurrent layer of a model and its part of the model's tape."""
     layer, path = recurrent_layer(model)
-    if owner(tape) is not model:
-        raise ValueError("tape: expected a tape from this layer's forward")
+    model.check_tape(tape)
     for i in path:
         tape = tape.tapes[i]
     return layer, tape
-
-
-def owner(tape: Any) -> Any:
-    """Return the layer or model that has made a tape, None for another object."""
-    return getattr(tape, "_layer", getattr(tape, "layer", None))
 
 
 def drive(model: Any, x: Any, *, name: str = "layer") -> tuple[Any, Any]:
@@ -104,12 +100,11 @@ def _recurrent_members(model: Any, path: Path = ()) -> Iterator[tuple[Any, Path]
             yield from _recurrent_members(member, (*path, i))
 
 
-def recurrent_tapes(tape: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
+def recurrent_tapes(tape: Tape) -> Iterator[tuple[RecurrentTape, Path]]:
     """Yield the tapes of recurrent layers within a tape, each with its place."""
-    if is_recurrent(owner(tape)):
-        yield tape, path
-    for i, member in enumerate(getattr(tape, "tapes", ())):
-        yield from recurrent_tapes(member, (*path, i))
+    for member in tape.walk():
+        if isinstance(member.tape, RecurrentTape):
+            yield member.tape, member.path
 
 
 def _reach(start: str, attribute: str, path: Path, layer: Any) -> str:

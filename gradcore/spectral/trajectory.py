@@ -29,7 +29,7 @@ class Trajectory:
         self.layer, self.index, self.rows = layer, index, rows
         self.state_size = layer.hidden_size * state_parts(layer)
         self.weight = layer.params["weight_hh" + parameter_suffix(layer, index)].astype(np.float64)
-        self._kept = tape.kept[index]
+        self._kept = tape.arrays[index]
         self._packed: dict[bool, Array] = {}  # by whether transposed
         self._pool = Pool()
 
@@ -114,7 +114,7 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     ----------
     layer : RNN, LSTM, GRU or Sequential
         The layer, or a model with one such layer.
-    tape : Tape or SequentialTape
+    tape : Tape
         The tape of a forward pass of `layer`.
     t : int
         Time step, 0 <= t < T, at which the sample has not ended.

@@ -14,6 +14,7 @@ from gradcore._base.check import Array, as_list, check_bool, check_int
 from gradcore._base.progress import ProgressBar
 from gradcore.clip.gradients import check_limit, check_policy
 from gradcore.clip.threshold import Threshold
+from gradcore.layers.telemetry import StepTelemetry
 from gradcore.optim.schedule import Schedule
 from gradcore.training.history import History
 from gradcore.training.interrupt import BrokenOff, Interrupt
@@ -214,10 +215,11 @@ def fit(
                     lr = lr(optimizer.n_steps)  # before the step, which counts itself
                 norm = optimizer.step(max_norm=max_norm, nonfinite=nonfinite)
                 limit = None if max_norm is None else norm.max_norm
-                history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, tape=tape)
+                seen = StepTelemetry(tape)
+                history.append(value, norm, epoch=epoch, lr=lr, max_norm=limit, tape=seen)
                 step = len(history) - 1
                 if monitor is not None:
-                    monitor.update(step, value, norm, model, tape, y, max_norm=limit)
+                    monitor.update(step, value, norm, model, seen, y, max_norm=limit)
                 record = StepRecord(step, epoch, value, norm, model, tape, history)
                 answers = [callback(record) for callback in callbacks]
 
@@ -227,7 +229,7 @@ def fit(
                 bar.update(f"loss {value:.4g}  norm {float(norm):.3g}  clipped {n_clipped / (step + 1):.0%}")
                 if interrupt.requested or any(answer is True or answer is np.True_ for answer in answers):
                     break
-                del y, tape, dy, record  # the next step uses their buffers again
+                del y, tape, dy, record, seen  # the next step uses their buffers again
                 drawn = _states(model)
                 interrupt.at_once = True
             interrupt.at_once = False

@@ -15,7 +15,7 @@ import numpy as np
 from gradcore._base.check import Array, check_bool, check_int, check_names, check_path, check_real
 from gradcore._base.files import DAMAGE, floats, json_text, write_atomically
 from gradcore._base.html import html_table
-from gradcore.layers.telemetry import recurrent_profiles
+from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.plot import plot_history
 
 __all__ = ["History"]
@@ -200,7 +200,7 @@ class History:
             The learning rate.
         max_norm : float, optional
             The clip threshold, None without clipping. Of an adaptive threshold pass `GradNorm.max_norm`.
-        tape : optional
+        tape : Tape or StepTelemetry, optional
             The tape of the forward pass, after `backward`: it holds the norms over time steps and layers.
 
         Examples
@@ -228,13 +228,12 @@ class History:
         per_array = getattr(grad_norm, "per_array", {})
         if not isinstance(per_array, Mapping):
             per_array = {str(i): norm for i, norm in enumerate(per_array)}
-        d_norm = getattr(tape, "d_norm", None)
-        d_norm = [] if d_norm is None else [float(norm) for norm in d_norm]
-        profiles = {name: row for name, _, row in recurrent_profiles(tape) if len(row)}
+        seen = StepTelemetry.of(tape)
+        profiles = {name: row for name, _, row in seen.profiles if len(row)}
 
         tables: dict[str, Mapping[str, float]] = {
             "per_array": per_array,
-            "d_norm": {"output" if i == len(d_norm) - 1 else str(i): norm for i, norm in enumerate(d_norm)},
+            "d_norm": seen.d_norm,
             "dh_first": {name: row[0] for name, row in profiles.items()},
             "dh_last": {name: row[-1] for name, row in profiles.items()},
         }

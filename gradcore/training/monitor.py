@@ -11,6 +11,7 @@ import numpy as np
 from gradcore._base.check import Array, check_int, check_real, check_reals
 from gradcore._base.files import jsonable
 from gradcore._base.html import html_table
+from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import SEVERITIES, Finding, Thresholds
 from gradcore.training.rules import ADVICE, AT_END, EACH_STEP, Rule, Symptom
 from gradcore.training.run import Run, Step
@@ -101,7 +102,7 @@ class GradientMonitor:
             The norm before clipping. A `GradNorm` also tells what was clipped, skipped and not finite.
         model : optional
             The model, for its weights: anything with `flat_params` and `params`.
-        tape : optional
+        tape : Tape or StepTelemetry, optional
             The tape of the model's forward pass or of one of its layers', after `backward`: it holds the norms over
             time steps and layers.
         y : ndarray, optional
@@ -126,7 +127,7 @@ class GradientMonitor:
         now = Step(check_int("step", step), check_real("loss", loss), check_real("grad_norm", grad_norm), grad_norm)
         now.max_norm = None if max_norm is None else check_real("max_norm", max_norm)
         now.y = None if y is None else check_reals("y", y)
-        now.model, now.tape = model, tape
+        now.model, now.seen = model, StepTelemetry.of(tape)
         if model is not None:
             self._model = model
         n, thresholds = self._run.n_steps, self.thresholds

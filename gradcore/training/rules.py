@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore.layers.telemetry import first_nonfinite, layer_growth, log_ratio, recurrent_profiles
+from gradcore.layers.telemetry import log_ratio
 from gradcore.training.run import Run, Step, deviation, median
 
 __all__ = ["ADVICE"]
@@ -235,9 +235,10 @@ def nonfinite_gradient(run: Run, now: Step) -> Iterator[Symptom]:
     if worst is not None:
         numbers["worst"] = str(worst[0])
         message += f", the first in {worst[0]}"
-    for name, first in first_nonfinite(now.tape):
-        numbers["first_nonfinite"] = {"member": name[:-1], "layer": first[0], "direction": first[1], "t": first[2]}
-        message += f"; in the backward pass they arose at time step {first[2]} of recurrent layer {name}l{first[0]}"
+    for name, (layer, direction, t) in now.seen.first_nonfinite.items():
+        numbers["first_nonfinite"] = {"member": name, "layer": layer, "direction": direction, "t": t}
+        place = f"{name}.l{layer}" if name else f"l{layer}"
+        message += f"; in the backward pass they arose at time step {t} of recurrent layer {place}"
     yield Symptom("nonfinite_gradient", "critical", numbers, message + ".")
 
 
@@ -289,7 +290,7 @@ def skipped_steps(run: Run, now: Step) -> Iterator[Symptom]:
     "matrices or a smaller gain remove the cause.",
 )
 def growth_in_time(run: Run, now: Step) -> Iterator[Symptom]:
-    for name, reverse, row in recurrent_profiles(now.tape):
+    for name, reverse, row in now.seen.profiles:
         # In the order of the forward pass: the backward pass begins at the end.
         walk = row[::-1] if reverse else row
         reached = np.flatnonzero((walk > 0) & (walk < np.inf))
@@ -304,9 +305,9 @@ def growth_in_time(run: Run, now: Step) -> Iterator[Symptom]:
     exploding_in_layers="Use an initialization that fits the activation, with a smaller gain; clip the gradient norm.",
 )
 def growth_in_layers(run: Run, now: Step) -> Iterator[Symptom]:
-    growth = list(layer_growth(now.tape))
+    growth = now.seen.layer_growth
     per_array = getattr(now.grad_norm, "per_array", None)
-    if now.tape is None and isinstance(per_array, Mapping):
+    if not now.seen.members and isinstance(per_array, Mapping):
         norms = [float(norm) for name, norm in per_array.items() if "weight" in str(name)]
         growth = [log_ratio(*pair) for pair in pairwise(norms)]
     known = [g for g in growth if not math.isnan(g)]  # behind a gradient of zero there is nothing to compare

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import Thresholds
 
 
@@ -32,7 +33,7 @@ class Step:
     norm: float = math.nan
     grad_norm: Any = math.nan  # the same, with what a GradNorm knows
     model: Any = None
-    tape: Any = None
+    seen: StepTelemetry = field(default_factory=StepTelemetry)
     y: Array | None = None
     max_norm: float | None = None
 
