@@ -1,5 +1,5 @@
 /* What C11 has no word for, in the dialects of gcc and clang and of MSVC; elsewhere in plain C, which costs speed alone. With
- * GC_SCALAR the plain C is for all: tests/test_c.py compiles it as strict C11. */
+ * GC_SCALAR the plain C is for all: tests/packaging/test_c.py compiles it as strict C11. */
 #ifndef GC_COMPILER_H
 #define GC_COMPILER_H
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import test_calls
+import recipes
 from tools import Array, unaligned
 
 import gradcore
@@ -375,7 +375,7 @@ LAYOUTS: list[Callable[[Array], Array]] = [
     np.asfortranarray,
     lambda a: np.pad(a, 1, constant_values=99)[(slice(1, -1),) * a.ndim],
     unaligned,
-    test_calls.read_only,
+    recipes.read_only,
     lambda a: np.moveaxis(np.moveaxis(a, 0, -1).copy(), -1, 0),
 ]
 
@@ -421,24 +421,24 @@ def arguments(data: bytes) -> None:
 
 
 def odd_call(source: Source) -> None:
-    """A recipe of `test_calls`, with one or two arguments replaced by anything."""
-    recipe = source.choice(test_calls.RECIPES)
+    """A recipe of `recipes`, with one or two arguments replaced by anything."""
+    recipe = source.choice(recipes.RECIPES)
     _, given = recipe.make(np.random.default_rng(0))
-    case = test_calls.Case(recipe, [])
+    case = recipes.Case(recipe, [])
     names = list(given)
     for i in range(min(1 + (source.below(4) == 0), len(names))):
         name = names.pop(source.below(len(names)))
-        at = source.choice(list(test_calls.paths(given[name])))
-        good = test_calls.part(given[name], at)
+        at = source.choice(list(recipes.paths(given[name])))
+        good = recipes.part(given[name], at)
         if source.flag():
-            maker = source.choice([key for key in test_calls.makers_for(good) if not key.endswith("long")])
+            maker = source.choice([key for key in recipes.makers_for(good) if not key.endswith("long")])
         else:
             maker = f"drawn {i}"
             number = isinstance(good, (int, float)) and source.flag()
             new = source.number() if number else drawn_array(source)
             case.drawn[maker] = lambda _, new=new: new
         case.changes.append((name, at, maker))
-    outcome = test_calls.run(case)
+    outcome = recipes.run(case)
     expect(not outcome.wrong, f"{case}: {outcome.wrong} {[new(None) for new in case.drawn.values()]}")
 
 
@@ -581,8 +581,8 @@ def optimizers(source: Source) -> None:
     """Some steps with parameters and gradients in odd places; the same as in plain ones."""
     grads = _some(source, ["<f4", "<f8"])
     start = {name: np.linspace(-1, 1, g.size).reshape(g.shape).astype(g.dtype) for name, g in grads.items()}
-    rule = source.choice(list(test_calls.OPTIMIZERS))
-    options = dict(test_calls.OPTIMIZERS[rule])
+    rule = source.choice(list(recipes.OPTIMIZERS))
+    options = dict(recipes.OPTIMIZERS[rule])
     if source.flag():
         options |= {"weight_decay": 0.1, "l1": 0.01, "maximize": source.flag()}
     numbers = [name for name, value in options.items() if type(value) is float]

@@ -1,9 +1,9 @@
 """Whether anything is left behind: by many calls, a tenth of which fail, and by kernels that are refused memory.
 
-`python tests/leaks.py` makes 100,000 calls of test_calls.py's recipes and of those below, with and without malformed
-arguments, and prints from time to time what the process holds. `--leak` leaves something behind in every hundredth
-call, which has to be seen. `--malloc` has every single allocation of the compiled module fail, and looks at the
-error, at what was changed, and at what was not freed. The status is 1 if anything is wrong.
+`python tests/leaks.py` makes 100,000 calls of recipes.py and of those below,
+with and without malformed arguments, and prints from time to time what the process holds. `--leak` leaves something
+behind in every hundredth call, which has to be seen. `--malloc` makes every single allocation of the compiled module
+fail, and looks at the error, at what was changed, and at what was not freed. The status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_calls import (
+from recipes import (
     CELLS,
     ENDLESS,
     OPTIMIZERS,
@@ -54,7 +54,7 @@ from tools import Array
 import gradcore
 from gradcore import _kernels, data, diagnosis, losses, monitor, optim, threshold
 
-# ---- calls that test_calls.py has no recipe for ----------------------------------------------------------------------
+# ---- calls that recipes.py has no recipe for ----------------------------------------------------------------------
 
 EXTRA: list[Recipe] = []
 

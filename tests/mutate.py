@@ -37,18 +37,18 @@ MEMORY = 8 << 30  # for a process, because a mutant may ask for any size
 
 # What concerns each file, the most telling first.
 TESTS = {
-    "recurrent.inc.h": ("recurrent", "spectral", "regulariser"),
+    "recurrent.inc.h": ("recurrent", "spectral", "regularizers"),
     "gemm.inc.h": ("linear", "recurrent", "spectral"),
     "linear.inc.h": ("linear",),
     "jacobian.inc.h": ("spectral",),
-    "norm.inc.h": ("norm", "units", "optim"),
-    "optim.inc.h": ("optim", "scaler"),
+    "norm.inc.h": ("clip", "adaptive", "optimizers"),
+    "optim.inc.h": ("optimizers", "scaler"),
     "vmath.inc.h": ("vmath", "linear", "recurrent"),
-    "norm.c": ("norm", "units", "scaler"),
-    "optim.c": ("optim", "scaler"),
-    "spans.c": ("norm", "units", "optim"),
+    "norm.c": ("clip", "adaptive", "scaler"),
+    "optim.c": ("optimizers", "scaler"),
+    "spans.c": ("clip", "adaptive", "optimizers"),
     "rows.c": ("recurrent",),
-    "half.h": ("norm", "units"),
+    "half.h": ("clip", "adaptive"),
     "parts.h": ("linear", "recurrent", "spectral"),
 }
 
@@ -233,7 +233,11 @@ class Copy:
         """The test that failed, or "" if all passed."""
         words = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-m", "kernels and not peers"]
         words += ["-p", "no:cacheprovider", "-o", f"faulthandler_timeout={SECONDS}"]
-        words += ["-o", "faulthandler_exit_on_timeout=true", f"tests/test_{subject}.py"]
+        words += [
+            "-o",
+            "faulthandler_exit_on_timeout=true",
+            str(next((self.folder / "tests").rglob(f"test_{subject}.py"))),
+        ]
         process = subprocess.Popen(
             words,
             cwd=self.folder,

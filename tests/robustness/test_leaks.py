@@ -15,7 +15,7 @@ import leaks
 import numpy as np
 import pytest
 from leaks import NAMES, attempt, held
-from test_calls import RECIPES, Case, Recipe, little_memory, malformed
+from recipes import RECIPES, Case, Recipe, little_memory, malformed
 
 pytestmark = pytest.mark.leaks
 

@@ -16,7 +16,7 @@ fuzz_targets = pytest.importorskip("fuzz_targets")
 
 pytestmark = pytest.mark.kernels
 
-CORPUS: list[Any] = sorted((Path(__file__).parent / "corpus").glob("*/*"))
+CORPUS: list[Any] = sorted((Path(__file__).parents[1] / "corpus").glob("*/*"))
 if not CORPUS:
     CORPUS = [pytest.param(Path("none"), marks=pytest.mark.skip(reason="the sdist leaves the corpus out"))]
 

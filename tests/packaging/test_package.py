@@ -15,7 +15,7 @@ import pytest
 import gradcore
 from gradcore import _kernels
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "gradcore"
 
 # A room, which is a module or a folder of modules, imports from lower floors only.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_calls import RECIPES, Recipe, flattened, invoke, new_folder
+from recipes import RECIPES, Recipe, flattened, invoke, new_folder
 from tools import HANG, same_bits
 
 import gradcore

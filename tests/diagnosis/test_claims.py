@@ -14,7 +14,7 @@ from gradcore.diagnosis.claims import Claim, as_markdown, folk_claims
 
 pytestmark = pytest.mark.kernels
 
-PAGE = Path(__file__).parent.parent / "docs" / "claims.md"
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 NUMBER = re.compile(r"(?<=: )-?(?:\d[\d.]*(?:e[+-]\d+)?|inf)(?=[;)]| \|)")
 
 # How the claim begins, far enough to tell it from the others, and whether it is true.

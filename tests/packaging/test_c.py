@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sanitize import library
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "tests" / "kernels_test.c", *(ROOT / "src").glob("*.c")]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = ["-std=c11", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
