@@ -22,9 +22,10 @@ from gradcore._base.threads import info as machine_info
 from gradcore.data import SourceError
 from gradcore.data.sources import SOURCES
 from gradcore.diagnosis import parts
-from gradcore.diagnosis.config import CELLS, INITS, OPTIMIZERS, SUNSPOTS, Config, configure
+from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, configure
 from gradcore.diagnosis.pipeline import SAMPLES, study
 from gradcore.diagnosis.wording import VERBS, growth, number, per_step
+from gradcore.layers.cell import BY_NAME
 from gradcore.training.monitor import SEVERITIES
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _app() -> "typer.Typer":
         rich_markup_mode=None,
     )
     plain = Config("")
-    cells, inits, optimizers = (", ".join(names) for names in (CELLS, INITS, OPTIMIZERS))
+    cells, inits, optimizers = (", ".join(names) for names in (BY_NAME, INITS, OPTIMIZERS))
     start, gain_start = SUNSPOTS.values()
     as_json = Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write JSON; - writes it, and nothing else, to standard output.")

@@ -643,28 +643,29 @@ def chrono_(layer_or_bias: T, T_max: float, T_min: float = 2.0, *, rng: int | Ge
         bias = _checked(layer_or_bias, ndim=1, name="layer_or_bias")
         if bias.size % 4:
             raise ValueError(f"layer_or_bias: expected shape (4 H,), got {bias.shape}")
-        _fill_chrono(bias, 4, shortest, longest, rng)
+        _fill_chrono(bias.reshape(4, -1), 1, (0,), shortest, longest, rng)
         return layer_or_bias
 
-    params: Any = getattr(layer_or_bias, "params", {})
-    weight = params.get("weight_hh_l0")
-    gates = 0 if weight is None else weight.shape[0] // weight.shape[1]
-    if gates not in (3, 4):
+    layer: Any = layer_or_bias
+    cell = getattr(layer, "cell", None)
+    if cell is None or cell.keeping is None:
         raise TypeError(f"layer_or_bias: expected an LSTM, a GRU or an array, got {type(layer_or_bias).__name__}")
+    params = layer.params
     names = [name for name in params if name.startswith("bias_ih")]
     if not names:
         raise ValueError("layer_or_bias: expected a layer with biases; build it with bias=True")
     for name in names:
-        kept = _fill_chrono(params[name], gates, shortest, longest, rng)
-        params[name.replace("bias_ih", "bias_hh")].reshape(gates, -1)[kept] = 0
+        b_ih, b_hh = (params[one].reshape(len(cell.gates), -1) for one in (name, name.replace("bias_ih", "bias_hh")))
+        keeping = cell.keeping
+        _fill_chrono(b_ih, keeping.gate, keeping.opposed, shortest, longest, rng)
+        b_hh[[keeping.gate, *keeping.opposed]] = 0
     return layer_or_bias
 
 
-def _fill_chrono(bias: Array, gates: int, shortest: float, longest: float, rng: Generator) -> slice:
-    """Fill one bias and return which gates were filled. The gate that keeps is the second: f of LSTM and z of GRU."""
-    blocks = bias.reshape(gates, -1)
-    blocks[1] = np.log(rng.uniform(shortest, longest, blocks.shape[1]) - 1)
-    if gates == 3:
-        return slice(1, 2)
-    blocks[0] = -blocks[1]
-    return slice(0, 2)
+def _fill_chrono(
+    bias: Array, keeping: int, opposed: tuple[int, ...], shortest: float, longest: float, rng: Generator
+) -> None:
+    """Fill the rows of a bias, (G, H), that belong to the gate that keeps and to those that are its opposite."""
+    bias[keeping] = np.log(rng.uniform(shortest, longest, bias.shape[1]) - 1)
+    for gate in opposed:
+        bias[gate] = -bias[keeping]

@@ -119,7 +119,8 @@ class VanishingGradientRegularizer:
         >>> omega > 0, bool(layer.grads["weight_hh_l0"].any()), bool(layer.grads["weight_ih_l0"].any())
         (True, True, False)
         """
-        if not hasattr(layer, "nonlinearity"):
+        phi_slope = getattr(getattr(layer, "cell", None), "slope", None)
+        if phi_slope is None:
             raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
         layer.check_tape(tape)
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
@@ -138,7 +139,7 @@ class VanishingGradientRegularizer:
                     name_ih, name_hh = layer._names[k][:2]
                     W = layer.params[name_hh].astype(np.float64)
                     h = tape.arrays[k].gates[:, :H].astype(np.float64)  # an RNN's only gate: the step's output
-                    slope = 1 - h**2 if layer.nonlinearity == "tanh" else np.where(h <= 0, 0.0, 1.0)
+                    slope = phi_slope(h)
                     d_rows = rows[:, direction * H : (direction + 1) * H]
                     delta, carried = _back(batch.offsets, direction == 1, d_rows, slope, W, dstates[k], clip)
                     before = _rows_before(batch.offsets, direction == 1)

@@ -10,11 +10,10 @@ from gradcore._base.check import check_choice, check_int, check_number
 from gradcore.data import Task
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.recipe import Call, ForEachGate, Known, Let, Name, Recipe, SetRows, Step, call
+from gradcore.layers.cell import BY_NAME
 
-__all__ = ["CELLS", "INITS", "KEEPING", "OPTIMIZERS", "SUNSPOTS", "Config", "configure", "program", "task_of"]
+__all__ = ["INITS", "OPTIMIZERS", "SUNSPOTS", "Config", "configure", "program", "task_of"]
 
-CELLS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
-KEEPING = {"lstm": "forget", "gru": "update"}  # the gate that keeps the state, the second one in both
 INITS = ("default", "normal", "orthogonal", "eye")
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
 
@@ -81,7 +80,7 @@ class Config:
     gate_bias: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("cell", CELLS), ("init", INITS), ("optimizer", OPTIMIZERS)):
+        for name, known in (("cell", BY_NAME), ("init", INITS), ("optimizer", OPTIMIZERS)):
             check_choice(name, getattr(self, name), known)
         for name in ("hidden", "layers", "batch", "steps"):
             check_int(name, getattr(self, name), least=1)
@@ -90,7 +89,7 @@ class Config:
         if not math.isfinite(check_number("lr", self.lr, above=0.0)):
             raise ValueError(f"lr: expected a finite number, got {self.lr}")
         if self.gate_bias is not None:
-            if self.cell not in KEEPING:
+            if BY_NAME[self.cell].keeping is None:
                 raise ValueError(f"gate_bias: expected None, since {self.cell} has no gates, got {self.gate_bias}")
             if not math.isfinite(check_number("gate_bias", self.gate_bias)):
                 raise ValueError(f"gate_bias: expected a finite number, got {self.gate_bias}")
@@ -112,7 +111,7 @@ class Config:
         read = () if task.every_step else (call("gradcore.LastStep"),)
         model: list[Step] = [
             Let("rng", call("np.random.default_rng", self.seed)),
-            Let("recurrent", call(f"gradcore.{CELLS[self.cell]}", *sizes, rng=Name("rng"))),
+            Let("recurrent", call(f"gradcore.{BY_NAME[self.cell].layer}", *sizes, rng=Name("rng"))),
             *self._start(),
             *self._gate_biases(),
             Let("output", call("gradcore.Linear", self.hidden, task.output_size, rng=Name("rng"))),
@@ -139,11 +138,13 @@ class Config:
         return [ForEachGate(self.hidden, tuple(body))] if body else []
 
     def _gate_biases(self) -> list[Step]:
-        if self.gate_bias is None:
+        keeping = BY_NAME[self.cell].keeping
+        if self.gate_bias is None or keeping is None:
             return []
+        first = keeping.gate * self.hidden
         values = {"bias_ih": self.gate_bias, "bias_hh": 0.0}
         return [
-            SetRows(f"{name}_l{layer}", self.hidden, 2 * self.hidden, value)
+            SetRows(f"{name}_l{layer}", first, first + self.hidden, value)
             for layer in range(self.layers)
             for name, value in values.items()
         ]
@@ -171,7 +172,7 @@ def configure(source: str, **options: Any) -> Config:
     (1.8, 0.02)
     """
     given = {name: value for name, value in options.items() if value is not None}
-    plain_rnn = given.get("cell", "rnn") == "rnn" and "init" not in given
+    plain_rnn = given.get("cell", Config.cell) == Config.cell and "init" not in given
     return Config(source, **((SUNSPOTS if source == "sunspots" and plain_rnn else {}) | given))
 
 

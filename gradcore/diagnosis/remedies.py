@@ -15,6 +15,7 @@ from gradcore.diagnosis.config import Config
 from gradcore.diagnosis.parts import ClipThresholds, Trial
 from gradcore.diagnosis.problem import Problem, Remedy
 from gradcore.diagnosis.wording import number, rounded
+from gradcore.layers.cell import BY_NAME
 
 __all__ = ["choose_thresholds", "clipping", "departed", "reconfigured", "starts_and_cells"]
 
@@ -154,6 +155,6 @@ def starts_and_cells(config: Config, task: Task) -> tuple[list[Remedy], list[Rem
     starts, cells = [], []
     if (config.init, config.gain) != ("orthogonal", 1.0):
         starts.append(reconfigured("orthogonal initialization", config, task, init="orthogonal", gain=1.0))
-    if config.cell == "rnn":
-        cells.append(reconfigured("LSTM instead of RNN", config, task, cell="lstm", init="default", gain=1.0))
+    if (cell := BY_NAME[config.cell]).keeping is None:
+        cells.append(reconfigured(f"LSTM instead of {cell.layer}", config, task, cell="lstm", init="default", gain=1.0))
     return starts, cells

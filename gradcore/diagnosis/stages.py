@@ -15,7 +15,6 @@ from gradcore.diagnosis.config import program
 from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement, Spectrum, TimeForecast, Trial
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.wording import times
-from gradcore.layers.recurrent import GRU, LSTM, RNN
 from gradcore.spectral.members import recurrent_tapes
 from gradcore.spectral.verdict import judge
 from gradcore.training.fit import StepRecord, fit
@@ -25,7 +24,6 @@ __all__ = ["compare", "forecast", "measure", "predict", "recurrent_layers", "tra
 
 FEW = 8  # sequences along which Lyapunov exponents are computed
 EXPONENTS = 64  # of a layer, at most
-GATES = {RNN: ("",), LSTM: (", gate i", ", gate f", ", gate g", ", gate o"), GRU: (", gate r", ", gate z", ", gate n")}
 
 
 def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
@@ -142,19 +140,20 @@ def _steps(layer: Any, x: Array) -> int:
 
 
 def _matrices(place: str, layer: Any) -> Iterator[Matrix]:
-    H = layer.hidden_size
+    H, gates = layer.hidden_size, layer.cell.gates
+    labels = [f", gate {gate}" for gate in gates] if len(gates) > 1 else [""]
     for name, weight in layer.params.items():
         if name.startswith("weight_hh"):
-            for gate, block in zip(GATES[type(layer)], weight.reshape(-1, H, H), strict=True):
+            for label, block in zip(labels, weight.reshape(-1, H, H), strict=True):
                 eigenvalues = np.linalg.eigvals(block.astype(np.float64))
                 radius = float(np.abs(eigenvalues).max())
-                yield Matrix(place + name + gate, radius, spectral.spectral_norm(block), eigenvalues)
+                yield Matrix(place + name + label, radius, spectral.spectral_norm(block), eigenvalues)
 
 
 def _spectra(place: str, layer: Any, x: Array) -> Iterator[Spectrum]:
     if layer.bidirectional:  # no joint state goes from step to step
         return
-    state_size = layer.hidden_size * (2 if isinstance(layer, LSTM) else 1)
+    state_size = layer.hidden_size * len(layer.cell.states)
     few = x[:FEW] if layer.batch_first else x[:, :FEW]
     for index in range(layer.num_layers):
         # A quarter of the steps is left for the states to forget their start, and for the directions to settle.

@@ -7,12 +7,13 @@ from typing import Any
 from gradcore import meanfield
 from gradcore._base.check import Array
 from gradcore.data import Task
-from gradcore.diagnosis.config import KEEPING, Config
+from gradcore.diagnosis.config import Config
 from gradcore.diagnosis.parts import Suggestion, Suggestions
 from gradcore.diagnosis.problem import Remedy
 from gradcore.diagnosis.remedies import reconfigured
 from gradcore.diagnosis.stages import measure, predict, recurrent_layers
 from gradcore.diagnosis.wording import number, rounded
+from gradcore.layers.cell import BY_NAME
 
 __all__ = ["suggest"]
 
@@ -76,9 +77,10 @@ def _gain(config: Config, task: Task, model: Any, x: Array) -> tuple[list[tuple[
 
 def _gate_bias(config: Config, task: Task) -> list[tuple[Remedy, str]]:
     """The remedy and its reason for a cell that has such a gate."""
-    if config.cell not in KEEPING:
+    keeping = BY_NAME[config.cell].keeping
+    if keeping is None:
         return []
     bias = rounded(meanfield.suggest_bias(config.cell, task.steps))
-    name = f"{KEEPING[config.cell]}-gate bias {number(bias)}"
+    name = f"{keeping.name}-gate bias {number(bias)}"
     reason = f"so that this gate alone keeps 1/e of the state over {task.steps} steps"
     return [(reconfigured(name, config, task, gate_bias=bias), reason)]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,6 +27,7 @@ from gradcore._base.check import (
     check_room,
 )
 from gradcore._base.memory import ALIGNMENT, Pool
+from gradcore.layers.cell import CELLS, Cell
 from gradcore.layers.layer import Layer, Profile, Sequences, Tape
 from gradcore.layers.ragged import _Batch
 from gradcore.layers.telemetry import Telemetry
@@ -136,9 +137,9 @@ class RecurrentTape(Tape):
         self.telemetry: Telemetry | None = None
         self.omega: Array | None = None
         S, dtype = batch.n_rows, layer.dtype
-        self._layout = _layout(dtype, len(layer._kept), layer.hidden_size)
+        self._layout = _layout(dtype, len(layer.cell.kept), layer.hidden_size)
         _, gates_row, state_row, self._lanes = self._layout
-        parts = [gates_row, state_row, state_row] if layer._has_cell else [gates_row, state_row]
+        parts = [gates_row, *[state_row for _ in layer.cell.states]]
         line = ALIGNMENT // dtype.itemsize
         sizes = [-(-S * width // line) * line for width in parts]
         K = layer.num_layers * layer.num_directions
@@ -174,7 +175,7 @@ class RecurrentTape(Tape):
 
     def _refuse_other_layout(self) -> None:
         """Raise if the tape was pickled in a process whose kernels use another instruction set."""
-        here = _layout(self.layer.dtype, len(self.layer._kept), self.layer.hidden_size)
+        here = _layout(self.layer.dtype, len(self.layer.cell.kept), self.layer.hidden_size)
         if here != self._layout:
             raise ValueError(
                 f"tape: was made with the instruction set {self._layout[0]}, and this process uses {here[0]}; "
@@ -224,9 +225,9 @@ class RecurrentTape(Tape):
         row = self._batch.row(t, b)
         gates, h, c = self.arrays[index]
         layer, H = self.layer, self.layer.hidden_size
-        K, padded = len(layer._kept), -(-H // self._lanes) * self._lanes
+        K, padded = len(layer.cell.kept), -(-H // self._lanes) * self._lanes
         blocks = gates[row, : K * padded].reshape(-1, K, self._lanes)
-        by_gate = blocks.swapaxes(0, 1).reshape(K, padded)[list(layer._kept), :H]
+        by_gate = blocks.swapaxes(0, 1).reshape(K, padded)[list(layer.cell.kept), :H]
         return Step(by_gate, h[row, :H].copy(), None if c is None else c[row, :H].copy())
 
     def __repr__(self) -> str:
@@ -236,10 +237,7 @@ class RecurrentTape(Tape):
 class _Recurrent(Layer):
     """Base of RNN, LSTM and GRU, which name the cell."""
 
-    _n_gates: ClassVar[int]
-    _kept: ClassVar[tuple[int, ...]]  # where the tape has the blocks of Step.gates
-    _has_cell: ClassVar[bool] = False
-    _cell: int
+    cell: Cell
 
     def __init__(
         self,
@@ -270,7 +268,7 @@ class _Recurrent(Layer):
 
         self._names: list[list[str]] = []  # w_ih, w_hh, b_ih, b_hh of each layer and direction
         shapes: dict[str, tuple[int, ...]] = {}
-        GH, H = self._n_gates * self.hidden_size, self.hidden_size
+        GH, H = len(self.cell.gates) * self.hidden_size, self.hidden_size
         above = (self.num_layers - 1) * (H * self.num_directions + H + 2 * self.bias)
         n = GH * self.num_directions * (self.input_size + H + 2 * self.bias + above)
         check_room(n, self.dtype.itemsize)
@@ -343,14 +341,14 @@ class _Recurrent(Layer):
 
     def _fresh_states(self, name: str, state: State, batch: _Batch) -> list[Array]:
         """Return h, or h and c, each a new (L*D, B, H) in the order of the packed rows; zeros for None."""
-        names = ["h", "c"] if self._has_cell else ["h"]
+        names = self.cell.states
         shape = (self.num_layers * self.num_directions, batch.B, self.hidden_size)
         if state is None:
             return [np.zeros(shape, self.dtype) for _ in names]
-        if not self._has_cell:
+        if len(names) == 1:
             return [batch.sort(check_array(name, state, self.dtype, shape))]
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+        if not isinstance(state, (tuple, list)) or len(state) != len(names):
+            raise TypeError(f"{name}: expected a pair ({', '.join(names)}), got {type(state).__name__}")
         given = [check_array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
         return [batch.sort(part) for part in given]
 
@@ -364,7 +362,7 @@ class _Recurrent(Layer):
         return np.zeros(shape, self.dtype)
 
     def _as_state(self, parts: list[Array]) -> State:
-        return tuple(parts) if self._has_cell else parts[0]
+        return tuple(parts) if len(parts) > 1 else parts[0]
 
     # ---- the passes ----------------------------------------------------------------------------------------------
 
@@ -463,10 +461,10 @@ class _Recurrent(Layer):
             for direction in range(D):
                 k = layer * D + direction
                 gates, h_in, c_in = tape._arrays[k] if tape is not None else (None, None, None)
-                h, c = states[0][k], states[1][k] if self._has_cell else None
+                h, c = states[0][k], states[1][k] if len(states) > 1 else None
                 weights = self._weights(self._params, k)
                 work = _kernels.recurrent_forward(
-                    self._cell, direction == 1, batch.offsets, B, weights, rows, y, y_at, direction * H, h, c,
+                    self.cell.kind, direction == 1, batch.offsets, B, weights, rows, y, y_at, direction * H, h, c,
                     gates, h_in, c_in, self._pool.take,
                 )  # fmt: skip
                 self._pool.give(work)
@@ -536,7 +534,7 @@ class _Recurrent(Layer):
         self._refuse_reentry()
         K = self.num_layers * D
         dh_norm = np.zeros((K, batch.n_rows))
-        dc_norm = np.zeros((K, batch.n_rows)) if self._has_cell else None
+        dc_norm = np.zeros((K, batch.n_rows)) if "c" in self.cell.states else None
         try:
             if regularizer is not None:
                 regularizer(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
@@ -571,9 +569,9 @@ class _Recurrent(Layer):
                 weights = self._weights(self._params, k)
                 with self._adding.lock:
                     work = _kernels.recurrent_backward(
-                        self._cell, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
+                        self.cell.kind, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
                         d_rows, y_at, direction * H,
-                        dstates[0][k], dstates[1][k] if self._has_cell else None, dx, direction == 1,
+                        dstates[0][k], dstates[1][k] if len(dstates) > 1 else None, dx, direction == 1,
                         self._weights(self._grads, k), clip,
                         dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
                     )  # fmt: skip
@@ -634,8 +632,6 @@ class RNN(_Recurrent):
     ((7, 2, 5), (7, 2, 3), (1, 7))
     """
 
-    _n_gates, _kept = 1, (0,)
-
     def __init__(
         self,
         input_size: int,
@@ -650,9 +646,8 @@ class RNN(_Recurrent):
         dtype: DTypeLike = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        cells = {"tanh": _kernels.RNN_TANH, "relu": _kernels.RNN_RELU}
-        self.nonlinearity = check_choice("nonlinearity", nonlinearity, cells)
-        self._cell = cells[self.nonlinearity]
+        self.nonlinearity = check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.cell = CELLS[f"rnn_{self.nonlinearity}"]
         super().__init__(
             input_size, hidden_size, num_layers,
             bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
@@ -718,9 +713,7 @@ class LSTM(_Recurrent):
     (True, True)
     """
 
-    _n_gates, _kept = 4, (0, 1, 2, 3)
-    _has_cell = True
-    _cell = _kernels.LSTM
+    cell = CELLS["lstm"]
 
     def __init__(
         self,
@@ -795,8 +788,7 @@ class GRU(_Recurrent):
     ((7, 2, 10), (4, 2, 5))
     """
 
-    _n_gates, _kept = 3, (1, 2, 0, 3)
-    _cell = _kernels.GRU
+    cell = CELLS["gru"]
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ import numpy as np
 from gradcore._base.check import Array, check_reals
 from gradcore.layers.activations import Activation
 from gradcore.layers.linear import Linear
-from gradcore.layers.recurrent import GRU, RNN
 from gradcore.layers.sequential import Sequential
 from gradcore.meanfield.theory import Z, expectation, float64_activation, value_and_slope
 from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
@@ -307,7 +306,7 @@ def _follow(layer: Any, index: int, series: Array, rng: np.random.Generator) -> 
     """Return h (T, n) of units like those of one layer and direction, driven by a series (T, m), and the forecast."""
     H, suffix = layer.hidden_size, parameter_suffix(layer, index)
     into, back = (layer.params[name + suffix].astype(np.float64) for name in ("weight_ih", "weight_hh"))
-    gates, T, copies = len(back) // H, len(series), -(-UNITS // H)
+    gates, T, copies = len(layer.cell.gates), len(series), -(-UNITS // H)
     # Each unit keeps the norms of its rows and its biases, which make it faster or slower than others.
     sigma_v, sigma_w = (
         np.tile(np.sqrt(np.square(w).sum(axis=1)).reshape(gates, H), copies) for w in (into, back)
@@ -320,42 +319,18 @@ def _follow(layer: Any, index: int, series: Array, rng: np.random.Generator) -> 
     root = vectors * np.sqrt(np.maximum(eigenvalues, 0))
     fields = np.tensordot(root, rng.standard_normal((T, gates, H * copies)), 1)
     of_h, of_change = _Field(rng, T, gates, H * copies), _Field(rng, T, gates, H * copies)
-    h, c, dc = np.zeros((3, H * copies))
-    dh = rng.standard_normal(H * copies)
-    states, log_norm = np.zeros((T, H * copies)), [math.log(np.mean(dh**2)) / 2]
+    parts = tuple(np.zeros(H * copies) for _ in layer.cell.states)
+    changes = (rng.standard_normal(H * copies), *parts[1:])
+    states, log_norm = np.zeros((T, H * copies)), [math.log(np.mean(changes[0] ** 2)) / 2]
     for t in range(T):
         a = sigma_v * fields[t] + b_ih
-        u, du = sigma_w * of_h.next(h) + b_hh, sigma_w * of_change.next(dh)
-        h, c, dh, dc = _step(layer, a, u, du, (h, c, dh, dc))
-        states[t] = h
-        size_now = float(np.mean(dh**2 + dc**2))
+        u, du = sigma_w * of_h.next(parts[0]) + b_hh, sigma_w * of_change.next(changes[0])
+        parts, changes = layer.cell.step(a, u, du, parts, changes)
+        states[t] = h = parts[0]
+        size_now = float(np.mean(sum(np.square(change) for change in changes)))
         log_norm.append(float(safe_log(size_now)) / 2)
         if not 1e-250 < size_now < 1e250 or not np.mean(h**2) < 1e250:
             break
     rate = fit_slope(np.array(log_norm[len(log_norm) // 4 :]))
     own_w, own_b = (tuple(np.sqrt(np.mean(v**2, axis=1)).tolist()) for v in (sigma_w, b_ih + b_hh))
     return states, LayerField(suffix[1:], own_w, own_b, float(np.mean(h**2)), safe_exp(2 * rate), rate)
-
-
-def _step(layer: Any, a: Array, u: Array, du: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Take a step of n units and of a small change d of them, given the gates' sums over x and over h, (gates, n)."""
-    from scipy.special import expit
-
-    h, c, dh, dc = state
-    if isinstance(layer, RNN):
-        s = a[0] + u[0]
-        h = np.tanh(s) if layer.nonlinearity == "tanh" else np.maximum(s, 0)
-        return h, c, (1 - h**2 if layer.nonlinearity == "tanh" else s > 0) * du[0], dc
-    if isinstance(layer, GRU):
-        r, z = expit(a[:2] + u[:2])
-        dr, dz = r * (1 - r) * du[0], z * (1 - z) * du[1]
-        n = np.tanh(a[2] + r * u[2])
-        dn = (1 - n**2) * (r * du[2] + dr * u[2])
-        return (1 - z) * n + z * h, c, (1 - z) * dn + (h - n) * dz + z * dh, dc
-    i, f, o = expit((a + u)[[0, 1, 3]])
-    g = np.tanh(a[2] + u[2])
-    di, df, do = i * (1 - i) * du[0], f * (1 - f) * du[1], o * (1 - o) * du[3]
-    dc = f * dc + df * c + di * g + i * (1 - g**2) * du[2]
-    c = f * c + i * g
-    squashed = np.tanh(c)
-    return o * squashed, c, do * squashed + o * (1 - squashed**2) * dc, dc

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradcore import spectral
 from gradcore._base.check import Array, check_number
-from gradcore.layers.recurrent import GRU, LSTM
+from gradcore.layers.cell import BY_NAME
 from gradcore.meanfield.theory import SAME
 from gradcore.spectral.members import drive, has_recurrent, recurrent_layer
 
@@ -139,13 +139,19 @@ def suggest_bias(layer: Any, horizon: float) -> float:
     >>> print(f"{bias:.4f}, kept: {(1 / (1 + math.exp(-bias))) ** 100:.3f}")
     4.5951, kept: 0.366
     """
-    if not isinstance(layer, str) or layer not in ("lstm", "gru"):
-        given = layer if isinstance(layer, str) or not has_recurrent(layer) else recurrent_layer(layer)[0]
-        if not isinstance(given, (LSTM, GRU)):
-            what = repr(given) if isinstance(given, str) else type(given).__name__
-            raise TypeError(f"layer: expected an LSTM or GRU, or 'lstm' or 'gru', got {what}")
-        if not given.bias:
-            raise ValueError("layer: expected a layer with biases; build it with bias=True")
+    given: Any = None
+    if isinstance(layer, str):
+        cell = BY_NAME.get(layer)
+    else:
+        given = recurrent_layer(layer)[0] if has_recurrent(layer) else layer
+        cell = getattr(given, "cell", None)
+    if cell is None or cell.keeping is None:
+        what = type(given).__name__ if given is not None else repr(layer)
+        gated = {name: row.layer for name, row in BY_NAME.items() if row.keeping}
+        layers, names = " or ".join(gated.values()), " or ".join(map(repr, gated))
+        raise TypeError(f"layer: expected an {layers}, or {names}, got {what}")
+    if given is not None and not given.bias:
+        raise ValueError("layer: expected a layer with biases; build it with bias=True")
     steps = check_number("horizon", horizon, above=1.0)
     if math.isinf(steps):
         raise ValueError("horizon: expected a finite number, got inf")

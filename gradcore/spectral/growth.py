@@ -12,7 +12,7 @@ from gradcore._base.check import Array, check_int
 from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
 from gradcore.spectral.matrices import spectral_norm, spectral_radius
 from gradcore.spectral.members import drive, recurrent_layer, run_without_dropout, steps_and_samples
-from gradcore.spectral.trajectory import Trajectory, norm_bounds, parameter_suffix, state_parts
+from gradcore.spectral.trajectory import Trajectory, norm_bounds, parameter_suffix
 from gradcore.spectral.verdict import Verdict, in_words, judge
 
 Kind = Literal["necessary", "sufficient", "asymptotic"]
@@ -277,7 +277,7 @@ def _rest(layer: Any, steps: int) -> tuple[Array, Any]:
     """Return zero input and random initial states."""
     rng = np.random.default_rng(0)
     shape = (layer.num_layers * layer.num_directions, REST_SAMPLES, layer.hidden_size)
-    parts = [(rng.standard_normal(shape) / 2).astype(layer.dtype) for _ in range(state_parts(layer))]
+    parts = [(rng.standard_normal(shape) / 2).astype(layer.dtype) for _ in layer.cell.states]
     first = (REST_SAMPLES, steps) if layer.batch_first else (steps, REST_SAMPLES)
     return np.zeros((*first, layer.input_size), layer.dtype), parts[0] if len(parts) == 1 else tuple(parts)
 
@@ -303,7 +303,7 @@ def _carried_back(trajectory: Trajectory, horizon: int) -> tuple[Array, Array]:
         log_norm = np.empty((n, *vectors.shape[:2]))
         trajectory.carry(vectors, factors, transposed=True, log_norm=log_norm)
         log_norms.append(log_norm)
-        log_bounds.append(safe_log(norm_bounds(factors, weight_norm).max(axis=1)))
+        log_bounds.append(safe_log(norm_bounds(layer.cell, factors, weight_norm).max(axis=1)))
         end -= n
     log_norm = _log_mean_norm(np.cumsum(np.concatenate(log_norms), axis=0))
     return log_norm - log_norm[0], np.cumsum(np.concatenate(log_bounds))

@@ -13,7 +13,7 @@ from gradcore import _kernels
 from gradcore._base.check import Array, check_index, check_int, check_reals
 from gradcore.spectral.logs import safe_log
 from gradcore.spectral.members import drive, own_tape, run_without_dropout, steps_and_samples
-from gradcore.spectral.trajectory import Trajectory, state_parts
+from gradcore.spectral.trajectory import Trajectory
 
 # Between two separations of directions carried along: how far apart they should drift at most, in ln, and how far they
 # may, else the steps are repeated in smaller blocks. Of the ln(1e16) = 37 that a double resolves, the slowest direction
@@ -93,7 +93,7 @@ def lyapunov_spectrum(
     if index is not None:
         index = check_index("index", index, layer.num_layers)
     followed = range(layer.num_layers) if index is None else [index]
-    state_size = layer.hidden_size * state_parts(layer)
+    state_size = layer.hidden_size * len(layer.cell.states)
     k = len(followed) * state_size if k is None else check_int("k", k, least=1)
     if k > len(followed) * state_size:
         raise ValueError(f"k: expected at most {len(followed) * state_size}, the size of the state, got {k}")
@@ -207,8 +207,9 @@ class _Product:
         trajectory.carry(probe / np.linalg.norm(probe), self._factors, log_norm=log_norm)
         self.log_scale = float(log_norm.sum())
         if math.isfinite(self.log_scale):
-            # A Jacobian is linear in all factors but LSTM's last, which takes the new c' to h'.
-            self._factors[:, :, :5] *= np.exp(-log_norm)[..., None]
+            # A Jacobian is linear in all factors, but with a state h and c not in the last, which takes c' to h'.
+            linear = self._factors.shape[2] - len(trajectory.layer.cell.states) + 1
+            self._factors[:, :, :linear] *= np.exp(-log_norm)[..., None]
 
     @cached_property
     def _back(self) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 from gradcore import _kernels
 from gradcore._base.check import Array
 from gradcore._base.memory import Pool
+from gradcore.layers.cell import Cell
 from gradcore.spectral.members import own_tape
 
 BLOCK_BYTES = 4 << 20  # of factors that are made at a time
@@ -26,8 +27,8 @@ class Trajectory:
     """
 
     def __init__(self, layer: Any, tape: Any, index: int, rows: Array) -> None:
-        self.layer, self.index, self.rows = layer, index, rows
-        self.state_size = layer.hidden_size * state_parts(layer)
+        self.layer, self.index, self.rows, self._cell = layer, index, rows, layer.cell.kind
+        self.state_size = layer.hidden_size * len(layer.cell.states)
         self.weight = layer.params["weight_hh" + parameter_suffix(layer, index)].astype(np.float64)
         self._kept = tape.arrays[index]
         self._packed: dict[bool, Array] = {}  # by whether transposed
@@ -42,7 +43,7 @@ class Trajectory:
     def factors(self, first: int, end: int) -> Array:
         """Return the diagonals of some steps, (end - first, B, D, H)."""
         rows = np.ascontiguousarray(self.rows[first:end])
-        factors = _kernels.jacobian_factors(self.layer._cell, self.layer.hidden_size, rows, *self._kept)
+        factors = _kernels.jacobian_factors(self._cell, self.layer.hidden_size, rows, *self._kept)
         return factors.reshape(*rows.shape, *factors.shape[1:])
 
     def steps_at_once(self) -> int:
@@ -56,9 +57,9 @@ class Trajectory:
         """
         packed = self._packed.get(transposed)
         if packed is None:
-            packed = _kernels.jacobian_packed(self.layer._cell, transposed, self.weight, self._pool.take)
+            packed = _kernels.jacobian_packed(self._cell, transposed, self.weight, self._pool.take)
             self._packed[transposed] = packed
-        work = _kernels.jacobian_product(self.layer._cell, transposed, factors, packed, v, log_norm, self._pool.take)
+        work = _kernels.jacobian_product(self._cell, transposed, factors, packed, v, log_norm, self._pool.take)
         self._pool.give(work)
 
     def dense(self, step: int) -> Array:
@@ -69,19 +70,19 @@ class Trajectory:
         return np.ascontiguousarray(v.swapaxes(1, 2))
 
 
-def norm_bounds(factors: Array, weight_norm: float) -> Array:
+def norm_bounds(cell: Cell, factors: Array, weight_norm: float) -> Array:
     """Return (steps, B) upper bounds on the spectral norms of Jacobians, given the norm of the weight.
 
-    A block of diagonals has the norm of its worst unit's small matrix, and the two terms of J have at most the sum of
-    theirs. For LSTM they stand side by side instead, for the weights act on h alone and the rest comes from c alone.
+    A block of diagonals has the norm of its worst unit's small matrix, and the two terms of J, through the weights and
+    past them, have at most the sum of theirs. With a state h and c they stand side by side instead, for the weights act
+    on h alone and the rest comes from c alone.
     """
-    if factors.shape[2] == 1:
-        return np.asarray(np.abs(factors[:, :, 0]).max(axis=2) * weight_norm)
-    if factors.shape[2] == 4:
-        through = np.sqrt(np.square(factors[:, :, :3]).sum(axis=2))
-        return np.asarray(through.max(axis=2) * weight_norm + np.abs(factors[:, :, 3]).max(axis=2))
-    into_c, o = np.square(factors[:, :, :3]).sum(axis=2), np.square(factors[:, :, 3])
-    f, opened = factors[:, :, 4], factors[:, :, 5]
+    G = len(cell.gates)
+    if len(cell.states) == 1:
+        by_weights = np.hypot.reduce(factors[:, :, :G], axis=2, initial=0.0).max(axis=2) * weight_norm
+        return np.asarray(by_weights + np.abs(factors[:, :, G:]).sum(axis=2).max(axis=2))
+    into_c, o = np.square(factors[:, :, : G - 1]).sum(axis=2), np.square(factors[:, :, G - 1])
+    f, opened = factors[:, :, G], factors[:, :, G + 1]
     h, mixed = opened**2 * into_c + o, opened * into_c
     through = (h + into_c) / 2 + np.hypot((h - into_c) / 2, mixed)  # larger eigenvalue of [[h, mixed], [mixed, into_c]]
     past = np.abs(f) * np.hypot(1, opened)
@@ -92,11 +93,6 @@ def parameter_suffix(layer: Any, index: int) -> str:
     """Return the end of PyTorch's parameter names for layer * num_directions + direction."""
     level, direction = divmod(index, layer.num_directions)
     return f"_l{level}_reverse" if direction else f"_l{level}"
-
-
-def state_parts(layer: Any) -> int:
-    """Return how many arrays of H make the state: 2 for LSTM, whose weights have 4 gates, else 1."""
-    return 2 if len(layer.params["weight_hh_l0"]) == 4 * layer.hidden_size else 1
 
 
 def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Array:

@@ -1,0 +1,165 @@
+"""The table of recurrent cells: what the rest of the package asks about a cell, instead of asking for its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from gradcore import _kernels
+from gradcore._base.check import Array
+
+__all__ = ["BY_NAME", "CELLS", "Cell", "Keeping", "Parts"]
+
+Parts = tuple[Array, ...]  # h, or h and c
+Stepper = Callable[[Array, Array, Array, Parts, Parts], tuple[Parts, Parts]]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """The gate that decides how much of the state is kept.
+
+    Parameters
+    ----------
+    name : str
+        Its name in words, such as "forget".
+    gate : int
+        Its place among the gates of the weights. A larger bias keeps more.
+    opposed : tuple of int
+        The gates whose bias is the opposite, so that what is kept and what is added make one.
+    """
+
+    name: str
+    gate: int
+    opposed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table. A new cell is a row here, and a row and a file in src/recurrent/.
+
+    Parameters
+    ----------
+    name : str
+        The key of the row.
+    layer : str
+        The class whose layers have this cell; several cells of a class differ in their activation.
+    kind : int
+        Its number in the kernels.
+    gates : tuple of str
+        The blocks of rows of the weights, in PyTorch's order.
+    kept : tuple of int
+        Where the tape has the blocks of `Step.gates`.
+    states : tuple of str
+        The parts of the state: h, or h and c.
+    step : callable
+        ``step(a, u, du, parts, changes)``: the state (each part of any shape) after a step and its derivative in the
+        direction in which the sums over the states change by `du` and the parts by `changes`. The gates' sums a over x
+        and u over the states, biases included, are (G, ...).
+    keeping : Keeping, optional
+        The gate that keeps the state, if the cell has one.
+    slope : callable, optional
+        The derivative of the activation as a function of h, for cells whose state passes W_hh and nothing else.
+    """
+
+    name: str
+    layer: str
+    kind: int
+    gates: tuple[str, ...]
+    kept: tuple[int, ...]
+    states: tuple[str, ...]
+    step: Stepper
+    keeping: Keeping | None = None
+    slope: Callable[[Array], Array] | None = None
+
+    def __reduce__(self) -> tuple[Callable[[str], Cell], tuple[str]]:
+        return _row, (self.name,)  # a copy is the row itself, and a pickle does not fix the kernels' number
+
+
+def _row(name: str) -> Cell:
+    return CELLS[name]
+
+
+def _tanh_slope(h: Array) -> Array:
+    return np.asarray(1 - h**2)
+
+
+def _relu(s: Array) -> Array:
+    return np.asarray(np.maximum(s, 0))
+
+
+def _relu_slope(h: Array) -> Array:
+    return np.where(h <= 0, 0.0, 1.0)
+
+
+def _rnn_step(
+    activation: Callable[[Array], Array],
+    slope: Callable[[Array], Array],
+    a: Array,
+    u: Array,
+    du: Array,
+    parts: Parts,
+    changes: Parts,
+) -> tuple[Parts, Parts]:
+    h = activation(a[0] + u[0])
+    return (h,), (slope(h) * du[0],)
+
+
+def _lstm_step(a: Array, u: Array, du: Array, parts: Parts, changes: Parts) -> tuple[Parts, Parts]:
+    from scipy.special import expit
+
+    (_, c), (_, dc) = parts, changes
+    i, f, o = expit((a + u)[[0, 1, 3]])
+    g = np.tanh(a[2] + u[2])
+    di, df, do = i * (1 - i) * du[0], f * (1 - f) * du[1], o * (1 - o) * du[3]
+    dc = f * dc + df * c + di * g + i * (1 - g**2) * du[2]
+    c = f * c + i * g
+    squashed = np.tanh(c)
+    return (o * squashed, c), (do * squashed + o * (1 - squashed**2) * dc, dc)
+
+
+def _gru_step(a: Array, u: Array, du: Array, parts: Parts, changes: Parts) -> tuple[Parts, Parts]:
+    from scipy.special import expit
+
+    (h,), (dh,) = parts, changes
+    r, z = expit(a[:2] + u[:2])
+    dr, dz = r * (1 - r) * du[0], z * (1 - z) * du[1]
+    n = np.tanh(a[2] + r * u[2])
+    dn = (1 - n**2) * (r * du[2] + dr * u[2])
+    return ((1 - z) * n + z * h,), ((1 - z) * dn + (h - n) * dz + z * dh,)
+
+
+def _table(*rows: Cell) -> dict[str, Cell]:
+    return {row.name: row for row in rows}
+
+
+def _first_rows(rows: Iterable[Cell]) -> dict[str, Cell]:
+    """Return a row for each class of layers, by the class's name in lower case."""
+    found: dict[str, Cell] = {}
+    for row in rows:
+        found.setdefault(row.layer.lower(), row)
+    return found
+
+
+CELLS = _table(
+    Cell(
+        "rnn_tanh", "RNN", _kernels.RNN_TANH, gates=("h",), kept=(0,), states=("h",),
+        step=partial(_rnn_step, np.tanh, _tanh_slope), slope=_tanh_slope,
+    ),
+    Cell(
+        "rnn_relu", "RNN", _kernels.RNN_RELU, gates=("h",), kept=(0,), states=("h",),
+        step=partial(_rnn_step, _relu, _relu_slope), slope=_relu_slope,
+    ),
+    Cell(
+        "lstm", "LSTM", _kernels.LSTM, gates=("i", "f", "g", "o"), kept=(0, 1, 2, 3), states=("h", "c"),
+        step=_lstm_step, keeping=Keeping("forget", gate=1, opposed=(0,)),
+    ),
+    Cell(
+        "gru", "GRU", _kernels.GRU, gates=("r", "z", "n"), kept=(1, 2, 0, 3), states=("h",),
+        step=_gru_step, keeping=Keeping("update", gate=1),
+    ),
+)  # fmt: skip
+
+BY_NAME = _first_rows(CELLS.values())  # "rnn", "lstm", "gru"
