@@ -563,7 +563,8 @@ class Optimizer:
             arrays, wanted = given.get(moment, {}), set()
             there = set(arrays) if isinstance(arrays, Mapping) else set()
             for names, own, part in zip(self._names(), members.parts, restored, strict=True):
-                if there.isdisjoint(names) and (needs or n_steps == 0):
+                absent = moment not in given or (names and there.isdisjoint(names))
+                if absent and (needs or n_steps == 0):
                     continue
                 wanted.update(names)
                 part[moment] = [

@@ -1618,3 +1618,11 @@ def test_the_arguments_are_shown() -> None:
         "maximize=False, l1=0.0, max_consecutive_skips=None)"
     )
     assert repr(optim.SGD([{"params": []}, {"params": [], "lr": 1.0}])).endswith("groups=[{}, {'lr': 1.0}])")
+
+
+def test_the_state_of_no_parameters_comes_back_whole() -> None:
+    opt, again = (optim.RMSprop([], momentum=0.9, centered=True) for _ in range(2))
+    opt.step()
+    again.load_state_dict(opt.state_dict())
+    assert again.state_dict() == opt.state_dict()
+    assert again.state_dict()["moments"].keys() == {"square_avg", "grad_avg", "momentum_buffer"}
