@@ -13,9 +13,10 @@ if _find_spec("gradcore._kernels") is None:
     )
 
 from gradcore import init, losses, optim
+from gradcore._base.hook import Hook, TrainingStep
 from gradcore._base.threads import get_num_threads, info, set_num_threads
 from gradcore.clip import threshold
-from gradcore.clip.adaptive import UnitClip, clip_grad_units_
+from gradcore.clip.adaptive import AdaptiveClip, UnitClip, clip_grad_units_
 from gradcore.clip.clip import clip_grad_norm_, clip_grad_value_
 from gradcore.clip.gradients import GradNorm
 from gradcore.clip.norm import grad_norm
@@ -30,6 +31,7 @@ from gradcore.regularizers import VanishingGradientRegularizer
 from gradcore.training.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.training.fit import fit
 from gradcore.training.history import History
+from gradcore.training.step import training_step
 
 if _typing.TYPE_CHECKING:
     from gradcore import data, meanfield, spectral
@@ -44,9 +46,11 @@ __all__ = [
     "MLP",
     "RNN",
     "SELU",
+    "AdaptiveClip",
     "GradNorm",
     "GradScaler",
     "History",
+    "Hook",
     "Identity",
     "LastStep",
     "LeakyReLU",
@@ -56,6 +60,7 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Tanh",
+    "TrainingStep",
     "UnitClip",
     "VanishingGradientRegularizer",
     "__version__",
@@ -80,6 +85,7 @@ __all__ = [
     "set_num_threads",
     "spectral",
     "threshold",
+    "training_step",
 ]
 
 # What training alone does not need, and the module that has it.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gradcore._base.check import Array, check_number
+from gradcore._base.hook import Hook, TrainingStep
+from gradcore.layers.recurrent import RecurrentTape
+from gradcore.layers.telemetry import StepTelemetry
+
+__all__ = ["VanishingGradientRegularizer"]
 
 
-class VanishingGradientRegularizer:
+class VanishingGradientRegularizer(Hook):
     r"""Vanishing-gradient regularizer of Pascanu, Mikolov and Bengio for `RNN` [1]_.
 
     With :math:`a_t = W_{ih} x_t + W_{hh} h_{t-1} + b`, :math:`h_t = \varphi(a_t)`, the row :math:`\delta_t = dL/da_t`
@@ -26,8 +32,10 @@ class VanishingGradientRegularizer:
     .. math:: \frac{\partial \Omega}{\partial W_{hh}} = \frac{4}{N} \sum_{b, t} \frac{r_t - 1}{\|\delta_t\|^2}
               \, \delta_t^T \, ((\delta_t W_{hh}) \odot s_{t-1} \odot s_{t-1}).
 
-    Pass it to ``backward`` or `fit` as `regularizer`, or call it. It computes in float64, from the tape: a second
-    backward pass through time in NumPy, which costs 4 to 12 times as much as the fused one.
+    Pass it to `fit` or `training_step` as one of the `hooks`, or call it. As a hook it serves all recurrent layers of
+    the model, which must be of class `RNN`, and each one's `tape.omega` then holds its value; the loss in the history
+    does not include it. It computes in float64, from the tape: a second backward pass through time in NumPy, which
+    costs 4 to 12 times as much as the fused one.
 
     Parameters
     ----------
@@ -83,7 +91,8 @@ class VanishingGradientRegularizer:
     ) -> float:
         r"""Add the gradient of weight :math:`\Omega` to ``layer.grads["weight_hh_l*"]``.
 
-        The arguments are those of ``layer.backward``, before or after which it can be called.
+        The arguments are those of ``layer.backward``, before or after which it can be called. If interrupted
+        while it adds, it resets `grads` to zero.
 
         Parameters
         ----------
@@ -119,9 +128,48 @@ class VanishingGradientRegularizer:
         >>> omega > 0, bool(layer.grads["weight_hh_l0"].any()), bool(layer.grads["weight_ih_l0"].any())
         (True, True, False)
         """
-        phi_slope = getattr(getattr(layer, "cell", None), "slope", None)
-        if phi_slope is None:
-            raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
+        return self._add(layer, tape, dy, dstate, step_clip, 1.0)
+
+    def after_loss(self, step: TrainingStep) -> None:
+        """Have the backward pass keep what it is given.
+
+        Parameters
+        ----------
+        step : TrainingStep
+            The step, with its tape.
+
+        Raises
+        ------
+        TypeError
+            If a recurrent layer is not an RNN.
+        ValueError
+            If the model has no recurrent layer.
+        """
+        tapes = _recurrent_tapes(step.tape)
+        if not tapes:
+            raise ValueError("VanishingGradientRegularizer: the model has no recurrent layer")
+        for tape in tapes:
+            _slope(tape.layer)  # refuses other layers before anything is computed
+            tape.keeps_given = True
+
+    def after_backward(self, step: TrainingStep) -> None:
+        """Add the gradient for every recurrent layer.
+
+        Parameters
+        ----------
+        step : TrainingStep
+            The step.
+        """
+        for tape in _recurrent_tapes(step.tape):
+            assert tape.given is not None
+            dy, dstate, step_clip = tape.given
+            self._add(tape.layer, tape, dy, dstate, step_clip, step.scale)
+
+    def _add(
+        self, layer: Any, tape: Any, dy: Array | None, dstate: Any, step_clip: float | None, scale: float
+    ) -> float:
+        """Add the gradient times `scale`, by which dy, dstate and step_clip have been multiplied already."""
+        phi_slope = _slope(layer)
         layer.check_tape(tape)
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
         batch, D, H = tape._batch, layer.num_directions, layer.hidden_size
@@ -131,6 +179,7 @@ class VanishingGradientRegularizer:
         layer._refuse_reentry()
         omegas, gradients = np.zeros(layer.num_layers * D), {}
         rows = batch.pack(dy).astype(np.float64)
+        least = math.sqrt(self.bound) * scale
         with np.errstate(all="ignore"):  # the result shows what is not finite
             for level in reversed(range(layer.num_layers)):
                 below: Any = 0.0
@@ -143,15 +192,32 @@ class VanishingGradientRegularizer:
                     d_rows = rows[:, direction * H : (direction + 1) * H]
                     delta, carried = _back(batch.offsets, direction == 1, d_rows, slope, W, dstates[k], clip)
                     before = _rows_before(batch.offsets, direction == 1)
-                    omegas[k], gradients[name_hh] = _omega(delta, carried, slope, before, self.bound)
+                    omegas[k], gradients[name_hh] = _omega(delta, carried, slope, before, least)
                     if level:
                         below = below + delta @ layer.params[name_ih].astype(np.float64)
                 rows = below * tape.masks[level - 1] if level and tape.masks else below
-            with layer._adding.lock:
-                for name, gradient in gradients.items():
-                    layer.grads[name] += (self.weight * gradient).astype(layer.dtype)
+            try:
+                with layer._adding.lock:
+                    for name, gradient in gradients.items():
+                        layer.grads[name] += (self.weight * scale * gradient).astype(layer.dtype)
+            except BaseException:
+                layer._drop_gradients()
+                raise
         tape.omega = omegas
         return float(omegas.sum())
+
+
+def _slope(layer: Any) -> Callable[[Array], Array]:
+    """Return the derivative of the activation as a function of h; a cell with gates has none."""
+    slope: Callable[[Array], Array] | None = getattr(getattr(layer, "cell", None), "slope", None)
+    if slope is None:
+        raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
+    return slope
+
+
+def _recurrent_tapes(tape: Any) -> list[RecurrentTape]:
+    """Return the tape of every recurrent layer."""
+    return [member.tape for member in StepTelemetry(tape).members if isinstance(member.tape, RecurrentTape)]
 
 
 def _back(
@@ -190,13 +256,16 @@ def _rows_before(offsets: Array, reverse: bool) -> Array:
     return rows
 
 
-def _omega(delta: Array, carried: Array, slope: Array, before: Array, bound: float) -> tuple[float, Array]:
-    """Return Omega of one layer and direction, and its gradient with respect to W, (H, H)."""
+def _omega(delta: Array, carried: Array, slope: Array, before: Array, least: float) -> tuple[float, Array]:
+    """Return Omega of one layer and direction, and its gradient with respect to W, (H, H).
+
+    Pairs count whose norm of delta is at least `least`.
+    """
     largest = np.abs(delta).max(axis=1, initial=0.0)
     scaled = delta / np.where(largest > 0, largest, 1.0)[:, None]  # so that squares neither overflow nor all underflow
     length = np.linalg.norm(scaled, axis=1)
     norm = largest * length
-    counted = np.flatnonzero((before >= 0) & ~(norm < math.sqrt(bound)) & (norm != 0))
+    counted = np.flatnonzero((before >= 0) & ~(norm < least) & (norm != 0))
     n = max(len(counted), 1)
     s = slope[before[counted]]
     u = scaled[counted] / length[counted, None]

@@ -496,10 +496,10 @@ def layers(source: Source) -> None:
         y, tape = layer.forward(
             a["x"], pair("h", "c") if with_state else None, lengths=a["lengths"] if ragged else None
         )
-        regularizer = {} if weight is None else {"regularizer": gradcore.VanishingGradientRegularizer(weight)}
-        dx = layer.backward(
-            tape, a["dy"], pair("dh", "dc") if with_dstate else None, step_clip=step_clip, **regularizer
-        )
+        dstate = pair("dh", "dc") if with_dstate else None
+        dx = layer.backward(tape, a["dy"], dstate, step_clip=step_clip)
+        if weight is not None:
+            gradcore.VanishingGradientRegularizer(weight)(layer, tape, a["dy"], dstate, step_clip=step_clip)
         return {
             "y": y.copy(), "dx": dx.copy(), "grads": layer.flat_grads.copy(), "tape": tape,
             **{name: np.array(getattr(tape.telemetry, name)) for name in ("dh_norm", "dh_norm_per_sample")},

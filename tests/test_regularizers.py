@@ -112,7 +112,7 @@ def test_dropout_between_layers() -> None:
     assert tape.omega == pytest.approx(want, rel=1e-9)
 
 
-def test_in_the_backward_pass_it_only_adds_its_gradient() -> None:
+def test_it_only_adds_its_gradient_before_or_after_the_backward_pass() -> None:
     layer, _ = build("RNN_TANH", 3, 5, num_layers=2)
     rng = np.random.default_rng(1)
     x, dy, dstate = rng.standard_normal((9, 4, 3)), rng.standard_normal((9, 4, 5)), rng.standard_normal((2, 4, 5))
@@ -121,16 +121,16 @@ def test_in_the_backward_pass_it_only_adds_its_gradient() -> None:
     _, tape = layer.forward(x, lengths=lengths)
     dx = layer.backward(tape, dy, dstate, step_clip=1.0)
     before = layer.flat_grads.copy()
-    omega = regularizer(layer, tape, dy, dstate, step_clip=1.0)  # the tape serves after the pass, too
+    omega = regularizer(layer, tape, dy, dstate, step_clip=1.0)
     by_hand = layer.flat_grads.copy()
 
     layer.zero_grad()
     _, other = layer.forward(x, lengths=lengths)
-    assert same_bits(layer.backward(other, dy, dstate, step_clip=1.0, regularizer=regularizer), dx)
+    assert regularizer(layer, other, dy, dstate, step_clip=1.0) == omega == float(tape.omega.sum())
+    assert same_bits(layer.backward(other, dy, dstate, step_clip=1.0), dx)
     assert relative_error(layer.flat_grads, by_hand) < 1e-14
     assert relative_error(by_hand, before) > 1e-3
     assert same_bits(other.omega, tape.omega)
-    assert omega == float(tape.omega.sum())
     assert same_bits(other.dstate, tape.dstate)
     assert same_bits(other.telemetry.dh_norm, tape.telemetry.dh_norm)
 
@@ -230,16 +230,14 @@ def test_errors_name_the_argument_and_change_nothing() -> None:
         gated = cell(2, 3)
         out, its_tape = gated.forward(np.ones((4, 2, 2), np.float32))
         with pytest.raises(TypeError, match=f"layer: expected an RNN, .*, got {cell.__name__}"):
-            gated.backward(its_tape, out, regularizer=regularizer)
+            regularizer(gated, its_tape, out)
         assert not gated.flat_grads.any()
     with pytest.raises(TypeError, match=r"layer: expected an RNN, .*, got Sequential"):
         regularizer(gradcore.Sequential(), tape, y)
-    with pytest.raises(TypeError, match="regularizer: expected a VanishingGradientRegularizer, got float"):
-        layer.backward(tape, y, regularizer=4.0)
     with pytest.raises(ValueError, match="tape: expected a tape from this layer's forward"):
         regularizer(build("RNN_TANH", 2, 3)[0], tape, y)
     with pytest.raises(ValueError, match=r"dy: expected shape \(4, 2, 3\), got \(3, 2, 3\)"):
-        layer.backward(tape, y[1:], regularizer=regularizer)
+        regularizer(layer, tape, y[1:])
     with pytest.raises(ValueError, match="step_clip: expected a number at least 0, got -1"):
         regularizer(layer, tape, y, step_clip=-1.0)
     with pytest.raises(ValueError, match="weight: expected a number at least 0, got -1"):
@@ -248,10 +246,24 @@ def test_errors_name_the_argument_and_change_nothing() -> None:
         VanishingGradientRegularizer("much")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bound: expected a number at least 0, got nan"):
         VanishingGradientRegularizer(1.0, bound=math.nan)
-    model = gradcore.Sequential(gradcore.Linear(2, 2))
-    out, tape = model.forward(np.ones((4, 2), np.float32))
-    with pytest.raises(ValueError, match="regularizer: no layer of this model takes it"):
-        model.backward(tape, out, regularizer=regularizer)
+
+
+@pytest.mark.parametrize(
+    ("member", "error", "message"),
+    [
+        (lambda: gradcore.LSTM(2, 3), TypeError, "layer: expected an RNN, .*, got LSTM"),
+        (lambda: gradcore.Linear(2, 3), ValueError, "VanishingGradientRegularizer: the model has no recurrent layer"),
+    ],
+)
+def test_a_hook_for_another_model_changes_nothing(member: Any, error: Any, message: str) -> None:
+    model = gradcore.Sequential(gradcore.Linear(2, 2), member())
+    before, optimizer = model.flat_params.copy(), gradcore.optim.SGD(model, lr=1.0)
+    batch = np.ones((4, 2, 2), np.float32), np.zeros((4, 2, 3), np.float32)
+    with pytest.raises(error, match=message):
+        gradcore.training_step(model, batch, gradcore.losses.mse, optimizer, hooks=[VanishingGradientRegularizer(1.0)])
+    assert not model.flat_grads.any()
+    assert same_bits(model.flat_params, before)
+    assert optimizer.n_steps == 0
 
 
 # ---- in a training ---------------------------------------------------------------------------------------------------
@@ -276,11 +288,11 @@ def test_a_vanishing_network_comes_to_keep_its_gradients(seed: int) -> None:
     ends, omegas = {}, []
     for weight in (0.0, 4.0):
         model, batches = vanishing(seed)
-        regularizer = VanishingGradientRegularizer(weight) if weight else None
+        hooks = [VanishingGradientRegularizer(weight)] if weight else []
         seen = [] if not weight else [lambda record: omegas.append(float(record.tape.tapes[0].omega.sum()))]
         history = gradcore.fit(
             model, batches, gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05),
-            epochs=5, max_norm=1.0, regularizer=regularizer, callbacks=seen,
+            epochs=5, max_norm=1.0, hooks=hooks, callbacks=seen,
         )  # fmt: skip
         name = next(iter(history.dh_first))
         ratio = np.log(history.dh_first[name] / history.dh_last[name])
@@ -295,14 +307,18 @@ def test_fit_does_what_the_loop_by_hand_does() -> None:
     regularizer = VanishingGradientRegularizer(4.0)
     model, batches = vanishing()
     gradcore.fit(
-        model, batches[:5], gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05), epochs=1, regularizer=regularizer
+        model, batches[:5], gradcore.losses.mse, gradcore.optim.SGD(model, lr=0.05), epochs=1, hooks=[regularizer]
     )
     by_hand, _ = vanishing()
     optimizer = gradcore.optim.SGD(by_hand, lr=0.05)
     for x, target in batches[:5]:
         by_hand.zero_grad()
         y, tape = by_hand.forward(x)
-        by_hand.backward(tape, gradcore.losses.mse(y, target)[1], regularizer=regularizer)
+        d = gradcore.losses.mse(y, target)[1]
+        for layer, its_tape in list(zip(by_hand.layers, tape.tapes, strict=True))[:0:-1]:
+            d = layer.backward(its_tape, d)
+        by_hand[0].backward(tape.tapes[0], d)
+        regularizer(by_hand[0], tape.tapes[0], d)
         optimizer.step()
     assert same_bits(model.flat_params, by_hand.flat_params)
     plain, _ = vanishing()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gradcore import _kernels
 from gradcore._base.check import Array, check_number, check_writable
+from gradcore._base.hook import Hook, TrainingStep
 from gradcore.clip.gradients import (
     Gradients,
     Key,
@@ -25,7 +26,7 @@ from gradcore.clip.gradients import (
     refuse_overlap,
 )
 
-__all__ = ["UnitClip", "clip_grad_units_"]
+__all__ = ["AdaptiveClip", "UnitClip", "clip_grad_units_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +153,64 @@ def clip_grad_units_(
             ratio = float(ratios.max())
             worst = worst if position is not None else (keys[i], int(ratios.argmax()))
     return UnitClip(by_key(keys, counts), max(ratio, 0.0), worst, n_nan, n_inf, False)
+
+
+class AdaptiveClip(Hook):
+    r"""Clip with `clip_grad_units_` in every step of `fit` or `training_step`.
+
+    It comes after everything that adds to the gradient, and before the limit `max_norm` for the whole norm. The
+    parameters are those of the model.
+
+    Parameters
+    ----------
+    clip_factor : float
+        The factor :math:`\lambda`, at least 0; an attribute that can be changed between steps.
+    eps : float
+        The least norm :math:`\epsilon` of a unit's parameters, at least 0.
+    axis : int
+        The axis along which units are counted, as for `clip_grad_units_`.
+
+    Attributes
+    ----------
+    last : UnitClip or None
+        What was found and done in the newest step.
+
+    Notes
+    -----
+    Gradients that are not finite are left to the optimizer's `nonfinite`; with "zero" the finite entries are clipped.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> model = gradcore.Linear(3, 2, rng=0)
+    >>> batch = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
+    >>> optimizer, agc = gradcore.optim.SGD(model, lr=1.0), gradcore.AdaptiveClip(0.01)
+    >>> history = gradcore.fit(model, [batch], gradcore.losses.mse, optimizer, epochs=1, hooks=[agc])
+    >>> agc.last.n_clipped
+    {'weight': 2, 'bias': 2}
+    """
+
+    def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3, axis: int = 0) -> None:
+        self.clip_factor = check_number("clip_factor", clip_factor, least=0.0)
+        self.eps = check_number("eps", eps, least=0.0)
+        _check_axis("params", axis, 1)
+        self.axis = axis
+        self.last: UnitClip | None = None
+
+    def __repr__(self) -> str:
+        return f"AdaptiveClip({self.clip_factor:g}, eps={self.eps:g}, axis={self.axis})"
+
+    def before_step(self, step: TrainingStep) -> None:
+        """Clip the gradients of the model.
+
+        Parameters
+        ----------
+        step : TrainingStep
+            The step.
+        """
+        nonfinite = "zero" if step.nonfinite == "zero" else "skip"
+        done = clip_grad_units_(step.model, self.clip_factor * step.scale, self.eps, self.axis, nonfinite=nonfinite)
+        self.last = replace(done, ratio=done.ratio / step.scale)
 
 
 def _check_axis(label: str, axis: Any, ndim: int) -> None:

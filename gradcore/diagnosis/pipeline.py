@@ -119,7 +119,9 @@ def diagnose(
 
 def _sample(model: Any, batches: Any) -> tuple[Array, Any, int]:
     """x and target of the first batch, without what is padding, and their number of steps."""
-    _, x, target, options = next(each_batch(batches, 1))
+    _, batch = next(each_batch(batches, 1))
+    assert batch is not None
+    x, target, options = batch
     y, tape = model.forward(x, **options)
     found = [own.layer for own, _ in recurrent_tapes(tape)]
     if not found:

@@ -11,13 +11,14 @@ import numpy as np
 
 from gradcore import spectral
 from gradcore._base.check import Array
+from gradcore._base.hook import TrainingStep
 from gradcore.diagnosis.config import program
 from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement, Spectrum, TimeForecast, Trial
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.wording import times
 from gradcore.spectral.members import recurrent_tapes
 from gradcore.spectral.verdict import judge
-from gradcore.training.fit import StepRecord, fit
+from gradcore.training.fit import fit
 from gradcore.training.monitor import GradientMonitor
 
 __all__ = ["compare", "forecast", "measure", "predict", "recurrent_layers", "train"]
@@ -296,7 +297,7 @@ def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = Non
     monitor = GradientMonitor()
     step_clipped: list[bool] = []
 
-    def count(record: StepRecord) -> None:
+    def count(record: TrainingStep) -> None:
         step_clipped.append(
             any(own.telemetry.n_clipped.any() for own, _ in recurrent_tapes(record.tape) if own.telemetry)
         )

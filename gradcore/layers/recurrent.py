@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -113,7 +113,11 @@ class RecurrentTape(Tape):
     telemetry : Telemetry or None
         The norms of the gradient at every layer and time step; set by `backward`.
     omega : ndarray, (L*D,), float64, or None
-        The regularizer's value for each layer and direction; set by `backward` if it was given one.
+        The value of a `VanishingGradientRegularizer` for each layer and direction; set by it.
+    keeps_given : bool
+        Whether `backward` is to keep its arguments in `given`. That costs as much memory as y.
+    given : tuple or None
+        The arguments dy, dstate and step_clip of the last `backward`.
 
     Examples
     --------
@@ -136,6 +140,8 @@ class RecurrentTape(Tape):
         self.dstate: State = None
         self.telemetry: Telemetry | None = None
         self.omega: Array | None = None
+        self.keeps_given = False
+        self.given: tuple[Any, ...] | None = None
         S, dtype = batch.n_rows, layer.dtype
         self._layout = _layout(dtype, len(layer.cell.kept), layer.hidden_size)
         _, gates_row, state_row, self._lanes = self._layout
@@ -480,7 +486,6 @@ class _Recurrent(Layer):
         dstate: State = None,
         *,
         step_clip: float | None = None,
-        regularizer: Callable[..., float] | None = None,
     ) -> Array:
         """Propagate the gradient back through time: return dL/dx and add dL/d(parameters) to `grads`.
 
@@ -497,8 +502,6 @@ class _Recurrent(Layer):
             The gradient with respect to the final state; zeros by default.
         step_clip : float
             The limit to which each sequence's dL/dh_t is rescaled while it is propagated; None for no limit.
-        regularizer : VanishingGradientRegularizer, optional
-            A term of the loss whose gradient is added, for `RNN` only.
 
         Returns
         -------
@@ -526,8 +529,6 @@ class _Recurrent(Layer):
         batch, D, H = tape._batch, self.num_directions, self.hidden_size
         tape._refuse_other_layout()
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
-        if regularizer is not None and not callable(regularizer):
-            raise TypeError(f"regularizer: expected a VanishingGradientRegularizer, got {type(regularizer).__name__}")
         d_rows = self._check_dy(dy, dstate, batch).reshape(batch.T * batch.B, D * H)
         dstates = self._fresh_states("dstate", dstate, batch)
 
@@ -536,14 +537,12 @@ class _Recurrent(Layer):
         dh_norm = np.zeros((K, batch.n_rows))
         dc_norm = np.zeros((K, batch.n_rows)) if "c" in self.cell.states else None
         try:
-            if regularizer is not None:
-                regularizer(self, tape, dy, dstate, step_clip=step_clip)  # first: it refuses what it is not made for
             d_rows = self._back(tape, d_rows, dstates, clip, dh_norm, dc_norm)
-        except (TypeError, ValueError):  # of the regularizer, which has added nothing then
-            raise
         except BaseException:
             self._drop_gradients()
             raise
+        if tape.keeps_given:
+            tape.given = dy, dstate, step_clip
         tape.dstate = self._as_state([batch.unsort(part) for part in dstates])
         tape.telemetry = Telemetry(batch, D, clip, dh_norm, dc_norm)
         dx = batch.unpack(d_rows)

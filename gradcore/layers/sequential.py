@@ -77,7 +77,7 @@ class SequentialTape(Tape):
 
 
 # The arguments that a model passes on to the members that take them, and of which method.
-_HANDED_ON = {"lengths": "forward", "step_clip": "backward", "regularizer": "backward"}
+_HANDED_ON = {"lengths": "forward", "step_clip": "backward"}
 
 # Which model holds a layer's parameters in its buffers.
 _OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
@@ -284,14 +284,7 @@ class Sequential(Layer):
             tapes.append(tape)
         return x, SequentialTape(self, np.shape(x), tapes)
 
-    def backward(
-        self,
-        tape: SequentialTape,
-        dy: Array,
-        *,
-        step_clip: float | None = None,
-        regularizer: Callable[..., float] | None = None,
-    ) -> Array:
+    def backward(self, tape: SequentialTape, dy: Array, *, step_clip: float | None = None) -> Array:
         """Return the gradient with respect to x, and add those of the parameters to `grads`.
 
         It sets `tape.d_norm`. If interrupted or out of memory, it resets `grads` to zero.
@@ -304,8 +297,6 @@ class Sequential(Layer):
             The gradient with respect to y.
         step_clip : float, optional
             The limit of each sequence's dL/dh_t, for the recurrent layers.
-        regularizer : VanishingGradientRegularizer, optional
-            A term of the loss whose gradient is added, for the recurrent layers.
 
         Returns
         -------
@@ -315,8 +306,8 @@ class Sequential(Layer):
         Raises
         ------
         TypeError, ValueError
-            If dy has another dtype or shape than y, if the tape comes from another layer, if no layer takes `step_clip`
-            or `regularizer`, or if a layer is not one that the regularizer is made for.
+            If dy has another dtype or shape than y, if the tape comes from another layer, or if no layer takes
+            `step_clip`.
         RuntimeError
             If a signal handler calls it in the middle of a backward pass of one of the layers.
 
@@ -330,18 +321,14 @@ class Sequential(Layer):
         ((7, 2, 3), (4,))
         """
         self.check_tape(tape)
-        options = {"step_clip": step_clip, "regularizer": regularizer}
-        for name, value in options.items():
-            _check_taken(name, value, self._taken[name])
+        _check_taken("step_clip", step_clip, self._taken["step_clip"])
+        options: dict[str, Any] = {}
         if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
-            check_number("step_clip", step_clip, least=0.0)
+            options["step_clip"] = check_number("step_clip", step_clip, least=0.0)
         self._refuse_reentry()
-        before = None if regularizer is None else self.flat_grads.copy()
         try:
             return self._backward(tape, dy, options)
         except (TypeError, ValueError):
-            if before is not None:  # a member that the regularizer is not made for may be any of them
-                self.flat_grads[...] = before
             raise
         except BaseException:
             self._drop_gradients()
@@ -351,7 +338,7 @@ class Sequential(Layer):
         d = dy
         norms: list[float | None] = []
         for i, layer in reversed(list(enumerate(self.layers))):
-            its = {name: value for name, value in options.items() if value is not None and self._taken[name][i]}
+            its = {name: value for name, value in options.items() if self._taken[name][i]}
             dx = layer.backward(tape.tapes[i], d, **its)
             norms.append(norm_of(d))
             d = dx

@@ -127,6 +127,8 @@ class StepTelemetry:
     ----------
     tape : Tape, optional
         A layer's or a model's tape after its backward pass. Another object tells nothing, nor does None.
+    scale : float
+        The factor by which the loss was multiplied. `profiles` and `d_norm` are divided by it.
 
     Attributes
     ----------
@@ -144,8 +146,9 @@ class StepTelemetry:
     [('l0', False, 6), ('l0_reverse', True, 6)]
     """
 
-    def __init__(self, tape: Any = None) -> None:
+    def __init__(self, tape: Any = None, scale: float = 1.0) -> None:
         self.members: list[Member] = list(tape.walk()) if isinstance(tape, Tape) else []
+        self._scale = scale
 
     @classmethod
     def of(cls, tape: Any) -> StepTelemetry:
@@ -155,7 +158,10 @@ class StepTelemetry:
     @cached_property
     def profiles(self) -> list[Profile]:
         """The norms over time of every recurrent layer and direction."""
-        return [profile for member in self.members for profile in member.profiles()]
+        found = [profile for member in self.members for profile in member.profiles()]
+        if self._scale == 1.0:
+            return found
+        return [profile._replace(dh_norm=profile.dh_norm / self._scale) for profile in found]
 
     @cached_property
     def d_norm(self) -> dict[str, float]:
@@ -164,7 +170,7 @@ class StepTelemetry:
         norms = {member.name: member.dx_norm for member in layers}
         if layers:
             norms["output"] = layers[-1].dy_norm
-        return {name: norm for name, norm in norms.items() if norm is not None}
+        return {name: norm / self._scale for name, norm in norms.items() if norm is not None}
 
     @cached_property
     def layer_growth(self) -> list[float]:

@@ -23,6 +23,7 @@ from gradcore._base.check import (
     check_real,
     refuse_mask,
 )
+from gradcore._base.hook import Hook, TrainingStep
 from gradcore.clip.gradients import Gradients, GradNorm
 from gradcore.clip.threshold import Threshold
 from gradcore.optim.optimizer import Optimizer
@@ -31,12 +32,13 @@ from gradcore.optim.schedule import Schedule
 __all__ = ["GradScaler"]
 
 
-class GradScaler:
+class GradScaler(Hook):
     """Scale the loss as far as the gradients allow, with PyTorch's names, defaults and rule [1]_.
 
-    Each iteration calls ``scale``, ``step`` and ``update``, in this order, and `unscale_` before `step` to inspect or
-    clip the gradients. A step with gradients that are not finite is skipped, and the scale is multiplied by
-    `backoff_factor`. After `growth_interval` consecutive good steps it is multiplied by `growth_factor`.
+    Pass it to `fit` or `training_step` as one of the `hooks`. In a loop of your own, each iteration calls ``scale``,
+    ``step`` and ``update``, in this order, and `unscale_` before `step` to inspect or clip the gradients. A step with
+    gradients that are not finite is skipped, and the scale is multiplied by `backoff_factor`. After `growth_interval`
+    consecutive good steps it is multiplied by `growth_factor`.
 
     Parameters
     ----------
@@ -275,6 +277,29 @@ class GradScaler:
                 self._scale = grown if np.isfinite(grown) else self._scale
                 self._growth_tracker = 0
         self._forget()
+
+    def after_loss(self, step: TrainingStep) -> None:
+        """Multiply the gradient that starts the backward pass by the scale.
+
+        Parameters
+        ----------
+        step : TrainingStep
+            The step; `dy` and `scale` are changed.
+        """
+        step.dy = self.scale(step.dy)
+        step.scale *= self.get_scale()
+
+    def after_step(self, step: TrainingStep) -> None:
+        """Update the scale.
+
+        Parameters
+        ----------
+        step : TrainingStep
+            The step, with the norm of the gradient that the optimizer has divided by the scale.
+        """
+        norm = step.grad_norm
+        self._found.append(bool(norm.n_nan or norm.n_inf))
+        self.update()
 
     def get_scale(self) -> float:
         """Return the current scale.

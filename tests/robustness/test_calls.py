@@ -200,14 +200,13 @@ def test_targets_that_step_into_each_other_without_meeting() -> None:
     assert np.flatnonzero(raw == 0.5).tolist() == [0, 2, 3, 4, 5, 7]
 
 
-def test_a_failing_regularizer_leaves_all_gradients_alone() -> None:
+def test_a_bad_step_clip_leaves_all_gradients_alone() -> None:
     rng = seeded()
     made = gradcore.Sequential(gradcore.LSTM(I, H, rng=rng), gradcore.Tanh(), gradcore.Linear(H, 1, rng=rng))
     y, tape = made.forward(np.ones((T, B, I), np.float32))
-    for options in ({"regularizer": gradcore.VanishingGradientRegularizer(1.0)}, {"step_clip": -1.0}):
-        with pytest.raises((TypeError, ValueError)):
-            made.backward(tape, np.ones_like(y), **options)
-        assert not made.flat_grads.any()
+    with pytest.raises(ValueError, match="step_clip"):
+        made.backward(tape, np.ones_like(y), step_clip=-1.0)
+    assert not made.flat_grads.any()
 
 
 def test_a_failing_append_leaves_the_history_whole() -> None:
