@@ -13,6 +13,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "RecurrentGradients",
+    "RecurrentTape",
+    "activation_backward",
+    "activation_forward",
+    "adagrad",
+    "adam",
+    "adamw",
+    "binary_cross_entropy",
+    "carried_back",
+    "clip_grad_norm",
+    "grad_norm",
+    "linear_backward",
+    "linear_forward",
+    "lyapunov_exponents",
+    "mse",
+    "recurrent_backward",
+    "recurrent_forward",
+    "rmsprop",
+    "sgd",
+    "softmax_cross_entropy",
+    "spam",
+    "step_jacobians",
+]
+
 Array = NDArray[Any]
 
 
@@ -25,30 +50,82 @@ class RecurrentTape:
 
     The first axis is layer * num_directions + direction, the second the time step in the order of x for both
     directions. Past a sequence's end, `h` and `c` hold zeros, and the other arrays what the step would have computed.
+
+    Parameters
+    ----------
+    mode : str
+        The cell: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
+    params : mapping of str to ndarray
+        The parameters with PyTorch's names.
+    alive : ndarray of bool, (T, B)
+        Whether the step lies within the sequence.
+    inputs : list of ndarray, (T, B, input size)
+        The input of each layer, after dropout.
+    dropout_masks : sequence of ndarray, (T, B, D*H), or None
+        Factors on the output of each layer but the last.
+    h : ndarray, (L*D, T, B, H)
+        The hidden states.
+    c : ndarray, (L*D, T, B, H)
+        The cell states of LSTM; zeros for other cells.
+    h_in, c_in : ndarray, (L*D, T, B, H)
+        The state that enters the step: that of step t - 1, or of t + 1 in the reverse direction.
+    gates : ndarray, (L*D, T, B, K, H)
+        RNN: h. LSTM: i, f, g, o. GRU: r, z, n, q.
+
+    Examples
+    --------
+    >>> params = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.full((1, 1), 0.5)}
+    >>> tape = recurrent_forward("RNN_RELU", params, np.ones((3, 1, 1)))[2]
+    >>> tape.h_in.ravel(), tape.h.ravel()
+    (array([0. , 1. , 1.5]), array([1.  , 1.5 , 1.75]))
     """
 
     mode: str
     params: Mapping[str, Array]
-    alive: Array  # (T, B) bool: the step lies within the sequence
-    inputs: list[Array]  # of each layer, (T, B, its input size), after dropout
+    alive: Array
+    inputs: list[Array]
     dropout_masks: Sequence[Array] | None
-    h: Array  # (L*D, T, B, H)
-    c: Array  # the same; zeros but for LSTM
-    h_in: Array  # (L*D, T, B, H), the state entering the step: h_{t-1}, or h_{t+1} in the reverse direction
+    h: Array
+    c: Array
+    h_in: Array
     c_in: Array
-    gates: Array  # (L*D, T, B, K, H): RNN [h]; LSTM [i, f, g, o]; GRU [r, z, n, q]
+    gates: Array
 
 
 @dataclass(frozen=True)
 class RecurrentGradients:
-    """All quantities of a backward pass, with the axes of `RecurrentTape`."""
+    """All quantities of a backward pass, with the axes of `RecurrentTape`.
 
-    dx: Array  # (T, B, I)
-    dstate: Any  # like the initial state
-    grads: dict[str, Array]  # like the parameters
-    dh: Array  # (L*D, T, B, H), the total dL/dh_t, before it is rescaled
-    dc: Array  # the same for dL/dc_t; zeros but for LSTM
-    n_clipped: Array  # (L*D, T) samples whose dL/dh_t was rescaled
+    Parameters
+    ----------
+    dx : ndarray, (T, B, I)
+        The gradient dL/dx.
+    dstate : like the initial state
+        The gradient with respect to the initial state.
+    grads : dict of str to ndarray
+        The gradients with respect to the parameters, by their names.
+    dh : ndarray, (L*D, T, B, H)
+        The total dL/dh_t, before it is rescaled.
+    dc : ndarray, (L*D, T, B, H)
+        The total dL/dc_t of LSTM; zeros for other cells.
+    n_clipped : ndarray of int64, (L*D, T)
+        The number of samples whose dL/dh_t was rescaled.
+
+    Examples
+    --------
+    >>> params = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.full((1, 1), 2.0)}
+    >>> y, state, tape = recurrent_forward("RNN_RELU", params, np.ones((3, 1, 1)))
+    >>> gradients = recurrent_backward(tape, np.zeros_like(y), np.ones((1, 1, 1)), step_clip=1.0)
+    >>> gradients.dh.ravel(), gradients.n_clipped
+    (array([2., 2., 1.]), array([[1, 1, 0]]))
+    """
+
+    dx: Array
+    dstate: Any
+    grads: dict[str, Array]
+    dh: Array
+    dc: Array
+    n_clipped: Array
 
 
 def _logistic(a: Array) -> Array:
@@ -276,19 +353,85 @@ def recurrent_backward(
 
 
 def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
-    """Return y = x W^T + b over the last axis."""
+    """Return y = x W^T + b over the last axis.
+
+    Parameters
+    ----------
+    x : ndarray, (..., I)
+        The input.
+    weight : ndarray, (O, I)
+        The weight W.
+    bias : ndarray, (O,)
+        The bias b.
+
+    Returns
+    -------
+    ndarray, (..., O)
+        The output y.
+
+    Examples
+    --------
+    >>> linear_forward(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
+    array([[11.5]])
+    """
     return np.asarray(x @ weight.T + bias)
 
 
 def linear_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
-    """Return dx, dW and db."""
+    """Return the gradients of `linear_forward`.
+
+    Parameters
+    ----------
+    x : ndarray, (..., I)
+        The input.
+    weight : ndarray, (O, I)
+        The weight W.
+    dy : ndarray, (..., O)
+        The gradient dL/dy.
+
+    Returns
+    -------
+    dx : ndarray, (..., I)
+        The gradient dL/dx.
+    dw : ndarray, (O, I)
+        The gradient dL/dW.
+    db : ndarray, (O,)
+        The gradient dL/db.
+
+    Examples
+    --------
+    >>> linear_backward(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([[10.0]]))
+    (array([[30., 40.]]), array([[10., 20.]]), array([10.]))
+    """
     N = prod(x.shape[:-1])
     rows, d = x.reshape(N, weight.shape[1]), dy.reshape(N, weight.shape[0])
     return dy @ weight, d.T @ rows, d.sum(axis=0)
 
 
 def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> Array:
-    """Return the activation of x. p is negative slope, alpha or beta; q is SELU's scale or softplus's threshold."""
+    """Return the activation of each element.
+
+    Parameters
+    ----------
+    name : str
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh" or "softplus".
+    x : ndarray
+        The input, of any shape.
+    p : float
+        The negative slope of leaky ReLU, alpha of ELU, or beta of softplus.
+    q : float
+        The scale of ELU (SELU's), or the threshold of softplus.
+
+    Returns
+    -------
+    ndarray, like x
+        The output.
+
+    Examples
+    --------
+    >>> activation_forward("leaky_relu", np.array([-2.0, 3.0]), 0.5)
+    array([-1.,  3.])
+    """
     function: dict[str, Callable[[], Any]] = {
         "identity": lambda: x,
         "tanh": lambda: np.tanh(x),
@@ -304,7 +447,31 @@ def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> A
 
 
 def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float = 1.0) -> Array:
-    """Return dL/dx from dL/dy and the derivative at x."""
+    """Return dL/dx from dL/dy and the derivative at x.
+
+    Parameters
+    ----------
+    name : str
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh" or "softplus".
+    x : ndarray
+        The input, of any shape.
+    dy : ndarray, like x
+        The gradient dL/dy.
+    p : float
+        The negative slope of leaky ReLU, alpha of ELU, or beta of softplus.
+    q : float
+        The scale of ELU (SELU's), or the threshold of softplus.
+
+    Returns
+    -------
+    ndarray, like x
+        The gradient dL/dx.
+
+    Examples
+    --------
+    >>> activation_backward("leaky_relu", np.array([-2.0, 3.0]), np.array([10.0, 10.0]), 0.5)
+    array([ 5., 10.])
+    """
     t = np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))
     slope: dict[str, Callable[[], Any]] = {
         "identity": lambda: 1.0,
@@ -330,12 +497,53 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def mse(y: Array, target: Array) -> tuple[float, Array]:
-    """Return the mean of (y - t)^2 over all elements, and its gradient."""
+    """Return the mean of (y - t)^2 over all elements, and its gradient.
+
+    Parameters
+    ----------
+    y : ndarray
+        The output, of any shape.
+    target : ndarray, like y
+        The targets t.
+
+    Returns
+    -------
+    loss : float
+        The loss.
+    dy : ndarray, like y
+        Its gradient with respect to y.
+
+    Examples
+    --------
+    >>> mse(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    (2.0, array([0., 2.]))
+    """
     return float(np.mean((y - target) ** 2)), 2 * (y - target) / y.size
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """Return the mean of -log softmax(z)_label over all rows, and its gradient."""
+    """Return the mean of -log softmax(z)_label over all rows, and its gradient.
+
+    Parameters
+    ----------
+    logits : ndarray, (..., C)
+        The logits z.
+    labels : ndarray of int, (...)
+        The class of each row, from 0 to C - 1.
+
+    Returns
+    -------
+    loss : float
+        The loss.
+    dlogits : ndarray, like logits
+        Its gradient with respect to the logits.
+
+    Examples
+    --------
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((1, 2)), np.array([0]))
+    >>> round(loss, 4), dlogits
+    (0.6931, array([[-0.5,  0.5]]))
+    """
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[labels]
@@ -343,7 +551,28 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
 
 
 def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
-    """Return the mean of -t log s(z) - (1 - t) log(1 - s(z)) over all elements, and its gradient."""
+    """Return the mean of -t log s(z) - (1 - t) log(1 - s(z)) over all elements, and its gradient.
+
+    Parameters
+    ----------
+    logits : ndarray
+        The logits z, of any shape; s is the logistic function.
+    target : ndarray, like logits
+        The targets t, from 0 to 1.
+
+    Returns
+    -------
+    loss : float
+        The loss.
+    dlogits : ndarray, like logits
+        Its gradient with respect to the logits.
+
+    Examples
+    --------
+    >>> loss, dlogits = binary_cross_entropy(np.zeros(2), np.array([0.0, 1.0]))
+    >>> round(loss, 4), dlogits
+    (0.6931, array([ 0.25, -0.25]))
+    """
     p = 1 / (1 + np.exp(-logits))
     loss = -target * np.log(p) - (1 - target) * np.log(1 - p)
     return float(loss.mean()), (p - target) / logits.size
@@ -353,7 +582,25 @@ def binary_cross_entropy(logits: Array, target: Array) -> tuple[float, Array]:
 
 
 def grad_norm(arrays: Sequence[Array], norm_type: float = 2.0) -> float:
-    """Return (sum |g|^p)^(1/p) over all arrays, in float64."""
+    """Return (sum |g|^p)^(1/p) over all arrays, in float64.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        The gradients, of any shapes.
+    norm_type : float
+        The order p; inf for the largest magnitude.
+
+    Returns
+    -------
+    float
+        The norm; NaN if an entry is NaN, else inf if one is infinite.
+
+    Examples
+    --------
+    >>> grad_norm([np.array([[3.0]]), np.array([-4.0, 0.0])])
+    5.0
+    """
     g = np.concatenate([np.zeros(0), *(np.ravel(a).astype(np.float64) for a in arrays)])
     if np.isnan(g).any():
         return nan
@@ -364,7 +611,27 @@ def grad_norm(arrays: Sequence[Array], norm_type: float = 2.0) -> float:
 
 
 def clip_grad_norm(arrays: Sequence[Array], max_norm: float, norm_type: float = 2.0) -> list[Array]:
-    """Return copies, scaled so that their norm is at most max_norm. Finite entries only."""
+    """Return copies, scaled so that their norm is at most max_norm.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        The gradients, of any shapes; finite entries only.
+    max_norm : float
+        The largest norm allowed.
+    norm_type : float
+        The order p of the norm.
+
+    Returns
+    -------
+    list of ndarray
+        The scaled gradients, in their own dtypes.
+
+    Examples
+    --------
+    >>> clip_grad_norm([np.array([30.0]), np.array([-40.0])], 5.0)
+    [array([3.]), array([-4.])]
+    """
     norm = grad_norm(arrays, norm_type)
     if norm <= max_norm:
         return [a.copy() for a in arrays]
@@ -400,7 +667,41 @@ def sgd(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    """Take a step of stochastic gradient descent."""
+    """Take a step of stochastic gradient descent.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    momentum : float
+        The factor of the earlier changes.
+    dampening : float
+        The part of the gradient that is left out of the momentum.
+    weight_decay : float
+        The factor of p that is added to the gradient.
+    nesterov : bool
+        Whether to look ahead by the momentum.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p, state = np.ones(1), {}
+    >>> for t in (1, 2):
+    ...     sgd(p, p.copy(), state, t, lr=0.5, momentum=0.5)
+    >>> p, state["momentum_buffer"]
+    (array([0.]), array([1.]))
+    """
     g = (-g if maximize else g) + weight_decay * p + l1 * np.sign(p)
     if momentum:
         b = momentum * state["momentum_buffer"] + (1 - dampening) * g if "momentum_buffer" in state else g
@@ -423,7 +724,40 @@ def adam(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    """Take a step of Adam."""
+    """Take a step of Adam.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    betas : tuple of float
+        The decay of the first and of the second moment.
+    eps : float
+        A number added to the root of the second moment.
+    weight_decay : float
+        The factor of p that is added to the gradient.
+    amsgrad : bool
+        Whether to divide by the largest second moment so far.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p = np.array([1.0, -1.0])
+    >>> adam(p, np.array([3.0, -0.5]), {}, 1, lr=0.25)  # the first step is lr, whatever the size of the gradient
+    >>> p.round(6)
+    array([ 0.75, -0.75])
+    """
     g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     zeros = np.zeros_like(p)
     m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
@@ -437,7 +771,32 @@ def adam(
 def adamw(
     p: Array, g: Array, state: dict[str, Array], t: int, *, lr: float = 1e-3, weight_decay: float = 1e-2, **options: Any
 ) -> None:
-    """Take a step of AdamW, Adam with decoupled weight decay."""
+    """Take a step of AdamW, Adam with decoupled weight decay.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    weight_decay : float
+        The factor of lr * p that is subtracted from p.
+    **options
+        The other options of `adam`.
+
+    Examples
+    --------
+    >>> p = np.array([1.0, -1.0])
+    >>> adamw(p, np.array([3.0, -0.5]), {}, 1, lr=0.25, weight_decay=0.5)
+    >>> p.round(6)
+    array([ 0.625, -0.625])
+    """
     decay = lr * weight_decay * p
     adam(p, g, state, t, lr=lr, **options)
     p -= decay
@@ -459,7 +818,45 @@ def spam(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    """Take a step of SPAM, Adam that cuts spikes and starts its moments anew at times."""
+    """Take a step of SPAM, Adam that cuts spikes and starts its moments anew at times.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    betas : tuple of float
+        The decay of the first and of the second moment.
+    eps : float
+        A number added to the root of the second moment.
+    weight_decay : float
+        The factor of lr * p that is subtracted from p.
+    threshold : float
+        The ratio of g^2 to its second moment above which an entry is a spike.
+    reset_every : int
+        The number of steps after which the moments start anew.
+    warmup_steps : int
+        The number of steps in which the learning rate rises after that.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p, state = np.zeros(1), {}
+    >>> for t, g in enumerate((1.0, 1.0, 1e6), start=1):
+    ...     spam(p, np.array([g]), state, t)
+    >>> state["spikes"]
+    array([ True])
+    """
     if t == 1 or t % reset_every == 0:
         state["exp_avg"], state["exp_avg_sq"] = np.zeros_like(p), np.zeros_like(p)
     since = t % reset_every if t >= reset_every else warmup_steps
@@ -492,7 +889,42 @@ def rmsprop(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    """Take a step of RMSprop."""
+    """Take a step of RMSprop.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    alpha : float
+        The decay of the second moment.
+    eps : float
+        A number added to the root of the second moment.
+    weight_decay : float
+        The factor of p that is added to the gradient.
+    momentum : float
+        The factor of the earlier changes.
+    centered : bool
+        Whether to subtract the squared mean of the gradient from its second moment.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p = np.array([1.0, -1.0])
+    >>> rmsprop(p, np.array([3.0, -0.5]), {}, 1, lr=0.25, alpha=0.75)  # divided by the root of (1 - alpha) g^2
+    >>> p.round(6)
+    array([ 0.5, -0.5])
+    """
     g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     zeros = np.zeros_like(p)
     v = state["square_avg"] = alpha * state.get("square_avg", zeros) + (1 - alpha) * g**2
@@ -519,7 +951,41 @@ def adagrad(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    """Take a step of Adagrad."""
+    """Take a step of Adagrad.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    lr_decay : float
+        The decay of the learning rate: step t takes lr / (1 + (t - 1) lr_decay).
+    weight_decay : float
+        The factor of p that is added to the gradient.
+    initial_accumulator_value : float
+        What the sum of squares begins with.
+    eps : float
+        A number added to the root of the second moment.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p, state = np.zeros(1), {}
+    >>> for t, g in enumerate((3.0, 4.0), start=1):
+    ...     adagrad(p, np.array([g]), state, t, lr=1.0)
+    >>> p, state["sum"]
+    (array([-1.8]), array([25.]))
+    """
     g = _squarable((-g if maximize else g) + weight_decay * p + l1 * np.sign(p))
     largest = np.finfo(p.dtype).max  # of the sum, which no later gradient makes smaller
     v = state.get("sum", np.full_like(p, initial_accumulator_value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -26,9 +27,16 @@ OFF_FOR_MEMBERS = OFF | {"EX01"}
 
 
 def public_modules() -> list[ModuleType]:
-    """The package and what lies directly in it; a folder's `__init__` says what is public there."""
-    names = [name for _, name, _ in pkgutil.iter_modules(gradcore.__path__) if not name.startswith("_")]
-    return [gradcore, *(importlib.import_module(f"gradcore.{name}") for name in names)]
+    """The package, and all modules and folders below it whose path has no underscore, but for those that only hold a
+    docstring."""
+    names = [name for _, name, _ in pkgutil.walk_packages(gradcore.__path__, "gradcore.") if "._" not in name]
+    modules = [gradcore, *map(importlib.import_module, names)]
+    return [module for module in modules if hasattr(module, "__all__") or not is_bare(module)]
+
+
+def is_bare(module: ModuleType) -> bool:
+    """Whether a module's file has nothing but a docstring."""
+    return len(ast.parse(inspect.getsource(module)).body) == 1
 
 
 def members(path: str, cls: type) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,8 @@ from gradcore.spectral.members import check_chain, drive, has_recurrent, recurre
 from gradcore.spectral.trajectory import parameter_suffix
 from gradcore.spectral.verdict import Verdict, in_words, judge
 
+__all__ = ["Forecast", "LayerField", "forecast"]
+
 UNITS = 4096  # how many units of a recurrent layer are followed, at least
 MOST_STEPS = 128  # and for how long, at most
 

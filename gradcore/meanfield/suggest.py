@@ -12,6 +12,8 @@ from gradcore.layers.cell import BY_NAME
 from gradcore.meanfield.theory import SAME
 from gradcore.spectral.members import drive, has_recurrent, recurrent_layer
 
+__all__ = ["suggest_bias", "suggest_gain"]
+
 GAINS = (1 / 64, 64.0)  # where `suggest_gain` looks
 
 

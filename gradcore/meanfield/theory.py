@@ -20,6 +20,8 @@ from gradcore.layers.sequential import MLP
 from gradcore.spectral.logs import safe_exp, safe_log
 from gradcore.spectral.verdict import Verdict, in_words, judge
 
+__all__ = ["JacobianMoments", "MeanField", "critical", "fuss_catalan", "jacobian_moments", "mean_field"]
+
 SMALLEST, LARGEST = 1e-30, 1e30  # a variance beyond them counts as 0 or infinite
 MOST = 1e100  # what a standard deviation may be: its square, and that times a variance, are still in range
 SAME = 1e-12  # relative; what lies closer than this is the same number

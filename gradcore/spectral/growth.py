@@ -15,6 +15,8 @@ from gradcore.spectral.members import drive, recurrent_layer, run_without_dropou
 from gradcore.spectral.trajectory import Trajectory, norm_bounds, parameter_suffix
 from gradcore.spectral.verdict import Verdict, in_words, judge
 
+__all__ = ["Condition", "GrowthPrediction", "LayerGrowth", "predict_growth"]
+
 Kind = Literal["necessary", "sufficient", "asymptotic"]
 
 PROBES = 32  # random gradients carried back through each layer, over all samples together, if the batch has fewer

@@ -9,6 +9,8 @@ import numpy as np
 
 from gradcore._base.check import Array
 
+__all__: list[str] = []  # for the package only
+
 
 def safe_log(value: Any) -> Any:
     """Return ln(value), -inf at 0 without a warning."""

@@ -15,6 +15,8 @@ from gradcore.spectral.logs import safe_log
 from gradcore.spectral.members import drive, own_tape, run_without_dropout, steps_and_samples
 from gradcore.spectral.trajectory import Trajectory
 
+__all__ = ["entropy", "kaplan_yorke", "lyapunov_spectrum", "singular_values"]
+
 # Between two separations of directions carried along: how far apart they should drift at most, in ln, and how far they
 # may, else the steps are repeated in smaller blocks. Of the ln(1e16) = 37 that a double resolves, the slowest direction
 # keeps what the drift leaves.

@@ -8,6 +8,8 @@ import numpy as np
 
 from gradcore._base.check import Array, check_reals, check_room
 
+__all__ = ["henrici", "spectral_norm", "spectral_radius"]
+
 
 def spectral_radius(W: Any) -> float:
     r"""Return the largest absolute value of the eigenvalues of W.

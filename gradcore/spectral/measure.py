@@ -11,6 +11,8 @@ from gradcore._base.check import Array, check_index, check_number
 from gradcore.spectral.logs import fit_slope
 from gradcore.spectral.members import recurrent_tape
 
+__all__ = ["effective_horizon", "measure_growth"]
+
 
 def measure_growth(tape: Any, *, index: int | None = None) -> float:
     r"""Return the growth per step that a backward pass has shown.

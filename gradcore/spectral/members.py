@@ -13,6 +13,8 @@ from gradcore.layers.layer import Tape
 from gradcore.layers.recurrent import RecurrentTape
 from gradcore.layers.sequential import Sequential
 
+__all__: list[str] = []  # for the package only
+
 Path = tuple[int, ...]  # which member of the model, which member of that, ...
 
 

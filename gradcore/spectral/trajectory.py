@@ -16,6 +16,8 @@ from gradcore._base.memory import Pool
 from gradcore.layers.cell import Cell
 from gradcore.spectral.members import own_tape
 
+__all__ = ["jacobian"]
+
 BLOCK_BYTES = 4 << 20  # of factors that are made at a time
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from gradcore.spectral.logs import safe_exp
 
+__all__: list[str] = []  # for the package only
+
 Verdict = Literal["explodes", "vanishes", "stable"]
 
 # "stable": the gradient changes by less than 1 % a step and by less than a factor of 10 over the horizon.
