@@ -51,6 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         The exit status.
+
+    Examples
+    --------
+    >>> from gradcore.cli import main
+    >>> main(["diagnose", "no such file.csv"])  # and a line on standard error
+    2
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

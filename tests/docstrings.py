@@ -50,6 +50,11 @@ def members(path: str, cls: type) -> Iterator[tuple[str, Any]]:
                 yield f"{path}.{name}", function
 
 
+def is_own(value: Any) -> bool:
+    """Whether gradcore defines a class or function; another name for a foreign type has no docstring of ours."""
+    return value.__module__.partition(".")[0] == "gradcore"
+
+
 def surface() -> dict[str, bool]:
     """The paths of all public callables, classes, methods and properties, each object once; True for members."""
     found: dict[str, bool] = {}
@@ -57,7 +62,7 @@ def surface() -> dict[str, bool]:
     for module in public_modules():
         for name in module.__all__:
             path, value = f"{module.__name__}.{name}", getattr(module, name)
-            if inspect.ismodule(value) or not callable(value) or id(value) in seen:
+            if inspect.ismodule(value) or not callable(value) or id(value) in seen or not is_own(value):
                 continue
             seen.add(id(value))
             found[path] = False

@@ -65,7 +65,24 @@ def grad_norm(grads: Any, norm_type: float = 2.0) -> GradNorm:
 
 
 def norm_of(value: Any) -> float | None:
-    """Return the L2 norm of one array, without what `grad_norm` finds out besides; None for None."""
+    """Return the L2 norm of one array, without what `grad_norm` finds out besides.
+
+    Parameters
+    ----------
+    value : array_like or None
+        The array, of float16, float32 or float64 and any shape.
+
+    Returns
+    -------
+    float or None
+        The norm; NaN if an entry is NaN, else inf if one is infinite. None for None.
+
+    Examples
+    --------
+    >>> from gradcore.clip.norm import norm_of
+    >>> norm_of([3.0, -4.0]), norm_of(None)
+    (5.0, None)
+    """
     if value is None:
         return None
     arrays = [np.asarray(value)]

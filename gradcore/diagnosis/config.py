@@ -62,6 +62,13 @@ class Config:
     ------
     TypeError, ValueError
         If an option is invalid.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis import Config
+    >>> config = Config("adding", cell="gru", hidden=8)
+    >>> config.hidden, config.init, config.gain
+    (8, 'default', 1.0)
     """
 
     source: str
@@ -198,6 +205,13 @@ def task_of(config: Config) -> Task:
     ------
     gradcore.data.SourceError
         If the source cannot be read or learned from.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> task = task_of(Config("adding", seq_len=20))
+    >>> task.steps, task.input_size, task.output_size
+    (20, 2, 1)
     """
     task: Task = Recipe([Let("task", _load(config))], "task")()
     return task
@@ -215,6 +229,13 @@ def program(problem: Problem) -> str:
     -------
     str
         Lines that leave the `History` in the variable ``history``.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, program, task_of
+    >>> config = Config("adding", steps=5)
+    >>> print(program(config.problem(task_of(config))).splitlines()[-1])
+    history = gradcore.fit(model, batches, task.loss, optimizer, epochs=1)
     """
     names = map(Name, ("model", "batches", "task.loss", "optimizer"))
     fit = Let("history", call("gradcore.fit", *names, epochs=1, **problem.clipping))

@@ -133,6 +133,13 @@ def plot_time_steps(norms: Any, forecast: Any = None, *, title: str, names: Sequ
     ------
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.figures import plot_time_steps
+    >>> figure = plot_time_steps([8.0, 4.0, 2.0, 1.0], title="The gradient doubles at each step back")
+    >>> figure.get_suptitle()
+    'The gradient doubles at each step back'
     """
     measured = _rows("norms", norms)
     names = [f"layer {i}" for i in range(len(measured))] if names is None else as_list("names", names)
@@ -172,6 +179,13 @@ def plot_training(norms: Mapping[str, Any], *, title: str, threshold: float | No
     -------
     matplotlib.figure.Figure
         The figure, to be saved or shown.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.figures import plot_training
+    >>> figure = plot_training({"as configured": [1.0, 9.0, 2.0]}, title="One spike", threshold=3.0)
+    >>> figure.axes[0].get_yscale()
+    'log'
     """
     rows = _named("norms", norms, _floats)
     threshold = None if threshold is None else check_real("threshold", threshold)
@@ -208,6 +222,13 @@ def plot_eigenvalues(eigenvalues: Mapping[str, Array], *, title: str) -> Figure:
     -------
     matplotlib.figure.Figure
         The figure, to be saved or shown.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.figures import plot_eigenvalues
+    >>> figure = plot_eigenvalues({"weight_hh_l0": [0.5 + 1j, 0.5 - 1j]}, title="One pair is outside the circle")
+    >>> figure.get_suptitle()
+    'One pair is outside the circle'
     """
     spectra = _named("eigenvalues", eigenvalues, _complex)
     figure, axes = _figure(title)
@@ -243,6 +264,13 @@ def plot_spectrum(exponents: Mapping[str, Array], *, title: str) -> Figure:
     -------
     matplotlib.figure.Figure
         The figure, to be saved or shown.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.figures import plot_spectrum
+    >>> figure = plot_spectrum({"l0": [0.1, -0.2]}, title="One direction grows")
+    >>> figure.get_suptitle()
+    'One direction grows'
     """
     spectra = _named("exponents", exponents, _floats)
     figure, axes = _figure(title)
@@ -282,6 +310,14 @@ def plot_trials(losses: Mapping[str, Any], *, title: str, baseline: float | None
     -------
     matplotlib.figure.Figure
         The figure, to be saved or shown.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.figures import plot_trials
+    >>> losses = {"as configured": [1.0, 0.9, 0.8], "norm clipping": [1.0, 0.7, 0.5]}
+    >>> figure = plot_trials(losses, title="Norm clipping helps", baseline=1.0, window=1)
+    >>> figure.get_suptitle()
+    'Norm clipping helps'
     """
     rows, window = _named("losses", losses, _floats), check_int("window", window, least=1)
     baseline = None if baseline is None else check_real("baseline", baseline)

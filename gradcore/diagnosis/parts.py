@@ -60,6 +60,18 @@ class Start:
         Number of parameters of the model.
     machine : dict
         What `gradcore.info` returns.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.parts import Start
+    >>> config = Config("adding")
+    >>> task = task_of(config)
+    >>> size = config.problem(task).model().flat_params.size
+    >>> start = Start(config, task.name, task.baseline, task.input_size, task.output_size, 99, size, gradcore.info())
+    >>> start.config.source, start.n_parameters
+    ('adding', 4417)
     """
 
     config: Config
@@ -86,6 +98,17 @@ class Matrix:
         Spectral norm.
     eigenvalues : ndarray, (H,)
         Complex.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import forecast
+    >>> matrix = forecast(model, x, horizon=100).matrices[0]
+    >>> matrix.name, matrix.eigenvalues.shape, matrix.radius <= matrix.norm
+    ('0.weight_hh_l0', (8,), True)
     """
 
     name: str
@@ -110,6 +133,17 @@ class Spectrum:
         Kaplan-Yorke dimension; a lower bound if it is k and k is less than `state_size`.
     state_size : int
         Number of exponents that there are: H, or 2H for LSTM.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import forecast
+    >>> spectrum = forecast(model, x, horizon=100).spectra[0]
+    >>> spectrum.name, spectrum.exponents.shape, spectrum.state_size
+    ('0.l0', (8,), 8)
     """
 
     name: str
@@ -149,6 +183,17 @@ class TimeForecast:
         Forecast of each layer and direction.
     spectra : tuple of Spectrum
         Lyapunov exponents of each layer of one direction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import forecast
+    >>> found = forecast(model, x, horizon=100)
+    >>> found.verdict, found.rate < 0, found.curves.shape
+    ('vanishes', True, (1, 5))
     """
 
     matrices: tuple[Matrix, ...]
@@ -180,6 +225,18 @@ class Measurement:
         By how much the norm changes over the horizon at that rate.
     verdict : {"explodes", "vanishes", "stable"}
         What that amounts to.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import measure
+    >>> target = np.zeros((5, 3, 1), np.float32)
+    >>> found = measure(model, x, target, gradcore.losses.mse, horizon=100)
+    >>> found.verdict, found.names, found.norms.shape
+    ('vanishes', ('0.l0',), (1, 5))
     """
 
     names: tuple[str, ...]
@@ -206,6 +263,13 @@ class LayerRates:
         The largest rate of this layer and of those above it: what `measured` should come to.
     measured : float
         Rate that the backward pass showed.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import LayerRates
+    >>> rates = LayerRates("l0", predicted=-0.12, upper_bound=0.05, with_above=-0.12, measured=-0.11)
+    >>> round(rates.measured - rates.with_above, 2)
+    0.01
     """
 
     name: str
@@ -223,6 +287,13 @@ class Comparison:
     ----------
     layers : tuple of LayerRates
         From the first layer.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Comparison, LayerRates
+    >>> comparison = Comparison((LayerRates("l0", -0.12, 0.05, -0.12, -0.11),))
+    >>> [layer.name for layer in comparison.layers]
+    ['l0']
     """
 
     layers: tuple[LayerRates, ...]
@@ -246,6 +317,13 @@ class Suggestion:
         Forecast change of the gradient's norm over the sequence.
     verdict : {"explodes", "vanishes", "stable"}
         What the forecast amounts to.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Suggestion
+    >>> suggestion = Suggestion("gain 1.4", {"gain": 1.4}, "to keep the gradient's norm", 0.001, 0.002, 1.1, "stable")
+    >>> suggestion.changes, suggestion.verdict
+    ({'gain': 1.4}, 'stable')
     """
 
     name: str
@@ -267,6 +345,12 @@ class Suggestions:
         Those that become trials.
     missing : tuple of str
         Why there is none where there might have been one.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Suggestions
+    >>> Suggestions((), ("The configured gain is the one that is forecast to keep the gradient's norm.",)).tried
+    ()
     """
 
     tried: tuple[Suggestion, ...]
@@ -299,6 +383,15 @@ class Trial:
         The whole course.
     python : str
         Python that repeats the run.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.stages import train
+    >>> config = Config("adding", steps=5)
+    >>> trial = train(config.problem(task_of(config)), "as configured", {})
+    >>> trial.max_norm, trial.nonfinite_steps, len(trial.history)
+    (None, 0, 5)
     """
 
     name: str
@@ -333,6 +426,13 @@ class ClipThresholds:
         Their norms of all gradients: quantiles at 5 %, 50 % and 95 %.
     output_norm : float
         Median norm of the output layer's gradient.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import ClipThresholds
+    >>> thresholds = ClipThresholds(2.5, 0.1, "the 95 % quantile of the early norms", 60, (0.4, 0.9, 2.5), 1.3)
+    >>> thresholds.max_norm == thresholds.norm_quantiles[-1]
+    True
     """
 
     max_norm: float
@@ -355,6 +455,12 @@ class Conclusion:
         The finding in a sentence.
     advice : str
         What to do, in a sentence.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Conclusion
+    >>> print(Conclusion("stable", "The gradient keeps its size.", "Change nothing."))
+    stable: The gradient keeps its size. Change nothing.
     """
 
     kind: Kind
@@ -383,6 +489,15 @@ class Outcome(Conclusion):
         Loss of that trial, or of the configuration.
     python : str
         Python that repeats it.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Outcome
+    >>> outcome = Outcome("explodes", "The gradient explodes.", "Clip it.", "norm clipping at 2.5", 0.02, "...")
+    >>> print(outcome)
+    explodes: The gradient explodes. Clip it.
+    >>> outcome.remedy
+    'norm clipping at 2.5'
     """
 
     remedy: str | None
@@ -470,6 +585,13 @@ class Study(Diagnosis):
         Changes of the start.
     trials : tuple of Trial
         The training as configured, then one with each remedy.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis import configure, study
+    >>> found = study(configure("sunspots", steps=5, hidden=8))
+    >>> found.verdict.kind in ("explodes", "vanishes"), found.trials[0].name
+    (True, 'as configured')
     """
 
     verdict: Outcome

@@ -27,6 +27,21 @@ class Problem:
         ``optimizer(model)`` returns an optimizer of the model's parameters.
     max_norm, step_clip : float, optional
         Thresholds of `gradcore.fit`; None does not clip.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> from gradcore.diagnosis.problem import Problem
+    >>> problem = Problem(
+    ...     model=lambda: gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0)),
+    ...     data=lambda: [(np.ones((5, 3, 2), np.float32), np.ones((5, 3, 1), np.float32))],
+    ...     loss=gradcore.losses.mse,
+    ...     optimizer=lambda model: gradcore.optim.SGD(model, lr=0.1),
+    ...     max_norm=1.0,
+    ... )
+    >>> problem.clipping
+    {'max_norm': 1.0}
     """
 
     model: Callable[[], Any]
@@ -55,6 +70,16 @@ class Remedy:
         The options of `Config`, `max_norm` or `step_clip` that it sets.
     apply : callable
         ``apply(problem)`` returns the changed problem.
+
+    Examples
+    --------
+    >>> import dataclasses
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.problem import Remedy
+    >>> remedy = Remedy("norm clipping", {"max_norm": 1.0}, lambda problem: dataclasses.replace(problem, max_norm=1.0))
+    >>> config = Config("adding")
+    >>> remedy.apply(config.problem(task_of(config))).max_norm
+    1.0
     """
 
     name: str

@@ -48,6 +48,12 @@ class Name:
     ----------
     path : str
         Such as ``task.loss``.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.recipe import Name
+    >>> Name("array.shape"), Name("array.shape").find({"array": np.zeros(3)})
+    (array.shape, (3,))
     """
 
     path: str
@@ -122,6 +128,12 @@ def call(function: str, *args: Any, **options: Any) -> Call:
     -------
     Call
         The step.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.recipe import Name, call
+    >>> call("gradcore.LSTM", 2, 8, rng=Name("rng"))
+    gradcore.LSTM(2, 8, rng=rng)
     """
     return Call(Name(function), args, options)
 
@@ -246,6 +258,15 @@ class Recipe:
         The variable that a call returns.
     takes : sequence of str
         The variables that a call is given, in the order of its arguments.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.recipe import Let, Name, Recipe, call
+    >>> recipe = Recipe([Let("root", call("np.sqrt", Name("x")))], "root", takes=["x"])
+    >>> print(recipe)
+    root = np.sqrt(x)
+    >>> float(recipe(4.0))
+    2.0
     """
 
     steps: Sequence[Step]

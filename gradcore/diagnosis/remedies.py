@@ -35,6 +35,12 @@ def departed(losses: ArrayLike) -> Array:
     -------
     ndarray of int
         Their indices.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.remedies import departed
+    >>> departed([1.0, 0.5, 4.0, float("nan")])
+    array([2, 3])
     """
     values = np.asarray(losses)
     start = values[0] if math.isfinite(values[0]) else math.inf
@@ -59,6 +65,17 @@ def choose_thresholds(trial: Trial, batch: int) -> ClipThresholds:
     -------
     ClipThresholds
         The thresholds, rounded to three digits.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.remedies import choose_thresholds
+    >>> from gradcore.diagnosis.stages import train
+    >>> config = Config("adding", steps=5)
+    >>> trial = train(config.problem(task_of(config)), "as configured", {})
+    >>> thresholds = choose_thresholds(trial, config.batch)
+    >>> thresholds.steps_seen, thresholds.max_norm > 0, thresholds.step_clip > 0
+    (1, True, True)
     """
     history = trial.history
     seen = max(min([math.ceil(EARLY * len(history)), *departed(history.loss)[:1]]), 1)
@@ -100,6 +117,15 @@ def reconfigured(name: str, config: Config, task: Task, **changes: Any) -> Remed
     -------
     Remedy
         The remedy.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.remedies import reconfigured
+    >>> config = Config("adding")
+    >>> remedy = reconfigured("a larger model", config, task_of(config), hidden=128)
+    >>> remedy.changes
+    {'hidden': 128}
     """
 
     def apply(problem: Problem) -> Problem:
@@ -121,6 +147,14 @@ def clipping(thresholds: ClipThresholds) -> list[Remedy]:
     -------
     list of Remedy
         The two remedies.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import ClipThresholds
+    >>> from gradcore.diagnosis.remedies import clipping
+    >>> thresholds = ClipThresholds(2.5, 0.1, "the 95 % quantile of the early norms", 60, (0.4, 0.9, 2.5), 1.3)
+    >>> [remedy.name for remedy in clipping(thresholds)]
+    ['norm clipping at 2.5', 'step clipping at 0.1']
     """
     return [
         _clipped(f"norm clipping at {number(thresholds.max_norm)}", max_norm=thresholds.max_norm),
@@ -151,6 +185,15 @@ def starts_and_cells(config: Config, task: Task) -> tuple[list[Remedy], list[Rem
         Other initial recurrent matrices.
     cells : list of Remedy
         Other cells.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.remedies import starts_and_cells
+    >>> config = Config("adding")
+    >>> starts, cells = starts_and_cells(config, task_of(config))
+    >>> [remedy.name for remedy in starts + cells]
+    ['orthogonal initialization', 'LSTM instead of RNN']
     """
     starts, cells = [], []
     if (config.init, config.gain) != ("orthogonal", 1.0):

@@ -41,6 +41,16 @@ def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
     -------
     list of (str, Layer, ndarray)
         For each layer its place, "" or such as "0.", the layer, and what x has become before it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import recurrent_layers
+    >>> [(place, type(layer).__name__, inside.shape) for place, layer, inside in recurrent_layers(model, x)]
+    [('0.', 'RNN', (5, 3, 2))]
     """
     found = []
     for tape, path in recurrent_tapes(model.forward(x)[1]):
@@ -71,6 +81,16 @@ def predict(model: Any, x: Array, horizon: int) -> list[tuple[str, Any, Array, s
     -------
     list of (str, Layer, ndarray, GrowthPrediction)
         What `recurrent_layers` returns, and the forecast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import predict
+    >>> [(place, growth.verdict) for place, _, _, growth in predict(model, x, horizon=100)]
+    [('0.', 'vanishes')]
     """
     return [
         (place, layer, inside, spectral.predict_growth(layer, inside, horizon=horizon))
@@ -94,6 +114,17 @@ def forecast(model: Any, x: Array, horizon: int) -> TimeForecast:
     -------
     TimeForecast
         The forecast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import forecast
+    >>> found = forecast(model, x, horizon=100)
+    >>> found.verdict, [matrix.name for matrix in found.matrices]
+    ('vanishes', ['0.weight_hh_l0'])
     """
     found = predict(model, x, horizon)
     matrices: list[Matrix] = []
@@ -190,6 +221,18 @@ def measure(
     -------
     Measurement
         The norms and their growth.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import measure
+    >>> target = np.zeros((5, 3, 1), np.float32)
+    >>> found = measure(model, x, target, gradcore.losses.mse, horizon=100)
+    >>> found.verdict, found.names, found.norms.shape
+    ('vanishes', ('0.l0',), (1, 5))
     """
     rows = _carried_back(model, x, target, loss, -1)
     if any(row.reverse for row in rows):
@@ -260,6 +303,18 @@ def compare(forecast: TimeForecast, measurement: Measurement) -> Comparison:
     -------
     Comparison
         Both by layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradcore
+    >>> model = gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0))
+    >>> x = np.ones((5, 3, 2), np.float32)
+    >>> from gradcore.diagnosis.stages import compare, forecast, measure
+    >>> target = np.zeros((5, 3, 1), np.float32)
+    >>> measured = measure(model, x, target, gradcore.losses.mse, horizon=100)
+    >>> [layer.name for layer in compare(forecast(model, x, horizon=100), measured).layers]
+    ['0.l0']
     """
     return Comparison(
         tuple(
@@ -292,6 +347,15 @@ def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = Non
     ------
     KeyboardInterrupt
         At Ctrl-C.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.stages import train
+    >>> config = Config("adding", steps=5)
+    >>> trial = train(config.problem(task_of(config)), "as configured", {})
+    >>> trial.name, len(trial.history)
+    ('as configured', 5)
     """
     model = problem.model() if model is None else model
     monitor = GradientMonitor()

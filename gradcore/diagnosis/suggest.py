@@ -42,6 +42,17 @@ def suggest(
         What was found.
     remedies : list of (Remedy, Sequential)
         The suggestions that are to be tried, each with its model before training.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.suggest import suggest
+    >>> config = Config("adding", cell="lstm", hidden=8, seq_len=20)
+    >>> task = task_of(config)
+    >>> ((x, target),) = task.batches(8, steps=1)
+    >>> suggestions, remedies = suggest(config, task, config.problem(task).model(), x, target)
+    >>> [list(suggestion.changes) for suggestion in suggestions.tried]
+    [['gain'], ['gate_bias']]
     """
     horizon = task.steps - 1
     candidates, missing = _gain(config, task, model, x)

@@ -21,6 +21,11 @@ def rounded(value: float) -> float:
     -------
     float
         The rounded number.
+
+    Examples
+    --------
+    >>> rounded(0.0123456), rounded(98765.0)
+    (0.0123, 98800.0)
     """
     return float(f"{value:.3g}")
 
@@ -64,6 +69,11 @@ def times(rate: float, steps: int) -> float:
     -------
     float
         The factor, infinity if it is too large.
+
+    Examples
+    --------
+    >>> times(0.0, 50), times(1e6, 50)
+    (1.0, inf)
     """
     with np.errstate(over="ignore"):
         return float(np.exp(rate * steps))
@@ -81,6 +91,11 @@ def per_step(rate: float) -> str:
     -------
     str
         The text.
+
+    Examples
+    --------
+    >>> per_step(0.0)
+    '1.0000'
     """
     return f"{times(rate, 1):.4f}"
 
@@ -101,5 +116,10 @@ def growth(rate: float, factor: float, steps: int) -> str:
     -------
     str
         Such as "a factor of 1.0713 a step, 913 over 99 steps".
+
+    Examples
+    --------
+    >>> growth(0.0, 1.0, 99)
+    'a factor of 1.0000 a step, 1 over 99 steps'
     """
     return f"a factor of {per_step(rate)} a step, {number(factor)} over {steps} steps"
