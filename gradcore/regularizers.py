@@ -10,6 +10,7 @@ import numpy as np
 
 from gradcore._base.check import Array, check_number
 from gradcore._base.hook import Hook, TrainingStep
+from gradcore.layers.functional import packed_state
 from gradcore.layers.recurrent import RecurrentTape
 from gradcore.layers.telemetry import StepTelemetry
 
@@ -172,9 +173,11 @@ class VanishingGradientRegularizer(Hook):
         phi_slope = _slope(layer)
         layer.check_tape(tape)
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
-        batch, D, H = tape._batch, layer.num_directions, layer.hidden_size
+        trace, D, H = tape.trace, layer.num_directions, layer.hidden_size
+        batch = trace.batch
         dy = layer._check_dy(dy, dstate, batch)
-        (dstates,) = layer._fresh_states("dstate", dstate, batch)
+        given = layer._check_state("dstate", dstate, batch.B)
+        (dstates,) = packed_state(layer.cell, given, batch, (len(trace), batch.B, H), layer.dtype)
 
         layer._refuse_reentry()
         omegas, gradients = np.zeros(layer.num_layers * D), {}
@@ -187,7 +190,7 @@ class VanishingGradientRegularizer(Hook):
                     k = level * D + direction
                     name_ih, name_hh = layer._names[k][:2]
                     W = layer.params[name_hh].astype(np.float64)
-                    h = tape.arrays[k].gates[:, :H].astype(np.float64)  # an RNN's only gate: the step's output
+                    h = trace.arrays[k].gates[:, :H].astype(np.float64)  # an RNN's only gate: the step's output
                     slope = phi_slope(h)
                     d_rows = rows[:, direction * H : (direction + 1) * H]
                     delta, carried = _back(batch.offsets, direction == 1, d_rows, slope, W, dstates[k], clip)
@@ -195,7 +198,7 @@ class VanishingGradientRegularizer(Hook):
                     omegas[k], gradients[name_hh] = _omega(delta, carried, slope, before, least)
                     if level:
                         below = below + delta @ layer.params[name_ih].astype(np.float64)
-                rows = below * tape.masks[level - 1] if level and tape.masks else below
+                rows = below * trace.masks[level - 1] if level and trace.masks else below
             try:
                 with layer._adding.lock:
                     for name, gradient in gradients.items():

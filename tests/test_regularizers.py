@@ -104,7 +104,7 @@ def test_dropout_between_layers() -> None:
     rng = np.random.default_rng(1)
     x, dy = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 5))
     _, tape = layer.forward(x)
-    (mask,) = tape.masks
+    (mask,) = tape.trace.masks
     _, _, want_tape = reference.recurrent_forward("RNN_TANH", params, x, dropout_masks=[mask.reshape(6, 4, 5)])
     deltas, slopes = held(want_tape, reference.recurrent_backward(want_tape, dy).dh, math.inf)
     VanishingGradientRegularizer(1.0)(layer, tape, dy)

@@ -54,7 +54,7 @@ def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
     """
     found = []
     for tape, path in recurrent_tapes(model.forward(x)[1]):
-        inside = tape._batch.unpack(tape.inputs[0])
+        inside = tape.trace.batch.unpack(tape.trace.inputs[0])
         batch_first = tape.layer.batch_first
         found.append((_place(path), tape.layer, inside.swapaxes(0, 1) if batch_first else inside))
     return found

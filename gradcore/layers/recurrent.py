@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gradcore import _kernels
 from gradcore._base.check import (
     Array,
     check_array,
@@ -26,8 +24,9 @@ from gradcore._base.check import (
     check_rng,
     check_room,
 )
-from gradcore._base.memory import ALIGNMENT, Pool
-from gradcore.layers.cell import CELLS, Cell
+from gradcore._base.memory import Pool
+from gradcore.layers.cell import CELLS, Cell, Parts
+from gradcore.layers.functional import Trace, back, run
 from gradcore.layers.layer import Layer, Profile, Sequences, Tape
 from gradcore.layers.ragged import _Batch
 from gradcore.layers.telemetry import Telemetry
@@ -66,26 +65,6 @@ class Step:
     c: Array | None
 
 
-def _dropped(rows: Array, mask: Array) -> Array:
-    """Return the product without NumPy's warnings, which the kernels do not give either."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(rows * mask)
-
-
-class _Kept(NamedTuple):
-    """The arrays of one layer and direction that the backward kernel reads."""
-
-    gates: Array  # (S, K*H or more), laid out as the kernels like it; RecurrentTape.record knows how
-    h: Array  # (S, H or more), before each step
-    c: Array | None = None  # (S, H or more), before each step
-
-
-@cache
-def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> tuple[str, int, int, int]:
-    """Return the instruction set in use, and how its kernels lay out a tape."""
-    return _kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H)
-
-
 class RecurrentTape(Tape):
     """Keep what `backward` needs of a forward pass.
 
@@ -101,8 +80,8 @@ class RecurrentTape(Tape):
     ----------
     layer : RNN, LSTM or GRU
         The layer, whose `forward` makes the tape.
-    batch : object
-        The layout of the sequences.
+    trace : object
+        What `backward` needs.
 
     Attributes
     ----------
@@ -134,7 +113,8 @@ class RecurrentTape(Tape):
     layer: _Recurrent
     state: State
 
-    def __init__(self, layer: _Recurrent, batch: _Batch) -> None:
+    def __init__(self, layer: _Recurrent, trace: Trace) -> None:
+        self.trace, batch = trace, trace.batch
         outputs = (batch.T, batch.B, layer.num_directions * layer.hidden_size)
         super().__init__(layer, (outputs[1], outputs[0], outputs[2]) if layer.batch_first else outputs)
         self.dstate: State = None
@@ -142,31 +122,6 @@ class RecurrentTape(Tape):
         self.omega: Array | None = None
         self.keeps_given = False
         self.given: tuple[Any, ...] | None = None
-        S, dtype = batch.n_rows, layer.dtype
-        self._layout = _layout(dtype, len(layer.cell.kept), layer.hidden_size)
-        _, gates_row, state_row, self._lanes = self._layout
-        parts = [gates_row, *[state_row for _ in layer.cell.states]]
-        line = ALIGNMENT // dtype.itemsize
-        sizes = [-(-S * width // line) * line for width in parts]
-        K = layer.num_layers * layer.num_directions
-        self._batch = batch
-        buffer = layer._pool.empty((K * sum(sizes),), dtype)  # comes back when its last view is gone
-        self.inputs: list[Array] = []  # (S, I_l) of each layer
-        self.masks: list[Array] = []  # (S, D*H) of each dropout
-        self._arrays: list[_Kept] = []  # of each layer and direction
-        start = 0
-        for _ in range(K):
-            views: list[Array] = []
-            for width, n in zip(parts, sizes, strict=True):
-                views.append(buffer[start : start + S * width].reshape(S, width))
-                start += n
-            self._arrays.append(_Kept(*views))
-
-    @property
-    def arrays(self) -> list[_Kept]:
-        """What is kept of each layer and direction, as the kernels of this process lay it out."""
-        self._refuse_other_layout()
-        return self._arrays
 
     @property
     def first_nonfinite(self) -> tuple[int, int, int] | None:
@@ -179,20 +134,10 @@ class RecurrentTape(Tape):
             layer, reverse = divmod(index, self.layer.num_directions)
             yield Profile(f"l{layer}{'_reverse' * reverse}", reverse == 1, norms)
 
-    def _refuse_other_layout(self) -> None:
-        """Raise if the tape was pickled in a process whose kernels use another instruction set."""
-        here = _layout(self.layer.dtype, len(self.layer.cell.kept), self.layer.hidden_size)
-        if here != self._layout:
-            raise ValueError(
-                f"tape: was made with the instruction set {self._layout[0]}, and this process uses {here[0]}; "
-                f"run forward again here, or set GRADCORE_ISA={self._layout[0]}"
-            )
-
     @property
     def nbytes(self) -> int:
         """The size of what the tape keeps, in bytes."""
-        kept = [part for views in self._arrays for part in views if part is not None]
-        return sum(part.nbytes for part in [*kept, *self.inputs[1:], *self.masks])
+        return self.trace.nbytes
 
     def record(self, index: int, t: int, b: int) -> Step:
         """Return what one layer and direction computed at one step of one sequence.
@@ -227,17 +172,13 @@ class RecurrentTape(Tape):
         >>> i.shape
         (5,)
         """
-        index = check_index("index", index, len(self._arrays))
-        row = self._batch.row(t, b)
-        gates, h, c = self.arrays[index]
-        layer, H = self.layer, self.layer.hidden_size
-        K, padded = len(layer.cell.kept), -(-H // self._lanes) * self._lanes
-        blocks = gates[row, : K * padded].reshape(-1, K, self._lanes)
-        by_gate = blocks.swapaxes(0, 1).reshape(K, padded)[list(layer.cell.kept), :H]
-        return Step(by_gate, h[row, :H].copy(), None if c is None else c[row, :H].copy())
+        index = check_index("index", index, len(self.trace))
+        row, H = self.trace.batch.row(t, b), self.layer.hidden_size
+        _, h, c = self.trace.arrays[index]
+        return Step(self.trace.gates(index, row), h[row, :H].copy(), None if c is None else c[row, :H].copy())
 
     def __repr__(self) -> str:
-        return f"<RecurrentTape of {self.layer!r}: T={self._batch.T}, B={self._batch.B}>"
+        return f"<RecurrentTape of {self.layer!r}: T={self.trace.batch.T}, B={self.trace.batch.B}>"
 
 
 class _Recurrent(Layer):
@@ -319,9 +260,9 @@ class _Recurrent(Layer):
         """
         return [self._rng] if self.dropout and self.num_layers > 1 else []
 
-    def _weights(self, arrays: dict[str, Array], k: int) -> list[Array | None]:
-        """Return w_ih, w_hh, b_ih, b_hh of layer and direction k, from params or from grads."""
-        return [arrays.get(name) for name in self._names[k]]
+    def _weights(self, arrays: dict[str, Array]) -> list[list[Array | None]]:
+        """Return [w_ih, w_hh, b_ih, b_hh] of each layer and direction, from params or from grads."""
+        return [[arrays.get(name) for name in names] for names in self._names]
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         before.refuse_other_axes(where, self.batch_first)
@@ -345,18 +286,16 @@ class _Recurrent(Layer):
         given = check_array(name, value, self.dtype, (shape[1], shape[0], shape[2]))
         return np.ascontiguousarray(given.swapaxes(0, 1))
 
-    def _fresh_states(self, name: str, state: State, batch: _Batch) -> list[Array]:
-        """Return h, or h and c, each a new (L*D, B, H) in the order of the packed rows; zeros for None."""
-        names = self.cell.states
-        shape = (self.num_layers * self.num_directions, batch.B, self.hidden_size)
+    def _check_state(self, name: str, state: State, B: int) -> Parts | None:
+        """Return the parts of a state, each (L*D, B, H); None for None."""
         if state is None:
-            return [np.zeros(shape, self.dtype) for _ in names]
+            return None
+        shape, names = (self.num_layers * self.num_directions, B, self.hidden_size), self.cell.states
         if len(names) == 1:
-            return [batch.sort(check_array(name, state, self.dtype, shape))]
+            return (check_array(name, state, self.dtype, shape),)
         if not isinstance(state, (tuple, list)) or len(state) != len(names):
             raise TypeError(f"{name}: expected a pair ({', '.join(names)}), got {type(state).__name__}")
-        given = [check_array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state)]
-        return [batch.sort(part) for part in given]
+        return tuple(check_array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state))
 
     def _check_dy(self, dy: Any, dstate: State, batch: _Batch) -> Array:
         """Return dL/dy, (T, B, D*H); zeros for None, where there is a dstate."""
@@ -367,8 +306,8 @@ class _Recurrent(Layer):
             raise TypeError("dy: expected an array, got None; it can be None only with a dstate")
         return np.zeros(shape, self.dtype)
 
-    def _as_state(self, parts: list[Array]) -> State:
-        return tuple(parts) if len(parts) > 1 else parts[0]
+    def _as_state(self, parts: Iterable[Array]) -> State:
+        return tuple(parts) if len(self.cell.states) > 1 else next(iter(parts))
 
     # ---- the passes ----------------------------------------------------------------------------------------------
 
@@ -439,45 +378,28 @@ class _Recurrent(Layer):
         >>> y.shape, h.shape, bool((h[1, 1] == y[3, 1]).all())
         ((7, 2, 5), (2, 2, 5), True)
         """
-        y, final, tape = self._run(x, state, lengths, keep=True)
-        assert tape is not None
+        y, final, trace = self._run(x, state, lengths, keep=True)
+        assert trace is not None
+        tape = RecurrentTape(self, trace)
         tape.state = final
         return y, tape
 
-    def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, RecurrentTape | None]:
+    def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Trace | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
-        T, B, D, H = x.shape[0], x.shape[1], self.num_directions, self.hidden_size
-        check_room((T + self.num_layers) * (B + 1) * 8 * H)  # an x without elements can have any T
-        batch = _Batch(T, B, check_lengths(lengths, T, B), self._pool)
-        states = self._fresh_states("state", state, batch)
-        tape = RecurrentTape(self, batch) if keep else None
+        T, B = x.shape[:2]
+        check_room((T + self.num_layers) * (B + 1) * 8 * self.hidden_size)  # an x without elements can have any T
+        ends = check_lengths(lengths, T, B)
+        y, final, trace = run(
+            self.cell, self._weights(self._params), x, self._check_state("state", state, B), ends,
+            num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout else None,
+            keep=keep, pool=self._pool,
+        )  # fmt: skip
+        return y.swapaxes(0, 1) if self.batch_first else y, self._as_state(final), trace
 
-        rows = batch.pack(x)
-        for layer in range(self.num_layers):
-            if tape is not None:
-                if layer and self.dropout:
-                    keep_rate = 1 - self.dropout
-                    mask = (self._rng.random(rows.shape) < keep_rate) / self.dtype.type(keep_rate or 1)
-                    tape.masks.append(mask.astype(self.dtype))
-                    rows = _dropped(rows, tape.masks[-1])
-                tape.inputs.append(rows)
-            last = layer == self.num_layers - 1  # writes the padded batch; the layers below write packed rows
-            y = batch.padded(D * H, self.dtype) if last else self._pool.empty((batch.n_rows, D * H), self.dtype)
-            y_at = batch.rows if last else None
-            for direction in range(D):
-                k = layer * D + direction
-                gates, h_in, c_in = tape._arrays[k] if tape is not None else (None, None, None)
-                h, c = states[0][k], states[1][k] if len(states) > 1 else None
-                weights = self._weights(self._params, k)
-                work = _kernels.recurrent_forward(
-                    self.cell.kind, direction == 1, batch.offsets, B, weights, rows, y, y_at, direction * H, h, c,
-                    gates, h_in, c_in, self._pool.take,
-                )  # fmt: skip
-                self._pool.give(work)
-            rows = y
-        output = rows.reshape(T, B, D * H)
-        final = self._as_state([batch.unsort(part) for part in states])
-        return output.swapaxes(0, 1) if self.batch_first else output, final, tape
+    def _draw_mask(self, shape: tuple[int, int]) -> Array:
+        keep_rate = 1 - self.dropout
+        mask: Array = (self._rng.random(shape) < keep_rate) / self.dtype.type(keep_rate or 1)
+        return mask.astype(self.dtype)
 
     def backward(
         self,
@@ -526,59 +448,26 @@ class _Recurrent(Layer):
         ((7, 2, 3), (1, 2, 5), (1, 7))
         """
         self.check_tape(tape)
-        batch, D, H = tape._batch, self.num_directions, self.hidden_size
-        tape._refuse_other_layout()
+        tape.trace.check_layout()
         clip = math.inf if step_clip is None else check_number("step_clip", step_clip, least=0.0)
-        d_rows = self._check_dy(dy, dstate, batch).reshape(batch.T * batch.B, D * H)
-        dstates = self._fresh_states("dstate", dstate, batch)
+        batch = tape.trace.batch
+        checked_dy = self._check_dy(dy, dstate, batch)
+        parts = self._check_state("dstate", dstate, batch.B)
 
         self._refuse_reentry()
-        K = self.num_layers * D
-        dh_norm = np.zeros((K, batch.n_rows))
-        dc_norm = np.zeros((K, batch.n_rows)) if "c" in self.cell.states else None
         try:
-            d_rows = self._back(tape, d_rows, dstates, clip, dh_norm, dc_norm)
+            found = back(
+                self._weights(self._params), self._weights(self._grads), tape.trace, checked_dy, parts,
+                step_clip=clip, turn=self._adding,
+            )  # fmt: skip
         except BaseException:
             self._drop_gradients()
             raise
         if tape.keeps_given:
             tape.given = dy, dstate, step_clip
-        tape.dstate = self._as_state([batch.unsort(part) for part in dstates])
-        tape.telemetry = Telemetry(batch, D, clip, dh_norm, dc_norm)
-        dx = batch.unpack(d_rows)
-        return dx.swapaxes(0, 1) if self.batch_first else dx
-
-    def _back(
-        self,
-        tape: RecurrentTape,
-        d_rows: Array,
-        dstates: list[Array],
-        clip: float,
-        dh_norm: Array,
-        dc_norm: Array | None,
-    ) -> Array:
-        """Return dL/dx of the packed rows from dL/dy of the padded ones; change all else in place."""
-        batch, D, H, y_at = tape._batch, self.num_directions, self.hidden_size, tape._batch.rows
-        for layer in reversed(range(self.num_layers)):
-            rows = tape.inputs[layer]
-            dx = self._pool.empty(rows.shape, self.dtype)
-            for direction in range(D):
-                k = layer * D + direction
-                gates, h_in, c_in = tape._arrays[k]
-                weights = self._weights(self._params, k)
-                with self._adding.lock:
-                    work = _kernels.recurrent_backward(
-                        self.cell.kind, direction == 1, batch.offsets, batch.B, weights, rows, gates, h_in, c_in,
-                        d_rows, y_at, direction * H,
-                        dstates[0][k], dstates[1][k] if len(dstates) > 1 else None, dx, direction == 1,
-                        self._weights(self._grads, k), clip,
-                        dh_norm[k], None if dc_norm is None else dc_norm[k], self._pool.take,
-                    )  # fmt: skip
-                self._pool.give(work)
-            if layer and tape.masks:
-                dx = _dropped(dx, tape.masks[layer - 1])
-            d_rows, y_at = dx, None
-        return d_rows
+        tape.dstate = self._as_state(found.dstate)
+        tape.telemetry = Telemetry(batch, self.num_directions, clip, found.dh_norm, found.dc_norm)
+        return found.dx.swapaxes(0, 1) if self.batch_first else found.dx
 
 
 class RNN(_Recurrent):

@@ -171,7 +171,7 @@ def singular_values(
     """
     layer, tape = own_tape(layer, tape)
     tape.record(index, 0, b)  # its errors name what is out of range
-    rows = tape._batch.rows_of(b)[:, None]
+    rows = tape.trace.batch.rows_of(b)[:, None]
     horizon = len(rows) if horizon is None else check_int("horizon", horizon, least=1)
     if horizon > len(rows):
         raise ValueError(f"horizon: expected at most {len(rows)}, the steps of sample {b}, got {horizon}")

@@ -32,7 +32,7 @@ class Trajectory:
         self.layer, self.index, self.rows, self._cell = layer, index, rows, layer.cell.kind
         self.state_size = layer.hidden_size * len(layer.cell.states)
         self.weight = layer.params["weight_hh" + parameter_suffix(layer, index)].astype(np.float64)
-        self._kept = tape.arrays[index]
+        self._kept = tape.trace.arrays[index]
         self._packed: dict[bool, Array] = {}  # by whether transposed
         self._pool = Pool()
 
@@ -149,5 +149,5 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     """
     layer, tape = own_tape(layer, tape)
     tape.record(index, t, b)  # its errors name what is out of range
-    matrix: Array = Trajectory(layer, tape, index, np.array([[tape._batch.row(t, b)]])).dense(0)[0]
+    matrix: Array = Trajectory(layer, tape, index, np.array([[tape.trace.batch.row(t, b)]])).dense(0)[0]
     return matrix

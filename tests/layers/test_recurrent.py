@@ -968,7 +968,7 @@ def test_a_child_forked_while_a_thread_takes_a_buffer_does_not_hang() -> None:
 def test_a_copied_tape_and_views_of_a_tape_keep_what_they_show(mode: str) -> None:
     layer, x = Case(mode, H=30, I=20, dtype=np.float32).layer(), np.ones((50, 16, 20), np.float32)
     y, tape = layer.forward(x)
-    copied, gates = copy.copy(tape), tape.arrays[0].gates
+    copied, gates = copy.copy(tape), tape.trace.arrays[0].gates
     before = gates.copy()
     layer.backward(tape, y)
     expected = layer.flat_grads.copy()
@@ -980,7 +980,7 @@ def test_a_copied_tape_and_views_of_a_tape_keep_what_they_show(mode: str) -> Non
     np.testing.assert_array_equal(layer.flat_grads, expected)
     del copied, gates, others
     tapes = [layer.forward(x * factor)[1] for factor in (2, 3, 4, 5)]
-    assert len({each.arrays[0].gates.ctypes.data for each in tapes}) == 4
+    assert len({each.trace.arrays[0].gates.ctypes.data for each in tapes}) == 4
 
 
 # ---- what callers hand in ------------------------------------------------------------------------------------------

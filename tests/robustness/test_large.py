@@ -160,7 +160,7 @@ def test_recurrent_tape() -> None:
     x = np.zeros((T, B, 1), np.float32)
     x[-1, -1] = 2
     tape, _ = check_last_step(layer, x)
-    assert tape.arrays[0].gates.size > 2**31
+    assert tape.trace.arrays[0].gates.size > 2**31
     n = tape.record(0, T - 1, B - 1).gates[2]
     assert n.all()
     assert not tape.record(0, T - 2, B - 1).gates[2].any()

@@ -1,0 +1,271 @@
+"""The passes of recurrent layers on plain arrays: no layer, no names of parameters, no policy.
+
+Weights, and gradients of them, are lists ``[w_ih, w_hh, b_ih, b_hh]``, one for each layer and direction, in the order
+layer * num_directions + direction; biases are both None without biases. All arrays have one dtype, float32 or float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradcore import _kernels
+from gradcore._base.check import Array
+from gradcore._base.lock import Turn
+from gradcore._base.memory import ALIGNMENT, Pool
+from gradcore.layers.cell import Cell, Parts
+from gradcore.layers.ragged import _Batch
+
+__all__ = ["Gradients", "Rows", "Trace", "Weights", "back", "dropped", "packed_state", "run"]
+
+Weights = Sequence[list[Array | None]]
+
+
+def dropped(rows: Array, mask: Array) -> Array:
+    """Return the product without NumPy's warnings, which the kernels do not give either."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(rows * mask)
+
+
+class Rows(NamedTuple):
+    """The arrays of one layer and direction that the backward kernel reads."""
+
+    gates: Array  # (S, K*H or more), laid out as the kernels like it; Trace.gates knows how
+    h: Array  # (S, H or more), before each step
+    c: Array | None = None  # (S, H or more), before each step
+
+
+@cache
+def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> tuple[str, int, int, int]:
+    """Return the instruction set in use, and how its kernels lay out a tape."""
+    return _kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H)
+
+
+class Trace:
+    """What `back` needs of `run`: S rows for each layer and direction, S being the sum of the lengths.
+
+    `inputs` has the rows that each layer read, (S, I_l), and `masks` those of each dropout, (S, D*H).
+    """
+
+    def __init__(
+        self, cell: Cell, batch: _Batch, n: int, num_directions: int, H: int, dtype: np.dtype[Any], pool: Pool
+    ) -> None:
+        self.cell, self.batch, self.num_directions, self.hidden_size, self.dtype = cell, batch, num_directions, H, dtype
+        self.inputs: list[Array] = []
+        self.masks: list[Array] = []
+        self._arrays: list[Rows] = []
+        self._pool = pool
+        self._layout = _layout(dtype, len(cell.kept), H)
+        _, gates_row, state_row, self._lanes = self._layout
+        S, line = batch.n_rows, ALIGNMENT // dtype.itemsize
+        widths = [gates_row, *[state_row for _ in cell.states]]
+        sizes = [-(-S * width // line) * line for width in widths]
+        buffer = pool.empty((n * sum(sizes),), dtype)  # comes back when its last view is gone
+        start = 0
+        for _ in range(n):
+            views: list[Array] = []
+            for width, size in zip(widths, sizes, strict=True):
+                views.append(buffer[start : start + S * width].reshape(S, width))
+                start += size
+            self._arrays.append(Rows(*views))
+
+    @property
+    def arrays(self) -> list[Rows]:
+        """What is kept of each layer and direction, as the kernels of this process lay it out."""
+        self.check_layout()
+        return self._arrays
+
+    def check_layout(self) -> None:
+        """Raise if it was pickled in a process whose kernels use another instruction set."""
+        here = _layout(self.dtype, len(self.cell.kept), self.hidden_size)
+        if here != self._layout:
+            raise ValueError(
+                f"tape: was made with the instruction set {self._layout[0]}, and this process uses {here[0]}; "
+                f"run forward again here, or set GRADCORE_ISA={self._layout[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of what is kept beside x, in bytes."""
+        parts = [part for rows in self._arrays for part in rows if part is not None]
+        return sum(part.nbytes for part in [*parts, *self.inputs[1:], *self.masks])
+
+    def gates(self, index: int, row: int) -> Array:
+        """Return the gates of one layer and direction in one row, (K, H), in the order of `Step.gates`."""
+        K, H = len(self.cell.kept), self.hidden_size
+        padded = -(-H // self._lanes) * self._lanes
+        blocks = self.arrays[index].gates[row, : K * padded].reshape(-1, K, self._lanes)
+        return np.asarray(blocks.swapaxes(0, 1).reshape(K, padded)[list(self.cell.kept), :H])
+
+
+class Gradients(NamedTuple):
+    """What `back` returns beside what it adds to the gradients of the weights."""
+
+    dx: Array  # (T, B, I)
+    dstate: Parts  # each (L*D, B, H)
+    dh_norm: Array  # (L*D, S) float64, the norm of the total dL/dh_t in each packed row, before it is rescaled
+    dc_norm: Array | None  # the same for dL/dc_t
+
+
+def packed_state(cell: Cell, state: Parts | None, batch: _Batch, shape: tuple[int, ...], dtype: Any) -> list[Array]:
+    """Return new parts of a state in the order of the packed rows; zeros for None."""
+    if state is None:
+        return [np.zeros(shape, dtype) for _ in cell.states]
+    return [batch.sort(part) for part in state]
+
+
+def run(
+    cell: Cell,
+    weights: Weights,
+    x: Array,
+    state: Parts | None = None,
+    lengths: Array | None = None,
+    *,
+    num_directions: int = 1,
+    draw_mask: Callable[[tuple[int, int]], Array] | None = None,
+    keep: bool = True,
+    pool: Pool | None = None,
+) -> tuple[Array, Parts, Trace | None]:
+    """Run sequences through a stack of recurrent layers.
+
+    Parameters
+    ----------
+    cell : Cell
+        The row of the table of cells.
+    weights : sequence of list of ndarray
+        ``[w_ih (G*H, I_l), w_hh (G*H, H), b_ih (G*H,), b_hh (G*H,)]`` of each layer and direction.
+    x : ndarray, (T, B, I)
+        The sequences. If it is contiguous, `back` reads it in place.
+    state : tuple of ndarray, (L*D, B, H), optional
+        The parts of the initial state, which are not changed; zeros by default.
+    lengths : ndarray of int, (B,), optional
+        The length of each sequence, T by default.
+    num_directions : {1, 2}
+        D, the number of directions.
+    draw_mask : callable, optional
+        ``draw_mask(shape)``: the factors (S, D*H) of the outputs of a layer below the last; called for each, if `keep`.
+    keep : bool
+        Whether to keep what `back` needs.
+    pool : Pool, optional
+        The pool to borrow memory from.
+
+    Returns
+    -------
+    y : ndarray, (T, B, D*H)
+        The outputs of the last layer, zero past each sequence's end.
+    state : tuple of ndarray, (L*D, B, H)
+        The parts of the final state.
+    trace : Trace or None
+        What `back` needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import back, run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, (h,), trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> y.ravel()
+    array([1.  , 1.5 , 1.75])
+    >>> grads = [[np.zeros((1, 1)), np.zeros((1, 1)), None, None]]
+    >>> back(weights, grads, trace, np.ones((3, 1, 1))).dx.ravel()
+    array([1.75, 1.5 , 1.  ])
+    >>> grads[0][1]
+    array([[3.]])
+    """
+    pool = Pool() if pool is None else pool
+    (T, B, _), D, n = x.shape, num_directions, len(weights)
+    w_hh = weights[0][1]
+    assert w_hh is not None
+    H, dtype = w_hh.shape[1], x.dtype
+    batch = _Batch(T, B, lengths, pool)
+    states = packed_state(cell, state, batch, (n, B, H), dtype)
+    trace = Trace(cell, batch, n, D, H, dtype, pool) if keep else None
+
+    rows = batch.pack(x)
+    for first in range(0, n, D):  # of each layer
+        if trace is not None:
+            if first and draw_mask is not None:
+                trace.masks.append(draw_mask(rows.shape))
+                rows = dropped(rows, trace.masks[-1])
+            trace.inputs.append(rows)
+        last = first + D == n  # writes the padded batch; the layers below write packed rows
+        y = batch.padded(D * H, dtype) if last else pool.empty((batch.n_rows, D * H), dtype)
+        y_at = batch.rows if last else None
+        for direction in range(D):
+            k = first + direction
+            gates, h_in, c_in = trace._arrays[k] if trace is not None else (None, None, None)
+            h, c = states[0][k], states[1][k] if len(states) > 1 else None
+            work = _kernels.recurrent_forward(
+                cell.kind, direction == 1, batch.offsets, B, weights[k], rows, y, y_at, direction * H, h, c,
+                gates, h_in, c_in, pool.take,
+            )  # fmt: skip
+            pool.give(work)
+        rows = y
+    return rows.reshape(T, B, D * H), tuple(batch.unsort(part) for part in states), trace
+
+
+def back(
+    weights: Weights,
+    grads: Weights,
+    trace: Trace,
+    dy: Array,
+    dstate: Parts | None = None,
+    *,
+    step_clip: float = math.inf,
+    turn: Turn | None = None,
+) -> Gradients:
+    """Propagate the gradient back through time, and add dL/d(weights) to `grads`.
+
+    Parameters
+    ----------
+    weights : sequence of list of ndarray
+        Those of `run`.
+    grads : sequence of list of ndarray
+        Arrays like the weights, which are added to.
+    trace : Trace
+        What `run` returned.
+    dy : ndarray, (T, B, D*H)
+        The gradient with respect to y.
+    dstate : tuple of ndarray, (L*D, B, H), optional
+        That with respect to the parts of the final state, which are not changed; zeros by default.
+    step_clip : float
+        The limit to which each sequence's dL/dh_t is rescaled while it is propagated.
+    turn : Turn, optional
+        Whose lock is held while something is added to `grads`.
+
+    Returns
+    -------
+    Gradients
+        Those with respect to x and the initial state, and the norms of those on the way.
+    """
+    cell, batch, D, H, pool = trace.cell, trace.batch, trace.num_directions, trace.hidden_size, trace._pool
+    arrays, n, turn = trace.arrays, len(trace), Turn() if turn is None else turn
+    dstates = packed_state(cell, dstate, batch, (n, batch.B, H), trace.dtype)
+    dh_norm = np.zeros((n, batch.n_rows))
+    dc_norm = np.zeros((n, batch.n_rows)) if len(dstates) > 1 else None
+    d_rows, y_at = dy.reshape(batch.T * batch.B, D * H), batch.rows
+    for layer in reversed(range(n // D)):
+        rows = trace.inputs[layer]
+        dx = pool.empty(rows.shape, trace.dtype)
+        for direction in range(D):
+            k = layer * D + direction
+            with turn.lock:
+                work = _kernels.recurrent_backward(
+                    cell.kind, direction == 1, batch.offsets, batch.B, weights[k], rows, *arrays[k],
+                    d_rows, y_at, direction * H, dstates[0][k], dstates[1][k] if len(dstates) > 1 else None,
+                    dx, direction == 1, grads[k], step_clip, dh_norm[k], None if dc_norm is None else dc_norm[k],
+                    pool.take,
+                )  # fmt: skip
+            pool.give(work)
+        if layer and trace.masks:
+            dx = dropped(dx, trace.masks[layer - 1])
+        d_rows, y_at = dx, None
+    return Gradients(batch.unpack(d_rows), tuple(batch.unsort(part) for part in dstates), dh_norm, dc_norm)
