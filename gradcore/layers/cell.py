@@ -29,6 +29,13 @@ class Keeping:
         Its place among the gates of the weights. A larger bias keeps more.
     opposed : tuple of int
         The gates whose bias is the opposite, so that what is kept and what is added make one.
+
+    Examples
+    --------
+    >>> from gradcore.layers.cell import CELLS
+    >>> cell = CELLS["lstm"]
+    >>> cell.keeping.name, cell.gates[cell.keeping.gate]
+    ('forget', 'f')
     """
 
     name: str
@@ -62,6 +69,13 @@ class Cell:
         The gate that keeps the state, if the cell has one.
     slope : callable, optional
         The derivative of the activation as a function of h, for cells whose state passes W_hh and nothing else.
+
+    Examples
+    --------
+    >>> from gradcore.layers.cell import CELLS
+    >>> cell = CELLS["gru"]
+    >>> cell.layer, cell.gates, cell.states
+    ('GRU', ('r', 'z', 'n'), ('h',))
     """
 
     name: str

@@ -10,6 +10,8 @@ from gradcore import _kernels
 from gradcore._base.check import Array, check_index
 from gradcore._base.memory import Pool
 
+__all__: list[str] = []  # for the package only
+
 
 class _Batch:
     """Lay out T steps of B sequences as rows for the kernels: packed, the longest sequence first.

@@ -152,7 +152,18 @@ class StepTelemetry:
 
     @classmethod
     def of(cls, tape: Any) -> StepTelemetry:
-        """Return the telemetry of a tape, or the given one."""
+        """Return the telemetry of a tape, or the given one.
+
+        Parameters
+        ----------
+        tape : Tape, StepTelemetry or None
+            The tape, or its telemetry.
+
+        Returns
+        -------
+        StepTelemetry
+            The telemetry.
+        """
         return tape if isinstance(tape, StepTelemetry) else cls(tape)
 
     @cached_property

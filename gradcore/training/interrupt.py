@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+__all__: list[str] = []  # for the package only
+
 
 class BrokenOff(KeyboardInterrupt):
     """The first Ctrl-C, at a place where only the step under way is lost."""

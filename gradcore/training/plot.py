@@ -8,6 +8,8 @@ import numpy as np
 
 from gradcore._base.check import Array, as_list
 
+__all__: list[str] = []  # for the package only
+
 LOSS_COLOR, NORM_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, which color-blind readers tell apart
 MOST_MARKS = 40  # more epochs than these are marked in part
 

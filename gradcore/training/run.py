@@ -14,6 +14,8 @@ from gradcore._base.check import Array
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import Thresholds
 
+__all__: list[str] = []  # for the package only
+
 
 class Outputs(NamedTuple):
     """What the rules on outputs share. All in float64: in their own dtype small integers and bools may overflow."""
