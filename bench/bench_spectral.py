@@ -135,11 +135,11 @@ def draw(rows: list[Row], path: Path) -> None:
     for axis, cell in zip(axes.flat, CELLS, strict=True):
         axis.fill_between(line, line - band, line + band, color="0.88", label="0.02 + 5 %", linewidth=0)
         axis.plot(line, line, color="0.6", linewidth=0.8)
-        for H, colour in zip(SIZES, ("C3", "C1", "C2", "C0"), strict=True):
+        for H, color in zip(SIZES, ("C3", "C1", "C2", "C0"), strict=True):
             of = [row for row in rows if (row["cell"], row["H"]) == (cell, H)]
             predicted = [row["predicted"] for row in of]
-            axis.plot([row["measured"] for row in of], predicted, "o", color=colour, label=f"H = {H}", **dots)
-            axis.plot([row["fresh"] for row in of], predicted, "x", color=colour, **crosses)
+            axis.plot([row["measured"] for row in of], predicted, "o", color=color, label=f"H = {H}", **dots)
+            axis.plot([row["fresh"] for row in of], predicted, "x", color=color, **crosses)
         axis.plot([], [], "x", color="0.4", label="on new sequences", **crosses)
         for scale in (axis.set_xscale, axis.set_yscale):
             scale("symlog", linthresh=0.1, linscale=1.5)

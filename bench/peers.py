@@ -1,7 +1,7 @@
 """gradcore beside PyTorch, JAX and onnxruntime, in one process and in turns: `python bench/peers.py [section ...]`.
 
 Every run is verified before it is timed. Of each round the peers and gradcore take their turns one after the other, so
-that a ratio compares neighbours in time. Printed are medians over the rounds, and the quotients of everybody's fastest
+that a ratio compares neighbors in time. Printed are medians over the rounds, and the quotients of everybody's fastest
 turn ("best over"), which others on the machine disturb least; "peak" is the share of what the processor can do at most,
 as it showed right after the turn, for its clock varies. What is not installed is left out.
 """
@@ -428,7 +428,7 @@ def _norms(job: Job) -> Array:
     return norms
 
 
-def behaviour(rounds: int) -> Iterator[Row]:
+def behavior(rounds: int) -> Iterator[Row]:
     """A decaying sequence beside a normal one; a long one beside a short one; all beside the same work."""
     gradcore.set_num_threads(2)
     for cell in GATES:
@@ -527,7 +527,7 @@ def _plain_sum(arrays: list[Array], threads: int) -> Run:
 
 
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
-    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behaviour, memory, norm, optim)
+    f.__name__: f for f in (training, double, inference, ragged, threads, telemetry, behavior, memory, norm, optim)
 }
 
 

@@ -22,7 +22,7 @@ import gradcore
 Array = np.ndarray[Any, Any]
 
 STEPS, START, TARGET = 50, 0.5, 0.7
-CENTRE = 5.0  # the w of the paper's figure 3; above 4 there are two states to fall into
+CENTER = 5.0  # the w of the paper's figure 3; above 4 there are two states to fall into
 W_RANGE, B_RANGE = (3.5, 6.5), (-4.0, -1.0)
 LINEAR_STEPS = (1, 5, 20, 50)
 
@@ -166,11 +166,11 @@ def main() -> None:
     check()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    at = wall(CENTRE)
-    print(f"one unit, w = {CENTRE:g}, {STEPS} steps; the wall is at b = {at:.6f}")
+    at = wall(CENTER)
+    print(f"one unit, w = {CENTER:g}, {STEPS} steps; the wall is at b = {at:.6f}")
     print("        b         E      |gradient|")
     b = at + np.array([-0.1, -0.01, -0.001, 0.0, 0.001, 0.01, 0.1])
-    E, dw, db = cliff(np.array([CENTRE]), b)
+    E, dw, db = cliff(np.array([CENTER]), b)
     for value, error, norm in zip(b, E[0], np.hypot(dw, db)[0], strict=True):
         print(f"{value:9.4f}  {error:8.4f}  {norm:14.4g}")
     print("x_t = w x_(t-1), w = 1.1:   t       dx/dw     d2x/dw2")

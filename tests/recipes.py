@@ -75,7 +75,7 @@ def zero_stride(a: Array) -> Array:
 
 
 def sliding(a: Array) -> Array:
-    """Writable, with neighbours in each other's memory."""
+    """Writable, with neighbors in each other's memory."""
     raw = np.ones(sum(a.shape) + 1, a.dtype)
     return np.lib.stride_tricks.as_strided(raw, a.shape, (a.itemsize,) * a.ndim)
 

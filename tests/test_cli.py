@@ -91,7 +91,7 @@ def test_the_main_job_is_done_and_says_everything_in_order(sunspots: dict[str, A
     assert "This default is chosen to explode" in " ".join(sunspots["text"].split())
 
 
-def test_output_fits_eighty_columns_and_has_no_colour_codes(sunspots: dict[str, Any]) -> None:
+def test_output_fits_eighty_columns_and_has_no_color_codes(sunspots: dict[str, Any]) -> None:
     lines = [line for line in sunspots["text"].splitlines() if not line.startswith(("Wrote", "history"))]
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in sunspots["text"]

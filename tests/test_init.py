@@ -1,4 +1,4 @@
-"""Initialisers: distributions against their formulas (fixed seeds), structure to rounding, and what they refuse."""
+"""Initializers: distributions against their formulas (fixed seeds), structure to rounding, and what they refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradcore import init
 
 Draw = Callable[..., Array]
 
-# Every initialiser as f(tensor, rng=...), with the arguments that it needs.
+# Every initializer as f(tensor, rng=...), with the arguments that it needs.
 ALL: dict[str, Draw] = {
     "uniform_": lambda w, rng: init.uniform_(w, -2, 3, rng=rng),
     "normal_": lambda w, rng: init.normal_(w, 1.0, 0.5, rng=rng),
@@ -65,7 +65,7 @@ def test_distribution(name: str, dtype: Any) -> None:
     assert entries.max() <= high + rounding
     assert entries.var() == pytest.approx(expected.var(), rel=0.03)
     assert stats.kstest(entries, expected.cdf).pvalue > 1e-3
-    # entries of neighbours are independent
+    # entries of neighbors are independent
     assert abs(np.corrcoef(entries[:-1], entries[1:])[0, 1]) < 0.02
 
 

@@ -296,7 +296,7 @@ def _through_cell(forget: float, write: float, steps: int) -> tuple[float, float
     return _end_to_end(telemetry.dc_norm[0]), float(telemetry.dc_norm[0, -1] / telemetry.dh_norm[0, -1])
 
 
-def _initialisers() -> Iterator[Claim]:
+def _initializers() -> Iterator[Claim]:
     factor = _through_layers("identity", "orthogonal", 1.0, UNITS)
     yield Claim(
         "Orthogonal weights keep the norm of a gradient: linear layers, 50 of them.",
@@ -375,6 +375,6 @@ _PARTS: tuple[Callable[[], Iterator[Claim]], ...] = (
     _eigenvalues,
     _singular_values,
     _gates,
-    _initialisers,
+    _initializers,
     _clipping,
 )

@@ -97,7 +97,7 @@ def test_gates(claims: dict[str, Claim]) -> None:
     assert cell["bias 40 and c at 10, dL/dc over dL/dh"] == pytest.approx(1 / math.cosh(10) ** 2, rel=1e-6)
 
 
-def test_initialisers_against_mean_field(claims: dict[str, Claim]) -> None:
+def test_initializers_against_mean_field(claims: dict[str, Claim]) -> None:
     """tanh at the critical point loses 1 - 1/l of the squared norm in layer l; ReLU with Xavier one half."""
     assert claims["Orthogonal weights keep the norm of a gradient: linear"].measured["factor"] == pytest.approx(1)
     assert claims["Orthogonal weights keep the norm of a gradient: a tanh RNN"].measured["factor over 99 steps"] < 1e-10

@@ -162,7 +162,7 @@ def test_all_figures_are_of_one_family() -> None:
 
 
 @pytest.mark.parametrize("low", [0.3, 1e-3])
-def test_a_logarithmic_axis_is_labelled_with_plain_numbers(low: float) -> None:
+def test_a_logarithmic_axis_is_labeled_with_plain_numbers(low: float) -> None:
     figure = figures.plot_trials({"a": np.geomspace(low, 2.0, 50)}, title="t")
     figure.draw_without_rendering()
     axis = figure.axes[0].yaxis

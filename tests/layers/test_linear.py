@@ -685,7 +685,7 @@ def test_an_empty_model_is_the_identity() -> None:
 @pytest.mark.parametrize(
     "activation", ["identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "softplus"]
 )
-def test_mlp_initialises_with_the_gain_of_its_activation(activation: str, init: str) -> None:
+def test_mlp_initializes_with_the_gain_of_its_activation(activation: str, init: str) -> None:
     n_in, n_out = 300, 200
     model = gradcore.MLP([n_in, n_out, 3], activation, init, dtype=np.float64, rng=np.random.default_rng(0))
     gain = gradcore.init.calculate_gain(activation)
@@ -697,7 +697,7 @@ def test_mlp_initialises_with_the_gain_of_its_activation(activation: str, init: 
 
 
 @pytest.mark.parametrize("init", ["lecun_normal", "eye", "uniform", "normal"])
-def test_mlp_with_initialisers_that_take_no_gain(init: str) -> None:
+def test_mlp_with_initializers_that_take_no_gain(init: str) -> None:
     model = gradcore.MLP([30, 20, 10], init=init, bias=False, rng=np.random.default_rng(0))
     want = getattr(gradcore.init, init + "_")
     given = {} if init == "eye" else {"rng": np.random.default_rng(1)}

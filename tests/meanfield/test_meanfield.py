@@ -285,7 +285,7 @@ def test_forecast_of_wide_networks(activation: Any, gain: float) -> None:
 
 
 @pytest.mark.parametrize("activation", ["identity", "tanh"])
-def test_old_initialisation_keeps_a_third_per_layer(activation: str) -> None:
+def test_old_initialization_keeps_a_third_per_layer(activation: str) -> None:
     """U(-1/sqrt(n), 1/sqrt(n)): n Var = 1/3 (Glorot and Bengio, 2010)."""
     rng = np.random.default_rng(0)
     model = gradcore.MLP([256] * 9, activation, rng=rng)

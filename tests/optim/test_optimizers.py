@@ -245,7 +245,7 @@ def test_l1_pulls_towards_zero_and_leaves_a_zero_alone() -> None:
 
 
 @each_rule
-def test_a_quadratic_is_minimised(rule: str) -> None:
+def test_a_quadratic_is_minimized(rule: str) -> None:
     target = np.random.default_rng(0).standard_normal(50)
     p, g = np.zeros(50), np.zeros(50)
     opt = make(rule, [(p, g)], lr={"Adagrad": 1.0, "SGD": 0.2}.get(rule, 0.01))
@@ -255,7 +255,7 @@ def test_a_quadratic_is_minimised(rule: str) -> None:
     assert np.abs(p - target).max() < 0.02
 
 
-def test_a_centred_variance_is_never_negative() -> None:
+def test_a_centered_variance_is_never_negative() -> None:
     p, g = np.zeros(1000, np.float32), np.linspace(0.01, 1, 1000, dtype=np.float32)
     opt = optim.RMSprop([(p, g)], lr=1e-3, alpha=0.5, centered=True)
     for _ in range(300):

@@ -226,6 +226,20 @@ def test_the_extension_exports_its_entry_point_only() -> None:
     assert run.stdout.split() == ["PyInit__kernels"]
 
 
+def test_spelling_is_american() -> None:
+    roots = ("regular", "normal", "initial", "optim", "recogn", "serial", "summar", "minim", "maxim", "general")
+    words = [f"{root}is[aei]" for root in roots] + [f"{root}our" for root in ("col", "behavi", "neighb")]
+    british = re.compile("|".join(words))
+    files = [path for place in ("gradcore", "docs", "bench") for path in (ROOT / place).rglob("*.[mp][dy]")]
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in [ROOT / "README.md", *files]
+        for line in path.read_text("utf-8").splitlines()
+        if british.search(line.lower())
+    ]
+    assert not found
+
+
 @pytest.mark.wheel
 def test_a_wheel_from_the_sdist_is_small_and_whole(tmp_path: Path) -> None:
     """Builds the sdist, from it the wheel, each as pip would; what is inside must be what runs."""

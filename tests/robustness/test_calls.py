@@ -219,7 +219,7 @@ def test_a_failing_append_leaves_the_history_whole() -> None:
 
 
 @pytest.mark.parametrize("name", INITS)
-def test_initialisers_stay_in_the_range_of_the_dtype(name: str) -> None:
+def test_initializers_stay_in_the_range_of_the_dtype(name: str) -> None:
     for argument, value in INITS[name].items():
         if not isinstance(value, float) or (name.startswith("kaiming") and argument == "a") or argument == "sparsity":
             continue

@@ -596,8 +596,8 @@ def test_effective_horizon_of_directions_and_of_gradients_that_overflow() -> Non
     dy[-1, :, :4], dy[0, :, 4:] = 1, 1
     layer.backward(tape, dy)
     norms = tape.telemetry.dh_norm
-    for index, travelled in ((0, norms[0, ::-1]), (1, norms[1])):
-        reached = max(j for j in range(12) if travelled[j] >= 0.1 * travelled[0])
+    for index, traveled in ((0, norms[0, ::-1]), (1, norms[1])):
+        reached = max(j for j in range(12) if traveled[j] >= 0.1 * traveled[0])
         assert spectral.effective_horizon(tape, 0.1, index=index) == reached
     layer = linear_layer(1e30 * np.eye(2), dtype=np.float32)
     y, tape = layer.forward(np.zeros((40, 1, 1), np.float32), np.full((1, 1, 2), 1e-30, np.float32))
