@@ -11,7 +11,7 @@ from gradcore._base.check import Array
 __all__ = ["Hook", "TrainingStep"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class TrainingStep:
     """Hold one step of a training run: what hooks and callbacks see, and what hooks may change.
 
@@ -46,7 +46,8 @@ class TrainingStep:
     grad_norm : GradNorm
         The norm that `optimizer.step` returned, divided by `scale`; set by the update.
     dropped : bool
-        Whether the step ends without an update, and without a trace in the history. A hook sets it.
+        Whether the step ends without an update, and without a trace in the history. A hook sets it in `before_forward`
+        or `after_backward`.
 
     Examples
     --------

@@ -297,9 +297,9 @@ class GradScaler(Hook):
         step : TrainingStep
             The step, with the norm of the gradient that the optimizer has divided by the scale.
         """
-        norm = step.grad_norm
-        self._found.append(bool(norm.n_nan or norm.n_inf))
-        self.update()
+        if self._enabled:
+            self._found.append(bool(step.grad_norm.n_nan or step.grad_norm.n_inf))
+            self.update()
 
     def get_scale(self) -> float:
         """Return the current scale.

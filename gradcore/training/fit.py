@@ -133,7 +133,7 @@ def fit(
                     bar.total = epochs * int((history.epoch == 0).sum()) if bar.total is None else bar.total
                 else:
                     step = TrainingStep(model, optimizer, *batch, len(history), epoch, history, nonfinite)
-                    run_step(step, loss, hooks, max_norm, step_clip)
+                    run_step(step, loss, hooks, max_norm, step_clip, undo)
                     interrupt.at_once = False
                     answers = [] if step.dropped else _record(step, max_norm, monitor, callbacks)
                     n_clipped += bool(getattr(step.grad_norm, "clipped", False))

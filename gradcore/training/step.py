@@ -80,7 +80,7 @@ def training_step(
     """
     check_step(model, loss, optimizer, max_norm, step_clip, nonfinite)
     step = TrainingStep(model, optimizer, *unpacked("batch", batch), nonfinite=nonfinite)
-    run_step(step, loss, check_hooks(hooks), max_norm, step_clip)
+    run_step(step, loss, check_hooks(hooks), max_norm, step_clip, Undo(model))
     return step
 
 
@@ -90,10 +90,10 @@ def run_step(
     hooks: Sequence[Hook],
     max_norm: float | Threshold | Schedule | None,
     step_clip: float | None,
+    undo: Undo,
 ) -> None:
     """Do everything that a step does, in its order."""
     model, optimizer = step.model, step.optimizer
-    undo = Undo(model)
     try:
         for hook in hooks:
             hook.before_forward(step)

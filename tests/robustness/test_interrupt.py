@@ -332,12 +332,14 @@ def problem(where: str | None, step: int = 3) -> tuple[gradcore.History, Any, An
         at("callback")
         states.append(state())
 
-    history = gradcore.fit(model, batches, loss, optimizer, epochs=1, callbacks=[callback])
+    places = ("before_forward", "after_loss", "after_backward", "before_step", "after_step")
+    hook = type("CtrlC", (gradcore.Hook,), {place: lambda self, step, place=place: at(place) for place in places})()
+    history = gradcore.fit(model, batches, loss, optimizer, epochs=1, hooks=[hook], callbacks=[callback])
     states.append(state())
     return history, model, optimizer, states
 
 
-@pytest.mark.parametrize("where", ["batch", "loss"])
+@pytest.mark.parametrize("where", ["batch", "before_forward", "loss", "after_loss", "after_backward", "before_step"])
 def test_fit_drops_the_step_that_was_under_way(where: str, ctrl_c: None) -> None:
     whole, *_, states = problem(None)
     history, model, optimizer, seen = problem(where)
@@ -348,9 +350,10 @@ def test_fit_drops_the_step_that_was_under_way(where: str, ctrl_c: None) -> None
     assert not model.flat_grads.any()
 
 
-def test_fit_finishes_what_follows_the_backward_pass(ctrl_c: None) -> None:
+@pytest.mark.parametrize("where", ["after_step", "callback"])
+def test_fit_finishes_what_follows_the_update(where: str, ctrl_c: None) -> None:
     *_, states = problem(None)
-    history, _, optimizer, seen = problem("callback")
+    history, _, optimizer, seen = problem(where)
     assert history.interrupted
     assert len(history) == optimizer.n_steps == 4
     np.testing.assert_equal(seen[-1], states[3])

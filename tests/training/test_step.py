@@ -109,6 +109,12 @@ def test_loss_scaling(dtype: Any, step_clip: float | None) -> None:
     )
 
 
+def test_a_scaler_that_is_not_enabled_changes_nothing() -> None:
+    scaler = GradScaler(enabled=False)
+    np.testing.assert_equal(fitted(np.float32, [scaler]), fitted(np.float32, []))
+    np.testing.assert_equal(vars(scaler), vars(GradScaler(enabled=False)))
+
+
 def test_the_history_does_not_see_the_scale() -> None:
     states = []
     for hooks in ([], [GradScaler()]):
