@@ -26,17 +26,57 @@ Weights = Sequence[list[Array | None]]
 
 
 def dropped(rows: Array, mask: Array) -> Array:
-    """Return the product without NumPy's warnings, which the kernels do not give either."""
+    """Return the product without NumPy's warnings, which the kernels do not give either.
+
+    Parameters
+    ----------
+    rows : ndarray, (S, D*H)
+        The outputs of a layer, or the gradient with respect to what the next one read.
+    mask : ndarray, (S, D*H)
+        The factors of dropout.
+
+    Returns
+    -------
+    ndarray, (S, D*H)
+        The product.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.functional import dropped
+    >>> dropped(np.array([[1.0, 2.0]]), np.array([[0.0, 2.0]]))
+    array([[0., 4.]])
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(rows * mask)
 
 
 class Rows(NamedTuple):
-    """The arrays of one layer and direction that the backward kernel reads."""
+    """The arrays of one layer and direction that the backward kernel reads.
 
-    gates: Array  # (S, K*H or more), laid out as the kernels like it; Trace.gates knows how
-    h: Array  # (S, H or more), before each step
-    c: Array | None = None  # (S, H or more), before each step
+    Parameters
+    ----------
+    gates : ndarray, (S, K*H or more)
+        The gates, laid out as the kernels like it; `Trace.gates` knows how.
+    h : ndarray, (S, H or more)
+        The hidden state before each step.
+    c : ndarray, (S, H or more), optional
+        The cell state before each step; LSTM only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> trace.arrays[0].h[:, 0], trace.arrays[0].c is None
+    (array([0. , 1. , 1.5]), True)
+    """
+
+    gates: Array
+    h: Array
+    c: Array | None = None
 
 
 @cache
@@ -49,6 +89,33 @@ class Trace:
     """What `back` needs of `run`: S rows for each layer and direction, S being the sum of the lengths.
 
     `inputs` has the rows that each layer read, (S, I_l), and `masks` those of each dropout, (S, D*H).
+
+    Parameters
+    ----------
+    cell : Cell
+        The row of the table of cells.
+    batch : object
+        The layout of the sequences.
+    n : int
+        The number of layers times that of directions.
+    num_directions : {1, 2}
+        D, the number of directions.
+    H : int
+        The number of hidden units.
+    dtype : dtype
+        The dtype of all arrays, float32 or float64.
+    pool : Pool
+        The pool to borrow memory from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> len(trace), trace.hidden_size, [rows.shape for rows in trace.inputs]
+    (1, 1, [(3, 1)])
     """
 
     def __init__(
@@ -98,7 +165,20 @@ class Trace:
         return sum(part.nbytes for part in [*parts, *self.inputs[1:], *self.masks])
 
     def gates(self, index: int, row: int) -> Array:
-        """Return the gates of one layer and direction in one row, (K, H), in the order of `Step.gates`."""
+        """Return the gates of one layer and direction in one row, (K, H), in the order of `Step.gates`.
+
+        Parameters
+        ----------
+        index : int
+            Which layer * num_directions + direction.
+        row : int
+            Which packed row.
+
+        Returns
+        -------
+        ndarray, (K, H)
+            The gates; all but the q of GRU are after their activation.
+        """
         K, H = len(self.cell.kept), self.hidden_size
         padded = -(-H // self._lanes) * self._lanes
         blocks = self.arrays[index].gates[row, : K * padded].reshape(-1, K, self._lanes)
@@ -106,16 +186,69 @@ class Trace:
 
 
 class Gradients(NamedTuple):
-    """What `back` returns beside what it adds to the gradients of the weights."""
+    """What `back` returns beside what it adds to the gradients of the weights.
 
-    dx: Array  # (T, B, I)
-    dstate: Parts  # each (L*D, B, H)
-    dh_norm: Array  # (L*D, S) float64, the norm of the total dL/dh_t in each packed row, before it is rescaled
-    dc_norm: Array | None  # the same for dL/dc_t
+    Parameters
+    ----------
+    dx : ndarray, (T, B, I)
+        The gradient with respect to x.
+    dstate : tuple of ndarray, (L*D, B, H)
+        Those with respect to the parts of the initial state.
+    dh_norm : ndarray of float64, (L*D, S)
+        The L2 norm of the total dL/dh_t in each packed row, before it is rescaled.
+    dc_norm : ndarray of float64, (L*D, S), or None
+        That of dL/dc_t; LSTM only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import back, run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> grads = [[np.zeros((1, 1)), np.zeros((1, 1)), None, None]]
+    >>> found = back(weights, grads, trace, np.zeros((3, 1, 1)), (np.ones((1, 1, 1)),))
+    >>> found.dh_norm, found.dstate[0].ravel()
+    (array([[0.25, 0.5 , 1.  ]]), array([0.125]))
+    """
+
+    dx: Array
+    dstate: Parts
+    dh_norm: Array
+    dc_norm: Array | None
 
 
 def packed_state(cell: Cell, state: Parts | None, batch: _Batch, shape: tuple[int, ...], dtype: Any) -> list[Array]:
-    """Return new parts of a state in the order of the packed rows; zeros for None."""
+    """Return new parts of a state in the order of the packed rows; zeros for None.
+
+    Parameters
+    ----------
+    cell : Cell
+        The row of the table of cells.
+    state : tuple of ndarray, (L*D, B, H), or None
+        The parts of a state.
+    batch : object
+        The layout of the sequences.
+    shape : tuple of int
+        The shape of each part, (L*D, B, H).
+    dtype : dtype
+        The dtype of the parts.
+
+    Returns
+    -------
+    list of ndarray, (L*D, B, H)
+        The parts, whose sequences are in the packed order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import packed_state, run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> packed_state(trace.cell, None, trace.batch, (1, 1, 1), trace.dtype)
+    [array([[[0.]]])]
+    """
     if state is None:
         return [np.zeros(shape, dtype) for _ in cell.states]
     return [batch.sort(part) for part in state]
@@ -245,6 +378,19 @@ def back(
     -------
     Gradients
         Those with respect to x and the initial state, and the norms of those on the way.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import back, run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> grads = [[np.zeros((1, 1)), np.zeros((1, 1)), None, None]]
+    >>> back(weights, grads, trace, np.ones((3, 1, 1))).dx.ravel()
+    array([1.75, 1.5 , 1.  ])
+    >>> grads[0][1]
+    array([[3.]])
     """
     cell, batch, D, H, pool = trace.cell, trace.batch, trace.num_directions, trace.hidden_size, trace._pool
     arrays, n, turn = trace.arrays, len(trace), Turn() if turn is None else turn
