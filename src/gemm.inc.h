@@ -13,34 +13,13 @@
 #define NV 2
 #define NR (NV * V) /* columns of a panel */
 #define NW 4        /* vectors of a tile at most */
-#if GC_REGISTERS == 32
-#define MR 14
-#define MR_3 9
-#define LOW 6
-#else
-#define MR 6
-#define MR_3 4
-#define LOW 3
-#endif
 #ifndef GC_GEMM_BLOCKS
 #define GC_GEMM_BLOCKS
 enum {
-    FEW_REGISTERS = GC_REGISTERS == 16,
-    KC = FEW_REGISTERS ? 288 : 384, /* rows that one block of gemm_tn sums at most: half a chunk of recurrent.inc.h, and with few
-                                       registers a panel of them fits in L1 beside a stripe of A */
-    NC_BYTES = (FEW_REGISTERS ? 1024 : 384) * 1024, /* of B in such a block, packed. Either it stays in L2 beside a panel of A,
-                                                       or it comes from L3 slowly enough, and A is packed less often */
     BLOCK = 112,                    /* rows of A at most that stay in L2 while all panels of gemm pass over them */
     COLUMNS = 48                    /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
 };
 #endif
-/* Columns of B that a tile of gemm_tn takes: with many registers six rows of four vectors, because its A is packed and its B
- * in L2, and both are used as often. */
-#define WIDE (GC_REGISTERS == 16 ? NR : 2 * NR)
-/* Rows of B at most that all tiles of a panel sum before the rows that follow: B's stay near L1 meanwhile, what is fetched comes
- * when it is wanted. */
-#define DEPTH (GC_REGISTERS == 16 ? 640 : 1024)
-
 /* A tile's operands. A[i, k] = a[i * a_row + k * a_column], B[k, j] = b[k * b_row + j] (of four vectors that are more than a
  * panel the second half is in the panel behind), C[i, j] = c[i * c_row + j] and start[i, j] = start[i * start_row + j]: a
  * bias with start_row 0, C itself to add to it, NULL for zeros. Meanwhile what is needed later is fetched from memory, a
@@ -63,7 +42,6 @@ typedef struct {
 
 /* Columns of B of which a tile takes up to four vectors: two panels side by side for so few rows that there were too few sums
  * otherwise, and where both stay in L1 as long as all tiles need them. */
-#define PAIR_BYTES (GC_REGISTERS == 16 ? 0 : 32 * 1024)
 INLINE ptrdiff_t FN(columns_at_once)(ptrdiff_t M, ptrdiff_t K)
 {
     return M <= LOW || K * 2 * NR * (ptrdiff_t)sizeof(REAL) <= PAIR_BYTES ? 2 * NR : NR;
@@ -71,8 +49,6 @@ INLINE ptrdiff_t FN(columns_at_once)(ptrdiff_t M, ptrdiff_t K)
 
 /* How the packed panel that comes next is fetched: near the registers where vectors are narrow. Where they are wide a panel
  * fills L1, so it goes to L2, and a matrix that stays there by itself is left alone. */
-#define PREFETCH_NEXT(address) (GC_REGISTERS == 16 ? PREFETCH(address) : PREFETCH_L2(address))
-#define FETCH_BYTES (GC_REGISTERS == 16 ? 0 : 1 << 19)
 
 /* The panel at `next` of a packed matrix (K, N), if it is to be fetched. */
 INLINE uintptr_t FN(next_panel)(const REAL *next, ptrdiff_t K, ptrdiff_t N)
@@ -154,38 +130,33 @@ INLINE void FN(tile)(const int rows, const int vectors, ptrdiff_t n, const FN(pr
 #define TILE_NAME(rows, vectors) FN(tile_##rows##x##vectors),
 #define UP_TO_3(DO, vectors) DO(1, vectors) DO(2, vectors) DO(3, vectors)
 #define UP_TO_4(DO, vectors) UP_TO_3(DO, vectors) DO(4, vectors)
-#define UP_TO_6(DO, vectors) UP_TO_4(DO, vectors) DO(5, vectors) DO(6, vectors)
-#define UP_TO_9(DO, vectors) UP_TO_6(DO, vectors) DO(7, vectors) DO(8, vectors) DO(9, vectors)
-#define UP_TO_14(DO, vectors)                                                                                                  \
-    UP_TO_9(DO, vectors) DO(10, vectors) DO(11, vectors) DO(12, vectors) DO(13, vectors) DO(14, vectors)
-#if GC_REGISTERS == 32
-#define UP_TO_MR UP_TO_14
-#define UP_TO_MR_3 UP_TO_9
-#define UP_TO_LOW UP_TO_6
-#else
-#define UP_TO_MR UP_TO_6
-#define UP_TO_MR_3 UP_TO_4
-#define UP_TO_LOW UP_TO_3
-#endif
-UP_TO_MR(TILE, 1) UP_TO_MR(TILE, 2) UP_TO_MR_3(TILE, 3) UP_TO_LOW(TILE, 4)
+#define UP_TO_5(DO, vectors) UP_TO_4(DO, vectors) DO(5, vectors)
+#define UP_TO_6(DO, vectors) UP_TO_5(DO, vectors) DO(6, vectors)
+#define UP_TO_7(DO, vectors) UP_TO_6(DO, vectors) DO(7, vectors)
+#define UP_TO_9(DO, vectors) UP_TO_7(DO, vectors) DO(8, vectors) DO(9, vectors)
+#define UP_TO_10(DO, vectors) UP_TO_9(DO, vectors) DO(10, vectors)
+#define UP_TO_14(DO, vectors) UP_TO_10(DO, vectors) DO(11, vectors) DO(12, vectors) DO(13, vectors) DO(14, vectors)
+#define UP_TO(n) GC_JOIN(UP_TO_, n)
+UP_TO(MR)(TILE, 1) UP_TO(MR)(TILE, 2) UP_TO(MR_3)(TILE, 3) UP_TO(LOW)(TILE, 4)
 
 /* C[rows, n] for n <= NW * V columns. */
 INLINE void FN(tile_of)(ptrdiff_t rows, ptrdiff_t n, const FN(product) *p)
 {
     static void (*const kernels[NW][MR])(ptrdiff_t, const FN(product) *) = {
-        {UP_TO_MR(TILE_NAME, 1)}, {UP_TO_MR(TILE_NAME, 2)}, {UP_TO_MR_3(TILE_NAME, 3)}, {UP_TO_LOW(TILE_NAME, 4)}};
+        {UP_TO(MR)(TILE_NAME, 1)}, {UP_TO(MR)(TILE_NAME, 2)}, {UP_TO(MR_3)(TILE_NAME, 3)}, {UP_TO(LOW)(TILE_NAME, 4)}};
     kernels[(n - 1) / V][rows - 1](n, p);
 }
 #undef TILE
 #undef TILE_NAME
 #undef UP_TO_3
 #undef UP_TO_4
+#undef UP_TO_5
 #undef UP_TO_6
+#undef UP_TO_7
 #undef UP_TO_9
+#undef UP_TO_10
 #undef UP_TO_14
-#undef UP_TO_MR
-#undef UP_TO_MR_3
-#undef UP_TO_LOW
+#undef UP_TO
 
 /* C[M, n] of a panel: tiles of about equal heights, because a low one hides less of the latency. At most MR rows for NR
  * columns, MR_3 for three vectors, LOW for four that are two panels. */
@@ -301,7 +272,6 @@ static void FN(gemm)(ptrdiff_t M, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t N, ptrdi
 /* A tile reads MR elements of each row of A^T. Where the registers hold few vectors they are packed as stripes of just MR
  * columns, so that nothing else comes to L1 beside the panel of B; V elements are left between two stripes, because the last
  * vector of a row reaches over its end. Stores of whole cache lines that overlap would cost more than they save. */
-#define STRIPE (GC_REGISTERS == 16 ? MR : COLUMNS)
 #define STRIPE_SIZE(kc) ((kc)*STRIPE + V)
 
 /* Elements of scratch that each thread needs for gemm_tn. */

@@ -1,6 +1,7 @@
 /* The templates in the order in which they need each other, for one element type. */
 #include "real.inc.h"
-#include "simd.inc.h"
+#include "isa/simd.inc.h"
+#include "math/l2_norm.inc.h"
 #include "vmath.inc.h"
 #include "gemm.inc.h"
 #include "recurrent.inc.h"
