@@ -7,7 +7,7 @@ import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from glob import glob
+from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
@@ -21,12 +21,17 @@ GNU_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-c
 GNU_FLAGS += ["-Wall", "-Wextra", "-g" if os.environ.get("GRADCORE_DEBUG") == "1" else "-g0"]
 MSVC_FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics"]
 
-# The levels of the x86-64 psABI, spelled as features because older compilers do not know their names.
-V2 = ["-msse3", "-mssse3", "-msse4.1", "-msse4.2", "-mpopcnt"]
-V3 = [*V2, "-mavx", "-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mmovbe"]
-V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """The compiler's options for each set of src/isa/isa.def."""
+    sets, options = {}, []
+    for name, features in re.findall(r"^SET\((\w+), (.*)\)$", Path("src/isa/isa.def").read_text(), re.MULTILINE):
+        words = re.findall(r"(FEATURE|OPTION)\((.*?)\)", features)
+        options = options + ["-m" + word if kind == "FEATURE" else word for kind, word in words]
+        sets[name] = options
+    return sets
 
 
 def target_machine() -> str:
@@ -42,10 +47,11 @@ class BuildKernels(build_ext):
             return
         msvc = self.compiler.compiler_type == "msvc"
         x86_64 = target_machine().lower() in ("x86_64", "amd64")
-        isas = {"baseline": V2, "v3": V3, "v4": V4} if x86_64 and not msvc else {"baseline": []}
+        isas = instruction_sets() if x86_64 and not msvc else {"baseline": []}
         flags = MSVC_FLAGS if msvc else GNU_FLAGS
         openmp_compile, openmp_link = self.openmp_flags(msvc)
-        ext.define_macros += [(f"GC_HAVE_{isa.upper()}", "1") for isa in isas if isa != "baseline"]
+        if len(isas) > 1:
+            ext.define_macros.append(("GC_ALL_SETS", "1"))
         ext.extra_compile_args = [*flags, *openmp_compile]
         ext.extra_link_args = openmp_link + (["-Wl,-z,noexecstack"] if sys.platform.startswith("linux") else [])
         ext.libraries = [] if msvc else ["m"]  # not every interpreter has it loaded
@@ -88,16 +94,18 @@ class BuildKernels(build_ext):
         return flags
 
 
-C_FILES = ("dispatch", "threads", "rows", "spans", "norm", "optim")
+ELSEWHERE = {"src/per_isa.c", "src/_kernels.c"}  # compiled for each set; made of the .pyx
+C_FILES = sorted({path.as_posix() for path in Path("src").rglob("*.c")} - ELSEWHERE)
+HEADERS = sorted(path.as_posix() for path in Path("src").rglob("*") if path.suffix in (".h", ".def", ".pxd", ".pxi"))
 
 setup(
     ext_modules=[
         Extension(
             "gradcore._kernels",
-            ["src/_kernels.pyx", *(f"src/{name}.c" for name in C_FILES)],
+            ["src/_kernels.pyx", *C_FILES],
             include_dirs=["src", numpy.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-            depends=["setup.py", "src/per_isa.c", *sorted(glob("src/*.h") + glob("src/*.px[id]"))],
+            depends=["setup.py", "src/per_isa.c", *HEADERS],
         )
     ],
     cmdclass={"build_ext": BuildKernels},
