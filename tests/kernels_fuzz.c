@@ -1,0 +1,760 @@
+/* The kernels in random shapes: recurrent and linear layers against a reference in double, written from the formulas and from
+ * nothing in src/; activations, lists of arrays and Jacobians for what must hold of them. Whatever the number of threads, the
+ * bits are the same. Arrays begin at any element, end where they end, and hold NaN until they are written, or what
+ * MemorySanitizer knows not to be set.
+ *
+ * kernels_fuzz [rounds [seed]] prints a hash of all outputs: the same before and after a change that is to change nothing.
+ * tests/test_c.py has the commands. */
+#define _POSIX_C_SOURCE 200112L /* posix_memalign */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gradcore.h"
+
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#define UNSET(p, bytes) __msan_poison(p, bytes)
+#endif
+#endif
+#ifndef UNSET
+#define UNSET(p, bytes) ((void)0)
+#endif
+
+enum { MOST_THREADS = 8 };
+
+static const gc_table *table;
+static int real; /* GC_F32 or GC_F64: of the arrays that are tested */
+static int failures;
+static char subject[300];
+
+static void fail(const char *what, double got, double limit)
+{
+    printf("%s: %s: %g, not %g\n", subject, what, got, limit);
+    if (++failures == 20) exit(1);
+}
+
+/* ---- numbers ----------------------------------------------------------------------------------------------------------- */
+
+static uint64_t state = 88172645463325252u;
+
+static uint64_t draw(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
+static int between(int least, int most) { return least + (int)(draw() % (uint64_t)(most - least + 1)); }
+static int one_in(int n) { return between(1, n) == 1; }
+static double uniform(void) { return (double)(draw() >> 11) / (double)(1ull << 52) - 1; } /* [-1, 1) */
+
+/* ---- arrays ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    void *base, *p;
+    size_t bytes;
+} array;
+
+static array allocated(size_t bytes, size_t offset)
+{
+    array a = {.bytes = bytes};
+#ifdef _WIN32
+    if (!(a.base = _aligned_malloc(offset + bytes + 1, 64))) exit(2);
+#else
+    if (posix_memalign(&a.base, 64, offset + bytes)) exit(2);
+#endif
+    a.p = (char *)a.base + offset;
+    memset(a.p, 0xff, bytes); /* NaN */
+    return a;
+}
+
+static void release(array a)
+{
+#ifdef _WIN32
+    _aligned_free(a.base);
+#else
+    free(a.base);
+#endif
+}
+
+static array marked(ptrdiff_t n, size_t size) { return allocated((size_t)n * size, size * (size_t)between(0, 3)); }
+
+/* To be written before it is read. */
+static array unset(ptrdiff_t n, size_t size)
+{
+    const array a = marked(n, size);
+    UNSET(a.p, a.bytes);
+    return a;
+}
+
+static array scratch(size_t bytes)
+{
+    const array a = allocated(bytes, 0);
+    UNSET(a.p, a.bytes);
+    return a;
+}
+
+static size_t real_size(void) { return real == GC_F32 ? 4 : 8; }
+static double get(array a, ptrdiff_t i) { return real == GC_F32 ? ((const float *)a.p)[i] : ((const double *)a.p)[i]; }
+
+static void put(array a, ptrdiff_t i, double x)
+{
+    if (real == GC_F32)
+        ((float *)a.p)[i] = (float)x;
+    else
+        ((double *)a.p)[i] = x;
+}
+
+static array typed(const double *from, ptrdiff_t n)
+{
+    const array a = marked(n, real_size());
+    for (ptrdiff_t i = 0; i < n; i++) put(a, i, from[i]);
+    return a;
+}
+
+static array blank(ptrdiff_t n)
+{
+    const array a = marked(n, real_size());
+    memset(a.p, 0, a.bytes);
+    return a;
+}
+
+static double *zeros(ptrdiff_t n)
+{
+    double *a = calloc((size_t)n + 1, sizeof *a);
+    if (!a) exit(2);
+    return a;
+}
+
+/* Exact in float32, so that both types have the same problem. */
+static double *uniforms(ptrdiff_t n, double scale)
+{
+    double *a = zeros(n);
+    for (ptrdiff_t i = 0; i < n; i++) a[i] = (float)(scale * uniform());
+    return a;
+}
+
+/* ---- outputs ----------------------------------------------------------------------------------------------------------- */
+
+static uint64_t hash = 1469598103934665603u;
+
+static void check(const char *what, double error, double norm, double limit)
+{
+    if (!(error <= limit * (norm + 1e-3))) fail(what, error / (norm + 1e-3), limit);
+}
+
+static void compare(const char *what, array got, const double *want, ptrdiff_t n, double limit)
+{
+    double error = 0, norm = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        error += pow(get(got, i) - want[i], 2);
+        norm += want[i] * want[i];
+    }
+    check(what, sqrt(error), sqrt(norm), limit);
+}
+
+/* What the runs with other numbers of threads must find as well. */
+typedef struct {
+    int n, run;
+    array kept[16];
+} outputs;
+
+static void output(outputs *all, int number, array a)
+{
+    if (!all->run) {
+        const unsigned char *byte = a.p;
+        for (size_t i = 0; i < a.bytes; i++) hash = (hash ^ byte[i]) * 1099511628211u;
+        all->kept[number] = allocated(a.bytes, 0);
+        memcpy(all->kept[number].p, a.p, a.bytes);
+        all->n = number < all->n ? all->n : number + 1;
+    } else if (memcmp(all->kept[number].p, a.p, a.bytes)) {
+        fail("other bits with other threads in output", number, -1);
+    }
+    release(a);
+}
+
+static void forget(outputs *all)
+{
+    for (int i = 0; i < all->n; i++) release(all->kept[i]);
+}
+
+/* How many threads each run has. */
+static int threads_of(int run) { return run ? between(2, MOST_THREADS) : 1; }
+
+/* ---- recurrent: the reference ------------------------------------------------------------------------------------------- */
+
+enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, DY, DH, DC, PARTS };
+
+typedef struct {
+    int cell, G, K, has_c, reverse, bias, T, B, F, H;
+    ptrdiff_t S, *offsets;
+    double step_clip, *in[PARTS];
+    ptrdiff_t n[PARTS];
+    /* found: what each row's step had, and the results */
+    double *gates, *h_in, *c_in; /* (S, 5, H), (S, H), (S, H) */
+    double *y, *h, *c, *dh, *dc, *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh_norm, *dc_norm;
+} problem;
+
+static double sigmoid(double a) { return 1 / (1 + exp(-a)); }
+
+/* From the two products, gates in the order of the weights, to the gates and the state. */
+static void plain_step(const problem *p, const double *a, const double *u, double *h, double *c, double *kept)
+{
+    const int H = p->H;
+    for (int j = 0; j < H; j++) {
+        if (p->cell == GC_LSTM) {
+            const double i = sigmoid(a[j] + u[j]), f = sigmoid(a[H + j] + u[H + j]);
+            const double g = tanh(a[2 * H + j] + u[2 * H + j]), o = sigmoid(a[3 * H + j] + u[3 * H + j]);
+            c[j] = f * c[j] + i * g;
+            h[j] = o * tanh(c[j]);
+            kept[j] = i, kept[H + j] = f, kept[2 * H + j] = g, kept[3 * H + j] = o, kept[4 * H + j] = tanh(c[j]);
+        } else if (p->cell == GC_GRU) {
+            const double r = sigmoid(a[j] + u[j]), z = sigmoid(a[H + j] + u[H + j]), q = u[2 * H + j];
+            const double n = tanh(a[2 * H + j] + r * q);
+            h[j] = (1 - z) * n + z * h[j];
+            kept[j] = n, kept[H + j] = r, kept[2 * H + j] = z, kept[3 * H + j] = q;
+        } else {
+            h[j] = kept[j] = p->cell == GC_RNN_TANH ? tanh(a[j] + u[j]) : fmax(0, a[j] + u[j]);
+        }
+    }
+}
+
+/* From dL/dh and, for LSTM, dL/dc to those of both products; dL/dc becomes that of the state before, `rest` the part of
+ * dL/dh_{t-1} that does not pass W_hh. Returns the sum of the squares of dL/dc. */
+static double plain_step_back(const problem *p, const double *kept, const double *h_in, const double *c_in, const double *dh,
+                              double *dc, double *da, double *du, double *rest)
+{
+    const int H = p->H;
+    double squares = 0;
+    for (int j = 0; j < H; j++) {
+        const double d = dh[j];
+        rest[j] = 0;
+        if (p->cell == GC_LSTM) {
+            const double i = kept[j], f = kept[H + j], g = kept[2 * H + j], o = kept[3 * H + j], tanh_c = kept[4 * H + j];
+            const double e = dc[j] + d * o * (1 - tanh_c * tanh_c);
+            squares += e * e;
+            da[j] = e * g * i * (1 - i), da[H + j] = e * c_in[j] * f * (1 - f);
+            da[2 * H + j] = e * i * (1 - g * g), da[3 * H + j] = d * tanh_c * o * (1 - o);
+            dc[j] = e * f;
+        } else if (p->cell == GC_GRU) {
+            const double n = kept[j], r = kept[H + j], z = kept[2 * H + j], q = kept[3 * H + j];
+            const double dn = d * (1 - z) * (1 - n * n);
+            da[j] = dn * q * r * (1 - r), da[H + j] = d * (h_in[j] - n) * z * (1 - z), da[2 * H + j] = dn;
+            rest[j] = d * z;
+        } else {
+            da[j] = p->cell == GC_RNN_TANH ? d * (1 - kept[j] * kept[j]) : kept[j] > 0 ? d : 0;
+        }
+    }
+    memcpy(du, da, (size_t)(p->G * H) * sizeof *du);
+    for (int j = 0; j < H && p->cell == GC_GRU; j++) du[2 * H + j] = da[2 * H + j] * kept[H + j];
+    return squares;
+}
+
+static void plain_forward(problem *p)
+{
+    const int F = p->F, H = p->H, GH = p->G * H;
+    double *a = zeros(GH), *u = zeros(GH);
+    memcpy(p->h, p->in[H0], (size_t)p->n[H0] * sizeof *p->h);
+    memcpy(p->c, p->in[C0], (size_t)p->n[C0] * sizeof *p->c);
+    for (int i = 0; i < p->T; i++) {
+        const int t = p->reverse ? p->T - 1 - i : i;
+        for (ptrdiff_t row = p->offsets[t]; row < p->offsets[t + 1]; row++) {
+            double *h = p->h + (row - p->offsets[t]) * H, *c = p->c + (row - p->offsets[t]) * H;
+            memcpy(p->h_in + row * H, h, (size_t)H * sizeof *h);
+            memcpy(p->c_in + row * H, c, (size_t)H * sizeof *c);
+            for (int m = 0; m < GH; m++) {
+                a[m] = p->bias ? p->in[B_IH][m] : 0;
+                u[m] = p->bias ? p->in[B_HH][m] : 0;
+                for (int f = 0; f < F; f++) a[m] += p->in[W_IH][m * F + f] * p->in[X][row * F + f];
+                for (int k = 0; k < H; k++) u[m] += p->in[W_HH][m * H + k] * h[k];
+            }
+            plain_step(p, a, u, h, c, p->gates + row * 5 * H);
+            memcpy(p->y + row * H, h, (size_t)H * sizeof *h);
+        }
+    }
+    free(a), free(u);
+}
+
+static void plain_backward(problem *p)
+{
+    const int F = p->F, H = p->H, GH = p->G * H;
+    double *da = zeros(GH), *du = zeros(GH), *rest = zeros(H);
+    memcpy(p->dh, p->in[DH], (size_t)p->n[DH] * sizeof *p->dh);
+    memcpy(p->dc, p->in[DC], (size_t)p->n[DC] * sizeof *p->dc);
+    for (int i = p->T - 1; i >= 0; i--) {
+        const int t = p->reverse ? p->T - 1 - i : i;
+        for (ptrdiff_t row = p->offsets[t]; row < p->offsets[t + 1]; row++) {
+            double *dh = p->dh + (row - p->offsets[t]) * H, *dc = p->dc + (row - p->offsets[t]) * H, squares = 0;
+            const double *h_in = p->h_in + row * H;
+            for (int j = 0; j < H; j++) dh[j] += p->in[DY][row * H + j], squares += dh[j] * dh[j];
+            p->dh_norm[row] = sqrt(squares);
+            const double scale = p->dh_norm[row] > p->step_clip ? p->step_clip / p->dh_norm[row] : 1;
+            for (int j = 0; j < H; j++) dh[j] *= scale;
+            squares = plain_step_back(p, p->gates + row * 5 * H, h_in, p->c_in + row * H, dh, dc, da, du, rest);
+            p->dc_norm[row] = sqrt(squares);
+            memcpy(dh, rest, (size_t)H * sizeof *dh);
+            for (int m = 0; m < GH; m++) {
+                p->db_ih[m] += da[m];
+                p->db_hh[m] += du[m];
+                for (int f = 0; f < F; f++) {
+                    p->dw_ih[m * F + f] += da[m] * p->in[X][row * F + f];
+                    p->dx[row * F + f] += da[m] * p->in[W_IH][m * F + f];
+                }
+                for (int k = 0; k < H; k++) {
+                    p->dw_hh[m * H + k] += du[m] * h_in[k];
+                    dh[k] += du[m] * p->in[W_HH][m * H + k];
+                }
+            }
+        }
+    }
+    free(da), free(du), free(rest);
+}
+
+/* ---- recurrent ---------------------------------------------------------------------------------------------------------- */
+
+/* Lengths that sort: all equal, any, or some of them full. */
+static void draw_lengths(problem *p)
+{
+    const int kind = between(0, 2);
+    p->offsets = malloc((size_t)(p->T + 1) * sizeof *p->offsets);
+    if (!p->offsets) exit(2);
+    memset(p->offsets, 0, (size_t)(p->T + 1) * sizeof *p->offsets);
+    for (int b = 0; b < p->B; b++) {
+        const int length = kind == 0 || (kind == 2 && one_in(2)) ? p->T : between(0, p->T);
+        for (int t = 0; t < length; t++) p->offsets[t + 1]++; /* how many live at step t */
+    }
+    for (int t = 0; t < p->T; t++) p->offsets[t + 1] += p->offsets[t];
+    p->S = p->offsets[p->T];
+}
+
+static problem *draw_problem(int most_units)
+{
+    problem *p = calloc(1, sizeof *p);
+    if (!p) exit(2);
+    p->cell = between(GC_RNN_TANH, GC_GRU);
+    p->G = p->cell == GC_LSTM ? 4 : p->cell == GC_GRU ? 3 : 1;
+    p->K = p->G == 1 ? 1 : 4;
+    p->has_c = p->cell == GC_LSTM;
+    p->reverse = one_in(2);
+    p->bias = !one_in(5);
+    p->T = one_in(10) ? between(0, 1) : between(1, 14);
+    p->B = one_in(12) ? between(0, 1) : between(1, one_in(2) ? 6 : 24);
+    p->F = one_in(3) ? between(1, 5) : between(1, 40);
+    p->H = between(1, most_units);
+    p->step_clip = one_in(3) ? fabs(uniform()) * 2 : INFINITY;
+    draw_lengths(p);
+    const ptrdiff_t GH = p->G * p->H, state = (ptrdiff_t)p->B * p->H, steps = p->S * p->H;
+    const ptrdiff_t n[PARTS] = {GH * p->F, GH * p->H, GH, GH, p->S * p->F, state, state, steps, state, state};
+    for (int part = 0; part < PARTS; part++) {
+        p->n[part] = n[part];
+        p->in[part] = uniforms(n[part], part == W_HH ? 1.5 / sqrt(p->H) : part == W_IH ? 1.5 / sqrt(p->F) : 1);
+    }
+    p->gates = zeros(5 * steps), p->h_in = zeros(steps), p->c_in = zeros(steps), p->y = zeros(steps);
+    p->h = zeros(state), p->c = zeros(state), p->dh = zeros(state), p->dc = zeros(state);
+    p->dx = zeros(n[X]), p->dw_ih = zeros(n[W_IH]), p->dw_hh = zeros(n[W_HH]), p->db_ih = zeros(GH), p->db_hh = zeros(GH);
+    p->dh_norm = zeros(p->S), p->dc_norm = zeros(p->S);
+    plain_forward(p);
+    plain_backward(p);
+    snprintf(subject, sizeof subject, "%s float%d, cell %d, T %d, B %d, F %d, H %d, S %d%s%s, step_clip %g", table->isa,
+             real == GC_F32 ? 32 : 64, p->cell, p->T, p->B, p->F, p->H, (int)p->S, p->reverse ? ", reverse" : "",
+             p->bias ? "" : ", no bias", p->step_clip);
+    return p;
+}
+
+static void free_problem(problem *p)
+{
+    double *const own[] = {p->gates, p->h_in, p->c_in,  p->y,     p->h,     p->c,     p->dh,     p->dc,
+                           p->dx,    p->dw_ih, p->dw_hh, p->db_ih, p->db_hh, p->dh_norm, p->dc_norm};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+    for (int part = 0; part < PARTS; part++) free(p->in[part]);
+    free(p->offsets);
+    free(p);
+}
+
+/* Where the layer's rows and columns are in y and dy. */
+typedef struct {
+    ptrdiff_t rows, row, column, *at; /* at (S,): any rows, each once */
+    int in_order;
+} place;
+
+static place draw_place(const problem *p)
+{
+    place y = {.in_order = one_in(2)};
+    const int directions = between(1, 2);
+    y.rows = y.in_order ? p->S : (ptrdiff_t)p->T * p->B;
+    y.row = directions * p->H, y.column = between(0, directions - 1) * p->H;
+    y.at = malloc((size_t)(y.rows + 1) * sizeof *y.at);
+    if (!y.at) exit(2);
+    for (ptrdiff_t i = 0; i < y.rows; i++) y.at[i] = i;
+    for (ptrdiff_t i = y.rows - 1; i > 0 && !y.in_order; i--) {
+        const ptrdiff_t j = (ptrdiff_t)(draw() % (uint64_t)(i + 1)), moved = y.at[i];
+        y.at[i] = y.at[j], y.at[j] = moved;
+    }
+    return y;
+}
+
+/* The layer's part of y, packed; what is not its part must be as it was. */
+static void check_y(const problem *p, const place *y, array whole, double limit)
+{
+    array packed = blank(p->S * p->H);
+    ptrdiff_t written = 0;
+    for (ptrdiff_t row = 0; row < p->S; row++)
+        for (int j = 0; j < p->H; j++) put(packed, row * p->H + j, get(whole, y->at[row] * y->row + y->column + j));
+    for (ptrdiff_t i = 0; i < y->rows * y->row; i++) written += !isnan(get(whole, i));
+    compare("y", packed, p->y, p->S * p->H, limit);
+    if (written != p->S * p->H) fail("elements of y written", (double)written, (double)(p->S * p->H));
+    release(packed);
+}
+
+static void check_norms(const char *what, array norms, const double *want, ptrdiff_t n, double limit)
+{
+    double error = 0, norm = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        error += pow(((double *)norms.p)[i] - want[i], 2);
+        norm += want[i] * want[i];
+    }
+    check(what, sqrt(error), sqrt(norm), limit);
+}
+
+static void fuzz_recurrent(int most_units)
+{
+    problem *p = draw_problem(most_units);
+    const gc_kernels *kernels = &table->real[real];
+    const size_t size = real_size();
+    const place y = draw_place(p);
+    const ptrdiff_t lanes = kernels->lanes, padded = (p->H + lanes - 1) / lanes * lanes;
+    const ptrdiff_t gates_row = gc_row(p->K * padded, size), state_row = gc_row(padded, size);
+    const int keeps = !one_in(5), wants_dx = !one_in(6), dx_adds = one_in(2), wants_norms = !one_in(4);
+    const double limit = real == GC_F32 ? 2e-4 : 1e-10, limit_back = 10 * limit;
+    outputs all = {.n = 0};
+    for (int n_runs = one_in(4) ? 4 : 2; all.run < n_runs; all.run++) {
+        array in[PARTS];
+        for (int part = 0; part < PARTS; part++)
+            if (part != DY) in[part] = typed(p->in[part], p->n[part]);
+        const array gates = unset(keeps ? p->S * gates_row : 0, size), h_in = unset(keeps ? p->S * state_row : 0, size);
+        const array c_in = unset(keeps && p->has_c ? p->S * state_row : 0, size), whole = marked(y.rows * y.row, size);
+        gc_recurrent s;
+        memset(&s, 0x5a, sizeof s); /* what is not set here is not read */
+        s.cell = p->cell, s.reverse = p->reverse, s.threads = threads_of(all.run);
+        s.T = p->T, s.B = p->B, s.F = p->F, s.H = p->H, s.offsets = p->offsets;
+        s.w_ih = in[W_IH].p, s.w_hh = in[W_HH].p, s.x = in[X].p;
+        s.b_ih = p->bias ? in[B_IH].p : NULL, s.b_hh = p->bias ? in[B_HH].p : NULL;
+        s.gates = keeps ? gates.p : NULL, s.h_in = keeps ? h_in.p : NULL, s.c_in = keeps && p->has_c ? c_in.p : NULL;
+        s.ld_y = y.row, s.y_at = y.in_order ? NULL : y.at;
+        gc_recurrent back = s;
+        s.y = (char *)whole.p + (size_t)y.column * size, s.h = in[H0].p, s.c = p->has_c ? in[C0].p : NULL, s.work = NULL;
+        const size_t bytes = kernels->recurrent_forward_work(&s);
+        array work = scratch(bytes);
+        s.work = work.p;
+        if (kernels->recurrent_forward(&s) != GC_OK) fail("status", 1, GC_OK);
+        release(work);
+        check_y(p, &y, whole, limit);
+        compare("h", in[H0], p->h, p->n[H0], limit);
+        if (p->has_c) compare("c", in[C0], p->c, p->n[C0], limit);
+
+        if (keeps) {
+            const array dy = unset(y.rows * y.row, size), dw_ih = blank(p->n[W_IH]), dw_hh = blank(p->n[W_HH]);
+            const array db_ih = blank(p->n[B_IH]), db_hh = blank(p->n[B_HH]);
+            const array dx = dx_adds || !wants_dx ? blank(p->n[X]) : unset(p->n[X], size);
+            const array dh_norm = unset(wants_norms ? p->S : 0, 8), dc_norm = unset(wants_norms && p->has_c ? p->S : 0, 8);
+            for (ptrdiff_t row = 0; row < p->S; row++)
+                for (int j = 0; j < p->H; j++) put(dy, y.at[row] * y.row + y.column + j, p->in[DY][row * p->H + j]);
+            back.dy = (char *)dy.p + (size_t)y.column * size, back.dh = in[DH].p, back.dc = p->has_c ? in[DC].p : NULL;
+            back.dx = wants_dx ? dx.p : NULL, back.dx_adds = dx_adds, back.dw_ih = dw_ih.p, back.dw_hh = dw_hh.p;
+            back.db_ih = p->bias ? db_ih.p : NULL, back.db_hh = p->bias ? db_hh.p : NULL;
+            back.dh_norm = wants_norms ? dh_norm.p : NULL, back.dc_norm = wants_norms && p->has_c ? dc_norm.p : NULL;
+            back.step_clip = p->step_clip, back.work = NULL;
+            const size_t bytes_back = kernels->recurrent_backward_work(&back);
+            if (bytes_back > bytes) fail("scratch, beyond that of the forward pass", (double)bytes_back, (double)bytes);
+            work = scratch(bytes_back);
+            back.work = work.p;
+            if (kernels->recurrent_backward(&back) != GC_OK) fail("status", 1, GC_OK);
+            release(work), release(dy);
+            compare("dh", in[DH], p->dh, p->n[DH], limit_back);
+            if (p->has_c) compare("dc", in[DC], p->dc, p->n[DC], limit_back);
+            if (wants_dx) compare("dx", dx, p->dx, p->n[X], limit_back);
+            compare("dw_ih", dw_ih, p->dw_ih, p->n[W_IH], limit_back);
+            compare("dw_hh", dw_hh, p->dw_hh, p->n[W_HH], limit_back);
+            if (p->bias) compare("db_ih", db_ih, p->db_ih, p->n[B_IH], limit_back);
+            if (p->bias) compare("db_hh", db_hh, p->db_hh, p->n[B_HH], limit_back);
+            if (wants_norms) check_norms("dh_norm", dh_norm, p->dh_norm, p->S, limit_back);
+            if (wants_norms && p->has_c) check_norms("dc_norm", dc_norm, p->dc_norm, p->S, limit_back);
+            output(&all, 0, dx), output(&all, 1, dw_ih), output(&all, 2, dw_hh), output(&all, 3, db_ih);
+            output(&all, 4, db_hh), output(&all, 5, dh_norm), output(&all, 6, dc_norm);
+        }
+        output(&all, 7, whole), output(&all, 8, in[H0]), output(&all, 9, in[C0]);
+        output(&all, 10, in[DH]), output(&all, 11, in[DC]);
+        for (int part = W_IH; part <= X; part++) release(in[part]);
+        release(gates), release(h_in), release(c_in);
+    }
+    forget(&all);
+    free(y.at);
+    free_problem(p);
+}
+
+/* ---- linear ------------------------------------------------------------------------------------------------------------ */
+
+static void fuzz_linear(void)
+{
+    const ptrdiff_t N = between(0, one_in(4) ? 500 : 60), F = between(0, one_in(4) ? 150 : 40), O = between(0, one_in(4) ? 150 : 40);
+    const int bias = one_in(2);
+    const gc_kernels *kernels = &table->real[real];
+    const double limit = real == GC_F32 ? 1e-4 : 1e-12;
+    double *x = uniforms(N * F, 1), *w = uniforms(O * F, 1), *b = uniforms(O, bias), *dy = uniforms(N * O, 1);
+    double *y = zeros(N * O), *dx = zeros(N * F), *dw = zeros(O * F), *db = zeros(O);
+    snprintf(subject, sizeof subject, "%s float%d, linear, N %d, F %d, O %d, bias %d", table->isa, real == GC_F32 ? 32 : 64,
+             (int)N, (int)F, (int)O, bias);
+    for (ptrdiff_t n = 0; n < N; n++)
+        for (ptrdiff_t o = 0; o < O; o++) {
+            const double d = dy[n * O + o];
+            y[n * O + o] = b[o];
+            db[o] += d;
+            for (ptrdiff_t f = 0; f < F; f++) {
+                y[n * O + o] += x[n * F + f] * w[o * F + f];
+                dw[o * F + f] += d * x[n * F + f];
+                dx[n * F + f] += d * w[o * F + f];
+            }
+        }
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array x_ = typed(x, N * F), w_ = typed(w, O * F), b_ = typed(b, O), dy_ = typed(dy, N * O);
+        const array y_ = unset(N * O, real_size()), dx_ = unset(N * F, real_size()), dw_ = blank(O * F), db_ = blank(O);
+        gc_linear s = {.threads = threads_of(all.run), .N = N, .F = F, .O = O, .x = x_.p, .w = w_.p, .y = y_.p};
+        s.b = bias ? b_.p : NULL;
+        array work = scratch(kernels->linear_work(&s));
+        s.work = work.p;
+        if (kernels->linear_forward(&s) != GC_OK) fail("status", 1, GC_OK);
+        release(work);
+        s.y = NULL, s.dy = dy_.p, s.dx = dx_.p, s.dw = dw_.p, s.db = bias ? db_.p : NULL, s.work = NULL;
+        work = scratch(kernels->linear_work(&s));
+        s.work = work.p;
+        if (kernels->linear_backward(&s) != GC_OK) fail("status", 1, GC_OK);
+        compare("y", y_, y, N * O, limit);
+        compare("dx", dx_, dx, N * F, limit);
+        compare("dw", dw_, dw, O * F, limit);
+        if (bias) compare("db", db_, db, O, limit);
+        output(&all, 0, y_), output(&all, 1, dx_), output(&all, 2, dw_), output(&all, 3, db_);
+        release(work), release(x_), release(w_), release(b_), release(dy_);
+    }
+    forget(&all);
+    double *const own[] = {x, w, b, dy, y, dx, dw, db};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+}
+
+/* ---- activations: finite, in place or not -------------------------------------------------------------------------------- */
+
+static void fuzz_activation(void)
+{
+    const int kind = between(GC_IDENTITY, GC_SOFTPLUS), keeps_y = kind == GC_TANH || kind == GC_SIGMOID || kind == GC_RELU;
+    const ptrdiff_t n = one_in(4) ? between(0, 40000) : between(0, 70);
+    const gc_kernels *kernels = &table->real[real];
+    double *x = uniforms(n, 5), *dy = uniforms(n, 1);
+    snprintf(subject, sizeof subject, "%s float%d, activation %d, n %d", table->isa, real == GC_F32 ? 32 : 64, kind, (int)n);
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const int threads = threads_of(all.run), in_place = all.run == 2;
+        const array x_ = typed(x, n), dy_ = typed(dy, n), y = in_place ? typed(x, n) : unset(n, real_size());
+        const array dx = in_place ? typed(dy, n) : unset(n, real_size());
+        kernels->activation_forward(threads, kind, n, 0.5, 20, in_place ? y.p : x_.p, y.p);
+        kernels->activation_backward(threads, kind, n, 0.5, 20, keeps_y ? y.p : x_.p, in_place ? dx.p : dy_.p, dx.p);
+        for (ptrdiff_t i = 0; i < n; i++)
+            if (!isfinite(get(y, i)) || !isfinite(get(dx, i))) fail("not finite at", (double)i, -1);
+        output(&all, 0, y), output(&all, 1, dx);
+        release(x_), release(dy_);
+    }
+    forget(&all);
+    free(x), free(dy);
+}
+
+/* ---- lists of arrays: norms, clipping, optimizers ------------------------------------------------------------------------ */
+
+enum { MOST_ARRAYS = 8 };
+
+typedef struct {
+    ptrdiff_t n_arrays;
+    gc_span spans[MOST_ARRAYS];
+    array data[MOST_ARRAYS][GC_OPERANDS];
+} list;
+
+/* The same numbers for the same seed. */
+static list draw_list(uint64_t seed, int halves)
+{
+    list l = {.n_arrays = 0};
+    state = seed;
+    l.n_arrays = between(0, MOST_ARRAYS);
+    for (int i = 0; i < l.n_arrays; i++) {
+        gc_span *span = &l.spans[i];
+        *span = (gc_span){.n = one_in(3) ? between(0, 20000) : between(0, 100), .real = between(GC_F32, halves ? GC_F16 : GC_F64)};
+        for (int k = 0; k < GC_OPERANDS; k++) {
+            array *a = &l.data[i][k];
+            *a = marked(span->n, span->real == GC_F16 ? 2 : span->real == GC_F32 ? 4 : 8);
+            span->data[k] = a->p;
+            for (ptrdiff_t j = 0; j < span->n; j++) {
+                const double x = k == GC_GRAD || k == GC_PARAM ? uniform() : fabs(uniform());
+                if (span->real == GC_F16)
+                    ((uint16_t *)a->p)[j] = (uint16_t)(draw() & 0xbbff); /* below 2 */
+                else if (span->real == GC_F32)
+                    ((float *)a->p)[j] = (float)x;
+                else
+                    ((double *)a->p)[j] = x;
+            }
+        }
+    }
+    gc_number_blocks(l.spans, l.n_arrays);
+    return l;
+}
+
+static void output_list(outputs *all, list *l)
+{
+    array joined = {.bytes = 0};
+    for (int i = 0; i < l->n_arrays; i++)
+        for (int k = 0; k < GC_OPERANDS; k++) joined.bytes += l->data[i][k].bytes;
+    joined = allocated(joined.bytes, 0);
+    char *to = joined.p;
+    for (int i = 0; i < l->n_arrays; i++)
+        for (int k = 0; k < GC_OPERANDS; k++) {
+            memcpy(to, l->data[i][k].p, l->data[i][k].bytes);
+            to += l->data[i][k].bytes;
+            release(l->data[i][k]);
+        }
+    output(all, 0, joined);
+}
+
+static double power_sum(const list *l, double p)
+{
+    double sum = 0;
+    for (int i = 0; i < l->n_arrays; i++)
+        for (ptrdiff_t j = 0; j < l->spans[i].n; j++) {
+            double x;
+            if (l->spans[i].real == GC_F16)
+                table->halves_to_doubles((uint16_t *)l->data[i][GC_GRAD].p + j, 1, &x);
+            else
+                x = l->spans[i].real == GC_F32 ? ((float *)l->data[i][GC_GRAD].p)[j] : ((double *)l->data[i][GC_GRAD].p)[j];
+            sum = isinf(p) ? fmax(sum, fabs(x)) : sum + pow(fabs(x), p);
+        }
+    return sum;
+}
+
+static void fuzz_norms(void)
+{
+    static const double powers[] = {1, 2, INFINITY, 3, 0.5};
+    const uint64_t seed = draw();
+    double factors[2 * MOST_ARRAYS];
+    for (int i = 0; i < 2 * MOST_ARRAYS; i++) factors[i] = uniform();
+    snprintf(subject, sizeof subject, "%s, norms of the list %llx", table->isa, (unsigned long long)seed);
+    outputs all = {.n = 0};
+    for (; all.run < 2; all.run++) {
+        list l = draw_list(seed, 1);
+        gc_set_num_threads(threads_of(all.run));
+        array norms = allocated(5 * sizeof(double), 0);
+        for (int i = 0; i < 5; i++) {
+            gc_norm each[MOST_ARRAYS], whole;
+            const double p = powers[i], sum = power_sum(&l, p), want = isinf(p) ? sum : pow(sum, 1 / p);
+            if (gc_norm_measure(table, l.spans, l.n_arrays, p, each, &whole) != GC_OK) fail("status", 1, GC_OK);
+            ((double *)norms.p)[i] = whole.root * whole.unit;
+            check("norm", fabs(whole.root * whole.unit - want), want, 1e-11);
+        }
+        gc_norm_scale(table, l.spans, l.n_arrays, factors);
+        gc_norm_clamp(table, l.spans, l.n_arrays, 0.25);
+        if (power_sum(&l, INFINITY) > 0.25) fail("largest entry", power_sum(&l, INFINITY), 0.25);
+        output_list(&all, &l);
+        output(&all, 1, norms);
+    }
+    forget(&all);
+}
+
+static void fuzz_optimizers(void)
+{
+    const uint64_t seed = draw();
+    const int rule = between(GC_SGD, GC_SPAM), lacks = between(GC_EXTRA, GC_OPERANDS), lacks_mean = one_in(2);
+    snprintf(subject, sizeof subject, "%s, rule %d for the list %llx", table->isa, rule, (unsigned long long)seed);
+    const gc_update u = {.rule = rule, .factor = {0.5, 1}, .l1 = one_in(2) ? 0.1 : 0, .shrink = 1, .step = 1e-3, .keep_mean = 0.9,
+                         .take_mean = 0.1, .keep_square = 0.99, .take_square = 0.01, .eps = 1e-8, .root = 1, .now = 1,
+                         .past = 0.5, .momentum = 0.9, .threshold = 50};
+    outputs all = {.n = 0};
+    for (; all.run < 2; all.run++) {
+        list l = draw_list(seed, 0);
+        gc_set_num_threads(threads_of(all.run));
+        for (int i = 0; i < l.n_arrays; i++) {
+            if (lacks < GC_OPERANDS) l.spans[i].data[lacks] = NULL;
+            if (lacks_mean && (rule == GC_SGD || rule == GC_RMSPROP)) l.spans[i].data[GC_MEAN] = NULL;
+        }
+        gc_optim_update(table, l.spans, l.n_arrays, &u);
+        output_list(&all, &l);
+    }
+    forget(&all);
+}
+
+/* ---- Jacobians: finite, whatever the shape ------------------------------------------------------------------------------- */
+
+static array doubles(ptrdiff_t n)
+{
+    const array a = marked(n, 8);
+    for (ptrdiff_t i = 0; i < n; i++) ((double *)a.p)[i] = uniform();
+    return a;
+}
+
+static void fuzz_jacobian(void)
+{
+    const int cell = between(GC_RNN_TANH, GC_GRU), transposed = one_in(2), logs = one_in(2), orthonormal = one_in(2);
+    const ptrdiff_t G = cell == GC_LSTM ? 4 : cell == GC_GRU ? 3 : 1, D = cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1;
+    const ptrdiff_t H = between(1, 60), B = between(0, 5), m = between(0, 6), steps = between(0, 5);
+    const ptrdiff_t row = (cell == GC_LSTM ? 2 : 1) * H, k = m < row ? m : row;
+    const array w = doubles(G * H * H), factors = doubles(steps * B * D * H), given = doubles(B * m * row);
+    const array packed = scratch(8 * table->jacobian_packed(cell, transposed, H, NULL, NULL));
+    snprintf(subject, sizeof subject, "%s, Jacobian of cell %d, H %d, B %d, m %d, steps %d", table->isa, cell, (int)H, (int)B,
+             (int)m, (int)steps);
+    table->jacobian_packed(cell, transposed, H, w.p, packed.p);
+    outputs all = {.n = 0};
+    for (; all.run < 2; all.run++) {
+        const int threads = threads_of(all.run);
+        const array v = marked(B * m * row, 8), log_norm = unset(logs ? steps * B * m : 0, 8);
+        memcpy(v.p, given.p, given.bytes);
+        gc_jacobian s = {.cell = cell, .transposed = transposed, .threads = threads, .H = H, .B = B, .m = m, .steps = steps,
+                         .factors = factors.p, .packed = packed.p, .v = v.p, .log_norm = logs ? log_norm.p : NULL};
+        const array work = scratch(table->jacobian_work(&s));
+        s.work = work.p;
+        if (table->jacobian_product(&s) != GC_OK) fail("status", 1, GC_OK);
+        for (ptrdiff_t i = 0; i < B * m * row; i++)
+            if (!isfinite(((double *)v.p)[i])) fail("not finite at", (double)i, -1);
+        const array kept = marked(B * k * row, 8), diagonal = unset(B * k, 8), pivots = unset(B * k, sizeof(ptrdiff_t));
+        if (k == m) {
+            memcpy(kept.p, v.p, v.bytes);
+            if (table->jacobian_separate(threads, B, k, row, kept.p, diagonal.p, orthonormal ? NULL : pivots.p) != GC_OK)
+                fail("status", 1, GC_OK);
+            output(&all, 2, kept), output(&all, 3, diagonal);
+        } else {
+            release(kept), release(diagonal);
+        }
+        output(&all, 0, v), output(&all, 1, log_norm);
+        release(pivots), release(work);
+    }
+    forget(&all);
+    release(w), release(factors), release(given), release(packed);
+}
+
+int main(int argc, char **argv)
+{
+    const long rounds = argc > 1 ? atol(argv[1]) : 100;
+    char names[64], list_of[64];
+    if (argc > 2) state ^= strtoull(argv[2], NULL, 10) * 0x9e3779b97f4a7c15u;
+    gc_set_num_threads(MOST_THREADS); /* before the first team */
+    gc_select(NULL, names, sizeof names);
+    for (long round = 0; round < rounds; round++) {
+        memcpy(list_of, names, sizeof names);
+        for (char *isa = strtok(list_of, ", "); isa; isa = strtok(NULL, ", ")) {
+            table = gc_select(isa, (char[64]){0}, 64);
+            real = between(GC_F32, GC_F64);
+            fuzz_recurrent(one_in(5) ? 180 : 90);
+            if (round % 2 == 0) fuzz_linear();
+            if (round % 4 == 0) fuzz_activation(), fuzz_jacobian();
+            if (round % 4 == 1) fuzz_norms(), fuzz_optimizers();
+        }
+    }
+    printf("%s: %ld rounds, %d failures, hash %016llx\n", names, rounds, failures, (unsigned long long)hash);
+    return failures > 0;
+}
