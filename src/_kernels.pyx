@@ -3,7 +3,7 @@
 """The one extension module: arrays in, kernels run with the GIL released, a status turned into an exception. No policy.
 
 Every function takes arrays that its caller has checked; what is checked here again is only what memory safety needs.
-The functions of a subject are in <subject>.pxi.
+The functions of a subject are in <subject>/<subject>.pxi.
 """
 import os
 import threading
@@ -123,6 +123,7 @@ cdef void *typed_pointer(cnp.ndarray a, int typenum, Py_ssize_t size, bint write
 
 include "recurrent.pxi"
 include "jacobian.pxi"
-include "linear.pxi"
-include "norm.pxi"
-include "optim.pxi"
+include "linear/linear.pxi"
+include "activation/activation.pxi"
+include "clip/clip.pxi"
+include "optim/optim.pxi"

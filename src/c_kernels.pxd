@@ -37,9 +37,6 @@ cdef extern from "gradcore.h" nogil:
         double *dc_norm
         void *work
 
-    enum:
-        GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU, GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS
-
     ctypedef struct gc_jacobian:
         int cell, transposed, threads
         Py_ssize_t H, B, m, steps
@@ -62,6 +59,25 @@ cdef extern from "gradcore.h" nogil:
         void *db
         void *work
 
+    ctypedef struct gc_linear_kernels:
+        size_t (*work)(const gc_linear *) noexcept nogil
+        int (*forward)(const gc_linear *) noexcept nogil
+        int (*backward)(const gc_linear *) noexcept nogil
+
+    enum:
+        GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU, GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS
+
+    ctypedef struct gc_activation:
+        int kind, threads
+        Py_ssize_t n
+        double p, q
+        const void *input "in"
+        const void *dy
+        void *out
+
+    ctypedef struct gc_activation_kernels:
+        int (*run)(const gc_activation *) noexcept nogil
+
     Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
 
     ctypedef struct gc_kernels:
@@ -72,13 +88,8 @@ cdef extern from "gradcore.h" nogil:
         int (*recurrent_backward)(const gc_recurrent *) noexcept nogil
         int (*jacobian_factors)(int threads, int cell, Py_ssize_t H, Py_ssize_t n, const Py_ssize_t *rows,
                                 const void *gates, const void *h_in, const void *c_in, double *factors) noexcept nogil
-        size_t (*linear_work)(const gc_linear *) noexcept nogil
-        int (*linear_forward)(const gc_linear *) noexcept nogil
-        int (*linear_backward)(const gc_linear *) noexcept nogil
-        int (*activation_forward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *x,
-                                  void *y) noexcept nogil
-        int (*activation_backward)(int threads, int kind, Py_ssize_t n, double p, double q, const void *kept,
-                                   const void *dy, void *dx) noexcept nogil
+        const gc_linear_kernels *linear
+        const gc_activation_kernels *activation
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:
@@ -125,7 +136,7 @@ cdef extern from "gradcore.h" nogil:
                      const Py_ssize_t *to_at)
 
     void gc_number_blocks(gc_span *spans, Py_ssize_t n)
-    int gc_norm_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)
-    void gc_norm_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factors)
-    void gc_norm_clamp(const gc_table *, const gc_span *spans, Py_ssize_t n, double limit)
+    int gc_clip_measure(const gc_table *, const gc_span *spans, Py_ssize_t n, double p, gc_norm *arrays, gc_norm *all)
+    void gc_clip_scale(const gc_table *, const gc_span *spans, Py_ssize_t n, const double *factors)
+    void gc_clip_clamp(const gc_table *, const gc_span *spans, Py_ssize_t n, double limit)
     Py_ssize_t gc_optim_update(const gc_table *, const gc_span *spans, Py_ssize_t n, const gc_update *)

@@ -4,7 +4,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "compiler.h"
+#include "base/compiler.h"
+#include "base/half.h"
+#include "base/work.h"
 #include "gradcore.h"
 
 #ifndef GC_ISA
@@ -15,17 +17,6 @@
 #define GC_TEXT_(a) #a
 #define GC_TEXT(a) GC_TEXT_(a)
 
-/* Passes over long arrays fetch what they will need so many bytes later: the processor's own prefetching does not keep ahead of
- * more than a few operations an element. */
-enum { AHEAD = 2048, FEW = 64 /* elements between two looks ahead */ };
-#define FETCH_AHEAD(array, n)                                                                                                  \
-    do                                                                                                                         \
-        for (int line = 0; line < (int)((n) * sizeof *(array)); line += 64)                                                    \
-            PREFETCH((const char *)(array) + AHEAD + line);                                                                    \
-    while (0)
-
-#include "parts.h"
-#include "half.h"
 
 #define GC_BITS 32
 #include "kernels.inc.h"
@@ -40,17 +31,11 @@ enum { AHEAD = 2048, FEW = 64 /* elements between two looks ahead */ };
         .recurrent_forward = recurrent_forward_##suffix,                                                                       \
         .recurrent_backward = recurrent_backward_##suffix,                                                                     \
         .jacobian_factors = jacobian_factors_##suffix,                                                                         \
-        .linear_work = linear_work_##suffix,                                                                                   \
-        .linear_forward = linear_forward_##suffix,                                                                             \
-        .linear_backward = linear_backward_##suffix,                                                                           \
-        .activation_forward = activation_forward_##suffix,                                                                     \
-        .activation_backward = activation_backward_##suffix,                                                                   \
-        .norm_block = norm_block_##suffix,                                                                                     \
-        .norm_find = norm_find_##suffix,                                                                                       \
-        .scale_block = scale_block_##suffix,                                                                                   \
-        .clamp_block = clamp_block_##suffix,                                                                                   \
+        .linear = &linear_kernels_##suffix,                                                                                    \
+        .activation = &activation_kernels_##suffix,                                                                            \
+        .clip = &clip_kernels_##suffix,                                                                                        \
+        .optim = &optim_kernels_##suffix,                                                                                      \
         .multiply_adds = multiply_adds_##suffix,                                                                               \
-        .update_block = update_block_##suffix,                                                                                 \
     }
 
 /* Its symbol, isa_v3 for one, tells in a disassembly whose functions these are: tests/wheel.py looks for it. */

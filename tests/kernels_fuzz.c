@@ -525,14 +525,14 @@ static void fuzz_linear(void)
         const array y_ = unset(N * O, real_size()), dx_ = unset(N * F, real_size()), dw_ = blank(O * F), db_ = blank(O);
         gc_linear s = {.threads = threads_of(all.run), .N = N, .F = F, .O = O, .x = x_.p, .w = w_.p, .y = y_.p};
         s.b = bias ? b_.p : NULL;
-        array work = scratch(kernels->linear_work(&s));
+        array work = scratch(kernels->linear->work(&s));
         s.work = work.p;
-        if (kernels->linear_forward(&s) != GC_OK) fail("status", 1, GC_OK);
+        if (kernels->linear->forward(&s) != GC_OK) fail("status", 1, GC_OK);
         release(work);
         s.y = NULL, s.dy = dy_.p, s.dx = dx_.p, s.dw = dw_.p, s.db = bias ? db_.p : NULL, s.work = NULL;
-        work = scratch(kernels->linear_work(&s));
+        work = scratch(kernels->linear->work(&s));
         s.work = work.p;
-        if (kernels->linear_backward(&s) != GC_OK) fail("status", 1, GC_OK);
+        if (kernels->linear->backward(&s) != GC_OK) fail("status", 1, GC_OK);
         compare("y", y_, y, N * O, limit);
         compare("dx", dx_, dx, N * F, limit);
         compare("dw", dw_, dw, O * F, limit);
@@ -559,8 +559,10 @@ static void fuzz_activation(void)
         const int threads = threads_of(all.run), in_place = all.run == 2;
         const array x_ = typed(x, n), dy_ = typed(dy, n), y = in_place ? typed(x, n) : unset(n, real_size());
         const array dx = in_place ? typed(dy, n) : unset(n, real_size());
-        kernels->activation_forward(threads, kind, n, 0.5, 20, in_place ? y.p : x_.p, y.p);
-        kernels->activation_backward(threads, kind, n, 0.5, 20, keeps_y ? y.p : x_.p, in_place ? dx.p : dy_.p, dx.p);
+        gc_activation s = {.kind = kind, .threads = threads, .n = n, .p = 0.5, .q = 20, .in = in_place ? y.p : x_.p, .out = y.p};
+        if (kernels->activation->run(&s) != GC_OK) fail("status", 1, GC_OK);
+        s.in = keeps_y ? y.p : x_.p, s.dy = in_place ? dx.p : dy_.p, s.out = dx.p;
+        if (kernels->activation->run(&s) != GC_OK) fail("status", 1, GC_OK);
         for (ptrdiff_t i = 0; i < n; i++)
             if (!isfinite(get(y, i)) || !isfinite(get(dx, i))) fail("not finite at", (double)i, -1);
         output(&all, 0, y), output(&all, 1, dx);
@@ -654,12 +656,12 @@ static void fuzz_norms(void)
         for (int i = 0; i < 5; i++) {
             gc_norm each[MOST_ARRAYS], whole;
             const double p = powers[i], sum = power_sum(&l, p), want = isinf(p) ? sum : pow(sum, 1 / p);
-            if (gc_norm_measure(table, l.spans, l.n_arrays, p, each, &whole) != GC_OK) fail("status", 1, GC_OK);
+            if (gc_clip_measure(table, l.spans, l.n_arrays, p, each, &whole) != GC_OK) fail("status", 1, GC_OK);
             ((double *)norms.p)[i] = whole.root * whole.unit;
             check("norm", fabs(whole.root * whole.unit - want), want, 1e-11);
         }
-        gc_norm_scale(table, l.spans, l.n_arrays, factors);
-        gc_norm_clamp(table, l.spans, l.n_arrays, 0.25);
+        gc_clip_scale(table, l.spans, l.n_arrays, factors);
+        gc_clip_clamp(table, l.spans, l.n_arrays, 0.25);
         if (power_sum(&l, INFINITY) > 0.25) fail("largest entry", power_sum(&l, INFINITY), 0.25);
         output_list(&all, &l);
         output(&all, 1, norms);

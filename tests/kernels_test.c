@@ -253,12 +253,12 @@ static void test_linear(const gc_table *table, int real)
         }
     gc_linear s = {.threads = 1, .N = N, .F = IN, .O = OUT};
     s.x = typed(real, x, N * IN), s.w = typed(real, w, OUT * IN), s.b = typed(real, b, OUT), s.y = zeros(N * OUT, size);
-    s.work = zeros((ptrdiff_t)kernels->linear_work(&s), 1);
-    kernels->linear_forward(&s);
+    s.work = zeros((ptrdiff_t)kernels->linear->work(&s), 1);
+    kernels->linear->forward(&s);
     release(s.work);
     s.dy = typed(real, dy, N * OUT), s.dx = zeros(N * IN, size), s.dw = zeros(OUT * IN, size), s.db = zeros(OUT, size);
-    s.work = zeros((ptrdiff_t)kernels->linear_work(&s), 1);
-    kernels->linear_backward(&s);
+    s.work = zeros((ptrdiff_t)kernels->linear->work(&s), 1);
+    kernels->linear->backward(&s);
     compare(table->isa, real, "linear", "y", s.y, y, N * OUT);
     compare(table->isa, real, "linear", "dx", s.dx, dx, N * IN);
     compare(table->isa, real, "linear", "dw", s.dw, dw, OUT * IN);
@@ -271,9 +271,15 @@ static void test_linear(const gc_table *table, int real)
 static void test_empty_linear(const gc_table *table, int real)
 {
     gc_linear s = {.threads = 2, .N = (ptrdiff_t)1 << 60};
-    s.x = s.w = s.y = zeros(1, 8), s.work = zeros((ptrdiff_t)table->real[real].linear_work(&s) + 1, 1);
-    table->real[real].linear_forward(&s);
+    s.x = s.w = s.y = zeros(1, 8), s.work = zeros((ptrdiff_t)table->real[real].linear->work(&s) + 1, 1);
+    table->real[real].linear->forward(&s);
     release(s.y), release(s.work);
+}
+
+static void activation(const gc_table *table, int real, gc_activation s, const void *in, const void *dy, void *out)
+{
+    s.in = in, s.dy = dy, s.out = out;
+    if (table->real[real].activation->run(&s) != GC_OK) exit(2);
 }
 
 /* Each derivative against central differences of the values, which for float32 are those in double. */
@@ -281,21 +287,22 @@ static void test_activation(const gc_table *table, int real, int kind)
 {
     enum { N = 37 };
     const int keeps_y = kind == GC_TANH || kind == GC_SIGMOID || kind == GC_RELU;
-    const double p = 0.5, q = kind == GC_SOFTPLUS ? 20 : 1, step = 1e-5;
+    const gc_activation s = {.kind = kind, .threads = 1, .n = N, .p = 0.5, .q = kind == GC_SOFTPLUS ? 20 : 1};
+    const double step = 1e-5;
     double x[N], dy[N], *moved[2], *y = zeros(N, 8), want[N];
     char what[32];
     snprintf(what, sizeof what, "activation %d", kind);
     for (int i = 0; i < N; i++) x[i] = (float)(3 * random_number()), dy[i] = (float)random_number();
-    table->real[GC_F64].activation_forward(1, kind, N, p, q, x, y);
+    activation(table, GC_F64, s, x, NULL, y);
     for (int sign = 0; sign < 2; sign++) {
         moved[sign] = zeros(N, 8);
         for (int i = 0; i < N; i++) moved[sign][i] = x[i] + (sign ? -step : step);
-        table->real[GC_F64].activation_forward(1, kind, N, p, q, moved[sign], moved[sign]);
+        activation(table, GC_F64, s, moved[sign], NULL, moved[sign]);
     }
     for (int i = 0; i < N; i++) want[i] = dy[i] * (moved[0][i] - moved[1][i]) / (2 * step);
     void *given = typed(real, x, N), *out = typed(real, x, N), *d = typed(real, dy, N), *dx = typed(real, dy, N);
-    table->real[real].activation_forward(1, kind, N, p, q, given, out);
-    table->real[real].activation_backward(1, kind, N, p, q, keeps_y ? out : given, d, dx);
+    activation(table, real, s, given, NULL, out);
+    activation(table, real, s, keeps_y ? out : given, d, dx);
     compare(table->isa, real, what, "y", out, y, N);
     compare(table->isa, real, what, "dx", dx, want, N);
     release(y), release(moved[0]), release(moved[1]), release(given), release(out), release(d), release(dx);
@@ -337,7 +344,6 @@ static void test_optimizers(const gc_table *table, int real)
     }
 }
 
-/* Two arrays, of which one has entries whose squares are not representable; then all of it halved. */
 /* ln det(a a^T) for a (k, n) */
 static double log_gram(ptrdiff_t k, ptrdiff_t n, const double *a)
 {
@@ -372,7 +378,8 @@ static void test_separation(const gc_table *table, int orthonormal)
     release(v), release(q), release(logs), release(pivots);
 }
 
-static void test_norm(const gc_table *table)
+/* Two arrays, of which one has entries whose squares are not representable; then all of it halved. */
+static void test_clip(const gc_table *table)
 {
     enum { N = 5000 };
     double *large = zeros(N, 8), got, want = 0;
@@ -386,16 +393,16 @@ static void test_norm(const gc_table *table)
     gc_norm arrays[2], all;
     const double factors[4] = {0.5, 1, 0.5, 1}, first = large[0];
     gc_number_blocks(spans, 2);
-    if (gc_norm_measure(table, spans, 2, 2, arrays, &all) != GC_OK) exit(2);
+    if (gc_clip_measure(table, spans, 2, 2, arrays, &all) != GC_OK) exit(2);
     got = all.root * all.unit / 1e200;
     check(table->isa, GC_F64, "norm", "that of two arrays", fabs(got - sqrt(want)), sqrt(want));
     got = arrays[1].root * arrays[1].unit, want = 0;
     for (int i = 0; i < 7; i++) want += (double)small[i] * small[i];
     check(table->isa, GC_F32, "norm", "that of the second array", fabs(got - sqrt(want)), sqrt(want));
-    gc_norm_scale(table, spans, 2, factors);
+    gc_clip_scale(table, spans, 2, factors);
     check(table->isa, GC_F64, "norm", "a scaled entry", fabs(large[0] - first / 2), fabs(first) / 2);
     large[4321] = NAN;
-    gc_norm_measure(table, spans, 2, 2, arrays, &all);
+    gc_clip_measure(table, spans, 2, 2, arrays, &all);
     if (all.n_nan != 1 || all.worst_array != 0 || all.worst != 4321)
         check(table->isa, GC_F64, "norm", "the place of a NaN", (double)all.worst, 0);
     release(large), release(small);
@@ -478,7 +485,7 @@ int main(void)
         }
         test_separation(table, 0);
         test_separation(table, 1);
-        test_norm(table);
+        test_clip(table);
         printf("%s: %d elements of float32 in a vector\n", isa, (int)table->real[GC_F32].lanes);
     }
     test_modes();

@@ -1,5 +1,5 @@
 /* One step of an optimizer for one block: every array is read once and, but for the gradient, written once. The clip
- * coefficient is applied on the way. Needs norm.inc.h. The formulas stand beside each function, g, m, v the gradient and
+ * coefficient is applied on the way. Needs clip.inc.h. The formulas stand beside each function, g, m, v the gradient and
  * its moments, p the parameter.
  *
  * The second moment v stays within the range of its type. Above: a gradient whose square does not fit counts as the largest
@@ -165,7 +165,7 @@ INLINE ptrdiff_t FN(update_part)(int rule, FN(rates) r, REAL *const a[GC_OPERAND
 }
 
 /* In parts, before each of which every array looks ahead. */
-static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
+static ptrdiff_t FN(optim_update)(const gc_update *u, void *const data[GC_OPERANDS], ptrdiff_t start, ptrdiff_t n)
 {
     enum { PART = 128 };
     const FN(rates) r = FN(rates_of)(u);
@@ -180,6 +180,8 @@ static ptrdiff_t FN(update_block)(const gc_update *u, void *const data[GC_OPERAN
     }
     return spikes;
 }
+
+static const gc_optim_kernels FN(optim_kernels) = {FN(optim_update)};
 
 #undef LARGEST
 #undef LEAST

@@ -1,13 +1,13 @@
 /* The norm of a list of arrays, put together from what the block kernels find; scaling and clamping the list. */
-#include "gradcore.h"
-
 #include <math.h>
 #include <stdlib.h>
+
+#include "gradcore.h"
 
 /* Entries in here have squares, and 2^40 squares have a sum, that neither overflow nor lose a digit. */
 static const double LEAST = 0x1p-480, MOST = 0x1p480;
 
-typedef struct job {
+typedef struct clip_job {
     const gc_table *table;
     const gc_span *spans;
     double p;
@@ -15,11 +15,11 @@ typedef struct job {
     gc_norm_block *blocks;  /* what is found, by the blocks' numbers */
     const double *factors;  /* (n, 2) */
     double limit;
-} job;
+} clip_job;
 
-static const gc_kernels *kernels_of(const gc_table *table, const gc_span *span)
+static const gc_clip_kernels *kernels_of(const gc_table *table, const gc_span *span)
 {
-    return &table->real[span->real == GC_F16 ? GC_F64 : span->real];
+    return table->real[span->real == GC_F16 ? GC_F64 : span->real].clip;
 }
 
 static void *data_at(const gc_span *span, ptrdiff_t start)
@@ -43,15 +43,15 @@ static void close_block(const gc_table *table, const gc_span *span, ptrdiff_t st
     if (span->real == GC_F16) table->doubles_to_halves(buffer, n, data_at(span, start));
 }
 
-static void measure_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
+static void measure_in_list(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
-    const job *j = arg;
+    const clip_job *j = arg;
     const gc_span *span = &j->spans[i];
     const double unit = j->units ? j->units[i] : 1;
     if (unit == 0) return;
     gc_norm_block *found = &j->blocks[span->first_block + start / GC_BLOCK];
     double buffer[GC_BLOCK];
-    kernels_of(j->table, span)->norm_block(open_block(j->table, span, start, n, buffer), n, j->p, unit, found);
+    kernels_of(j->table, span)->measure(open_block(j->table, span, start, n, buffer), n, j->p, unit, found);
 }
 
 /* What to divide an array's entries by before they are raised to the power p. A power of two where that will do, because
@@ -89,7 +89,7 @@ static void gather(const gc_span *span, const gc_norm_block *block, double p, do
 }
 
 /* The whole list from its arrays, in their order. */
-static void gather_all(const job *j, const gc_norm *arrays, ptrdiff_t n, gc_norm *all)
+static void gather_all(const clip_job *j, const gc_norm *arrays, ptrdiff_t n, gc_norm *all)
 {
     *all = (gc_norm){.worst = -1, .worst_array = -1};
     ptrdiff_t largest_array = -1;
@@ -108,11 +108,11 @@ static void gather_all(const job *j, const gc_norm *arrays, ptrdiff_t n, gc_norm
     if (all->worst < 0 && largest_array >= 0) {
         const gc_span *span = &j->spans[largest_array];
         const ptrdiff_t start = arrays[largest_array].largest_block;
-        const ptrdiff_t n = span->n - start < GC_BLOCK ? span->n - start : GC_BLOCK;
+        const ptrdiff_t rest = span->n - start < GC_BLOCK ? span->n - start : GC_BLOCK;
         double buffer[GC_BLOCK];
-        const void *block = open_block(j->table, span, start, n, buffer);
+        const void *block = open_block(j->table, span, start, rest, buffer);
         all->worst_array = largest_array;
-        all->worst = start + kernels_of(j->table, span)->norm_find(block, n, all->largest);
+        all->worst = start + kernels_of(j->table, span)->find(block, rest, all->largest);
     }
 
     double rest = 0;
@@ -126,7 +126,7 @@ static void gather_all(const job *j, const gc_norm *arrays, ptrdiff_t n, gc_norm
     all->root = isinf(j->p) ? all->largest : root_of(all->sum, j->p);
 }
 
-int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all)
+int gc_clip_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, double p, gc_norm *arrays, gc_norm *all)
 {
     const ptrdiff_t n_blocks = gc_number_of_blocks(spans, n);
     gc_norm_block few[16], *blocks = few;
@@ -136,8 +136,8 @@ int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, do
 
     /* A power other than 1 and 2 is only taken of entries that the largest one divides: the first pass looks for it. */
     const int any_power = p != 1 && p != 2 && !isinf(p);
-    job j = {.table = table, .spans = spans, .p = any_power ? INFINITY : p, .blocks = blocks};
-    if ((status = gc_over_blocks(spans, n, GC_EXACT, measure_block, &j)) != GC_OK) goto done;
+    clip_job j = {.table = table, .spans = spans, .p = any_power ? INFINITY : p, .blocks = blocks};
+    if ((status = gc_over_blocks(spans, n, GC_EXACT, measure_in_list, &j)) != GC_OK) goto done;
     ptrdiff_t again = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         gather(&spans[i], &blocks[spans[i].first_block], j.p, 1, &arrays[i]);
@@ -154,7 +154,7 @@ int gc_norm_measure(const gc_table *table, const gc_span *spans, ptrdiff_t n, do
             units[i] = (any_power ? arrays[i].largest > 0 : unit != 1) ? unit : 0;
         }
         j.units = units;
-        if ((status = gc_over_blocks(spans, n, GC_EXACT, measure_block, &j)) != GC_OK) goto done;
+        if ((status = gc_over_blocks(spans, n, GC_EXACT, measure_in_list, &j)) != GC_OK) goto done;
         for (ptrdiff_t i = 0; i < n; i++)
             if (units[i] > 0) gather(&spans[i], &blocks[spans[i].first_block], p, units[i], &arrays[i]);
     }
@@ -165,32 +165,32 @@ done:
     return status;
 }
 
-static void scale_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
+static void scale_in_list(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
-    const job *j = arg;
+    const clip_job *j = arg;
     const gc_span *span = &j->spans[i];
     double buffer[GC_BLOCK];
-    kernels_of(j->table, span)->scale_block(open_block(j->table, span, start, n, buffer), n, &j->factors[2 * i]);
+    kernels_of(j->table, span)->scale(open_block(j->table, span, start, n, buffer), n, &j->factors[2 * i]);
     close_block(j->table, span, start, n, buffer);
 }
 
-void gc_norm_scale(const gc_table *table, const gc_span *spans, ptrdiff_t n, const double *factors)
+void gc_clip_scale(const gc_table *table, const gc_span *spans, ptrdiff_t n, const double *factors)
 {
-    job j = {.table = table, .spans = spans, .factors = factors};
-    gc_over_blocks(spans, n, GC_EXACT | GC_WHOLE, scale_block, &j);
+    clip_job j = {.table = table, .spans = spans, .factors = factors};
+    gc_over_blocks(spans, n, GC_EXACT | GC_WHOLE, scale_in_list, &j);
 }
 
-static void clamp_block(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
+static void clamp_in_list(void *arg, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
-    const job *j = arg;
+    const clip_job *j = arg;
     const gc_span *span = &j->spans[i];
     double buffer[GC_BLOCK];
-    kernels_of(j->table, span)->clamp_block(open_block(j->table, span, start, n, buffer), n, j->limit);
+    kernels_of(j->table, span)->clamp(open_block(j->table, span, start, n, buffer), n, j->limit);
     close_block(j->table, span, start, n, buffer);
 }
 
-void gc_norm_clamp(const gc_table *table, const gc_span *spans, ptrdiff_t n, double limit)
+void gc_clip_clamp(const gc_table *table, const gc_span *spans, ptrdiff_t n, double limit)
 {
-    job j = {.table = table, .spans = spans, .limit = limit};
-    gc_over_blocks(spans, n, GC_EXACT | GC_WHOLE, clamp_block, &j);
+    clip_job j = {.table = table, .spans = spans, .limit = limit};
+    gc_over_blocks(spans, n, GC_EXACT | GC_WHOLE, clamp_in_list, &j);
 }

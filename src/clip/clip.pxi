@@ -1,4 +1,4 @@
-# Lists of arrays as spans. Meanings: gradcore.h.
+# Lists of arrays as spans. Meanings: spans.h, clip.h.
 from libc.math cimport INFINITY, NAN
 from libc.stdlib cimport free, malloc, qsort
 
@@ -112,7 +112,7 @@ def norm(list arrays, double p):
         free(spans)
         raise MemoryError
     with nogil:
-        status = gc_norm_measure(TABLE, spans, n, p, found, &total)
+        status = gc_clip_measure(TABLE, spans, n, p, found, &total)
         if status == GC_OK:
             for i in range(n):
                 out[4 * i + 1] = found[i].root * found[i].unit
@@ -132,7 +132,7 @@ def scale(list arrays, cnp.ndarray factors):
     cdef const double *pairs = <const double *> pointer(factors, GC_F64, 2 * n, False)
     cdef gc_span *spans = spans_of(arrays, True, True)
     with nogil:
-        gc_norm_scale(TABLE, spans, n, pairs)
+        gc_clip_scale(TABLE, spans, n, pairs)
     free(spans)
 
 
@@ -141,5 +141,5 @@ def clamp(list arrays, double limit):
     cdef Py_ssize_t n = len(arrays)
     cdef gc_span *spans = spans_of(arrays, True, True)
     with nogil:
-        gc_norm_clamp(TABLE, spans, n, limit)
+        gc_clip_clamp(TABLE, spans, n, limit)
     free(spans)

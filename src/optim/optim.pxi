@@ -1,4 +1,4 @@
-# Fills gc_update and spans. Meanings: gradcore.h.
+# Fills gc_update and spans. Meanings: optim.h.
 
 SGD, ADAM, RMSPROP, ADAGRAD, SPAM = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM
 

@@ -1,91 +1,16 @@
-/* y = x W^T + b and its gradients, and the activations, element by element. */
+/* The activations and their derivatives, element by element. */
 #ifndef REAL
-#error "linear.inc.h needs real.inc.h, simd.inc.h, vmath.inc.h and gemm.inc.h"
+#error "activation.inc.h needs real.inc.h, simd.inc.h and vmath.inc.h"
 #endif
 
-#ifndef GC_LINEAR_SIZES
-#define GC_LINEAR_SIZES
+#ifndef GC_ACTIVATION_SIZES
+#define GC_ACTIVATION_SIZES
 enum {
-    SERIAL_ELEMENTS = 16 * 1024, /* activations below which one thread is faster than starting a team */
-    ELEMENT_BLOCK = 1024,        /* what threads share activations in: whole pages of cache lines */
-    LOOK_ELEMENTS = 256 * 1024   /* activations from one look whether to stop to the next */
+    SERIAL_ELEMENTS = 16 * 1024, /* below which one thread is faster than starting a team */
+    ELEMENT_BLOCK = 1024,        /* what threads share: whole pages of cache lines */
+    LOOK_ELEMENTS = 256 * 1024   /* from one look whether to stop to the next */
 };
-
-INLINE int linear_threads(const gc_linear *s)
-{
-    return (double)s->N * (double)s->F * (double)s->O < SERIAL_WORK ? 1 : s->threads;
-}
 #endif
-
-/* ==== x W^T + b ========================================================================================================= */
-
-typedef struct {
-    const gc_linear *s;
-    REAL *packed;   /* W^T for the forward product, W for dL/dx */
-    REAL *products; /* scratch of gemm_tn, a part for each thread */
-} FN(linear_plan);
-
-static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
-{
-    gc_arena arena = {s->work, 0};
-    plan->s = s;
-    plan->packed = take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
-    plan->products = s->dy ? take(&arena, linear_threads(s) * FN(gemm_tn_work)(), sizeof(REAL)) : NULL;
-    return arena.used;
-}
-
-static size_t FN(linear_work)(const gc_linear *s)
-{
-    FN(linear_plan) plan;
-    gc_linear measured = *s;
-    measured.work = NULL;
-    return FN(plan_linear)(&plan, &measured);
-}
-
-static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
-{
-    const FN(linear_plan) *plan = arg;
-    const gc_linear *s = plan->s;
-    ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    gc_watch watch = {team, thread, 0, 0};
-    FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team), &watch);
-    if (barrier(&watch)) return;
-    share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, 0, (REAL *)s->y + first * O, O,
-             s->b, 0, NULL, 0, &watch); /* (l1) */
-}
-
-static int FN(linear_forward)(const gc_linear *s)
-{
-    FN(linear_plan) plan;
-    FN(plan_linear)(&plan, s);
-    return gc_parallel(linear_threads(s), 0, FN(linear_forward_body), &plan);
-}
-
-/* inverts (l1) */
-static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
-{
-    const FN(linear_plan) *plan = arg;
-    const gc_linear *s = plan->s;
-    const REAL *dy = s->dy;
-    ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
-    gc_watch watch = {team, thread, 0, 0};
-    FN(pack)(O, F, NR, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team), &watch);
-    share(O, team, thread, &first, &end);
-    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db,
-                plan->products + thread * FN(gemm_tn_work)(), &watch);
-    if (barrier(&watch)) return;
-    share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, 0, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0,
-             &watch);
-}
-
-static int FN(linear_backward)(const gc_linear *s)
-{
-    FN(linear_plan) plan;
-    FN(plan_linear)(&plan, s);
-    return gc_parallel(linear_threads(s), 0, FN(linear_backward_body), &plan);
-}
 
 /* ==== functions that only activations need ============================================================================== */
 
@@ -156,8 +81,8 @@ INLINE VEC FN(v_gelu_argument)(VEC x, VEC *derivative)
 
 /* ==== activations ======================================================================================================= */
 
-/* p and q: see gradcore.h. `kind` is a constant where this is inlined. */
-INLINE VEC FN(activate)(const int kind, VEC x, VEC p, VEC q)
+/* p and q: see activation.h. `kind` is a constant where this is inlined. */
+INLINE VEC FN(activation)(const int kind, VEC x, VEC p, VEC q)
 {
     VEC zero = FN(v_zero)(), unused;
     switch (kind) {
@@ -180,8 +105,8 @@ INLINE VEC FN(activate)(const int kind, VEC x, VEC p, VEC q)
     }
 }
 
-/* dL/dx from dL/dy; `kept` is y for tanh, sigmoid and relu, x for the others. Inverts `activate`. */
-INLINE VEC FN(deactivate)(const int kind, VEC kept, VEC d, VEC p, VEC q)
+/* dL/dx from dL/dy; `kept` is y for tanh, sigmoid and relu, x for the others. Inverts `activation`. */
+INLINE VEC FN(activation_back)(const int kind, VEC kept, VEC d, VEC p, VEC q)
 {
     VEC zero = FN(v_zero)(), one = FN(v_set1)(R(1.0));
     switch (kind) {
@@ -217,39 +142,32 @@ INLINE VEC FN(deactivate)(const int kind, VEC kept, VEC d, VEC p, VEC q)
     }
 }
 
-typedef struct {
-    int kind;
-    ptrdiff_t n;
-    double p, q;
-    const REAL *in, *dy; /* dy is NULL forward */
-    REAL *out;
-} FN(activation_plan);
-
-INLINE void FN(activation_span)(const int kind, const FN(activation_plan) *plan, ptrdiff_t first, ptrdiff_t end)
+INLINE void FN(activation_span)(const int kind, const gc_activation *s, ptrdiff_t first, ptrdiff_t end)
 {
-    VEC p = FN(v_set1)((REAL)plan->p), q = FN(v_set1)((REAL)plan->q);
-    if (plan->dy)
+    const REAL *in = s->in, *dy = s->dy;
+    REAL *out = s->out;
+    VEC p = FN(v_set1)((REAL)s->p), q = FN(v_set1)((REAL)s->q);
+    if (dy)
         for (ptrdiff_t i = first; i < end; i += V)
-            FN(v_put)(plan->out + i,
-                      FN(deactivate)(kind, FN(v_get)(plan->in + i, end - i), FN(v_get)(plan->dy + i, end - i), p, q), end - i);
+            FN(v_put)(out + i, FN(activation_back)(kind, FN(v_get)(in + i, end - i), FN(v_get)(dy + i, end - i), p, q), end - i);
     else
         for (ptrdiff_t i = first; i < end; i += V)
-            FN(v_put)(plan->out + i, FN(activate)(kind, FN(v_get)(plan->in + i, end - i), p, q), end - i);
+            FN(v_put)(out + i, FN(activation)(kind, FN(v_get)(in + i, end - i), p, q), end - i);
 }
 
 static void FN(activation_body)(void *arg, gc_team *team, int thread)
 {
-    const FN(activation_plan) *plan = arg;
+    const gc_activation *s = arg;
     ptrdiff_t first, end;
-    share_tiles(plan->n, ELEMENT_BLOCK, team, thread, &first, &end);
+    share_tiles(s->n, ELEMENT_BLOCK, team, thread, &first, &end);
     for (ptrdiff_t at = first, to; at < end; at = to) {
         if (at > first && gc_stopped(team, thread)) return;
         to = gc_min(end, at + LOOK_ELEMENTS);
 #define SPAN(kind)                                                                                                             \
     case kind:                                                                                                                 \
-        FN(activation_span)(kind, plan, at, to);                                                                               \
+        FN(activation_span)(kind, s, at, to);                                                                                  \
         break;
-        switch (plan->kind) {
+        switch (s->kind) {
             SPAN(GC_IDENTITY) SPAN(GC_TANH) SPAN(GC_SIGMOID) SPAN(GC_RELU) SPAN(GC_LEAKY_RELU) SPAN(GC_ELU) SPAN(GC_GELU)
             SPAN(GC_GELU_TANH) SPAN(GC_SOFTPLUS)
         }
@@ -257,15 +175,9 @@ static void FN(activation_body)(void *arg, gc_team *team, int thread)
     }
 }
 
-static int FN(activation_forward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *x, void *y)
+static int FN(activation_run)(const gc_activation *s)
 {
-    FN(activation_plan) plan = {kind, n, p, q, x, NULL, y};
-    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, 0, FN(activation_body), &plan);
+    return gc_parallel(s->n < SERIAL_ELEMENTS ? 1 : s->threads, 0, FN(activation_body), (void *)s);
 }
 
-static int FN(activation_backward)(int threads, int kind, ptrdiff_t n, double p, double q, const void *kept,
-                                   const void *dy, void *dx)
-{
-    FN(activation_plan) plan = {kind, n, p, q, kept, dy, dx};
-    return gc_parallel(n < SERIAL_ELEMENTS ? 1 : threads, 0, FN(activation_body), &plan);
-}
+static const gc_activation_kernels FN(activation_kernels) = {FN(activation_run)};

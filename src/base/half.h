@@ -3,6 +3,11 @@
 #ifndef GC_HALF_H
 #define GC_HALF_H
 
+#include <string.h>
+
+#include "base/compiler.h"
+#include "base/status.h"
+
 INLINE double double_of_half(uint16_t half)
 {
     const uint64_t magnitude = half & 0x7fff, sign = (uint64_t)(half & 0x8000) << 48;

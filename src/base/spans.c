@@ -1,6 +1,7 @@
 /* Work over a list of arrays, of any element type: the blocks of all of them are numbered through and shared out. */
-#include "gradcore.h"
-#include "parts.h"
+#include "base/spans.h"
+#include "base/threads.h"
+#include "base/work.h"
 
 /* A thread that gets fewer blocks than this is not worth waking. */
 enum { BLOCKS_PER_THREAD = 8, LOOK_BLOCKS = 512 /* from one look whether to stop to the next */ };
@@ -19,16 +20,16 @@ ptrdiff_t gc_number_of_blocks(const gc_span *spans, ptrdiff_t n)
     return n ? spans[n - 1].first_block + (spans[n - 1].n + GC_BLOCK - 1) / GC_BLOCK : 0;
 }
 
-typedef struct job {
+typedef struct {
     const gc_span *spans;
     ptrdiff_t n, n_blocks;
     gc_block_body body;
     void *arg;
-} job;
+} blocks_job;
 
 static void share_blocks(void *arg, gc_team *team, int thread)
 {
-    const job *j = arg;
+    const blocks_job *j = arg;
     const ptrdiff_t size = gc_team_size(team), end = cut(j->n_blocks, thread + 1, size);
     ptrdiff_t block = cut(j->n_blocks, thread, size);
 
@@ -53,7 +54,7 @@ static void share_blocks(void *arg, gc_team *team, int thread)
 
 int gc_over_blocks(const gc_span *spans, ptrdiff_t n, int how, gc_block_body body, void *arg)
 {
-    job j = {spans, n, gc_number_of_blocks(spans, n), body, arg};
+    blocks_job j = {spans, n, gc_number_of_blocks(spans, n), body, arg};
     const ptrdiff_t useful = j.n_blocks / BLOCKS_PER_THREAD, allowed = gc_get_num_threads();
     return gc_parallel((int)(useful < 1 ? 1 : useful < allowed ? useful : allowed), how, share_blocks, &j);
 }

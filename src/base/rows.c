@@ -1,8 +1,9 @@
 /* Rows of arrays, brought into another order by all threads. */
 #include <string.h>
 
-#include "gradcore.h"
-#include "parts.h"
+#include "base/rows.h"
+#include "base/threads.h"
+#include "base/work.h"
 
 enum {
     LOOK_BYTES = 4 << 20, /* copied from one look whether to stop to the next */

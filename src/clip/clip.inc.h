@@ -1,14 +1,15 @@
-/* Norms and clipping of one block, from which norm.c makes those of lists of arrays.
+/* Norms and clipping of one block, from which clip.c makes those of lists of arrays.
  *
  * Magnitudes are compared as integers: without their sign bit, floating-point numbers are in the order of their bits, and
  * what is not finite comes last. So one maximum finds the largest entry and whether anything is NaN or Inf. */
-#include <math.h>
-#include <string.h>
+#ifndef REAL
+#error "clip.inc.h needs real.inc.h"
+#endif
 
 #define LANES 32 /* independent sums: the same for all instruction sets, and so are the bits */
 #define MAX_NORM 0
 /* sum + x * x where the square is exact, so that both forms round once and give the same bits. */
-#ifdef __FMA__
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define SQUARE_ADD(x, sum) fma(x, x, sum)
 #else
 #define SQUARE_ADD(x, sum) ((sum) + (x) * (x))
@@ -99,7 +100,7 @@ static void FN(norm_careful)(const REAL *g, ptrdiff_t n, double p, double unit, 
     }
 }
 
-static void FN(norm_block)(const void *data, ptrdiff_t n, double p, double unit, gc_norm_block *out)
+static void FN(clip_measure)(const void *data, ptrdiff_t n, double p, double unit, gc_norm_block *out)
 {
     const REAL *g = data;
     BITS largest = INFINITE;
@@ -113,7 +114,7 @@ static void FN(norm_block)(const void *data, ptrdiff_t n, double p, double unit,
     if (largest >= INFINITE) FN(norm_careful)(g, n, p, unit, out);
 }
 
-static ptrdiff_t FN(norm_find)(const void *data, ptrdiff_t n, double largest)
+static ptrdiff_t FN(clip_find)(const void *data, ptrdiff_t n, double largest)
 {
     const REAL *g = data;
     ptrdiff_t i = 0;
@@ -132,7 +133,7 @@ INLINE REAL FN(clipped)(REAL g, double factor0, double factor1)
     return FN(magnitude)(g) < INFINITE ? (REAL)((double)g * factor0 * factor1) : 0;
 }
 
-static void FN(scale_block)(void *data, ptrdiff_t n, const double factor[2])
+static void FN(clip_scale)(void *data, ptrdiff_t n, const double factor[2])
 {
     REAL *g = data;
     const double factor0 = factor[0], factor1 = factor[1];
@@ -144,12 +145,14 @@ static void FN(scale_block)(void *data, ptrdiff_t n, const double factor[2])
     for (; i < n; i++) g[i] = FN(clipped)(g[i], factor0, factor1);
 }
 
-static void FN(clamp_block)(void *data, ptrdiff_t n, double limit)
+static void FN(clip_clamp)(void *data, ptrdiff_t n, double limit)
 {
     REAL *g = data;
     const REAL most = (REAL)limit;
     for (ptrdiff_t i = 0; i < n; i++) g[i] = g[i] > most ? most : g[i] < -most ? -most : g[i]; /* NaN stays NaN */
 }
+
+static const gc_clip_kernels FN(clip_kernels) = {FN(clip_measure), FN(clip_find), FN(clip_scale), FN(clip_clamp)};
 
 #undef LANES
 #undef MAX_NORM

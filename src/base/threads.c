@@ -1,8 +1,9 @@
 /* The only door to OpenMP: team size, barrier, stopping half way, what happens after a fork or when the system refuses a
  * thread, and the floating-point mode of a worker. */
 #define _GNU_SOURCE /* syscall, mmap */
-#include "compiler.h"
-#include "gradcore.h"
+#include "base/threads.h"
+
+#include "base/compiler.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

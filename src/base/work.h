@@ -1,15 +1,24 @@
 /* How work and scratch are divided: the same for every element type. */
-#ifndef GC_PARTS_H
-#define GC_PARTS_H
+#ifndef GC_WORK_H
+#define GC_WORK_H
 
-#include "compiler.h"
-#include "gradcore.h"
+#include "base/compiler.h"
+#include "base/threads.h"
 
 enum {
     SERIAL_WORK = 200 * 1000,      /* multiply-adds below which one thread is faster than starting a team */
     LOOK_AFTER = 10 * 1000 * 1000, /* from one look whether to stop to the next: a tenth of a millisecond to a few */
     MOVED = 20                     /* multiply-adds that take as long as moving an element from memory to memory */
 };
+
+/* Passes over long arrays fetch what they will need so many bytes later: the processor's own prefetching does not keep ahead of
+ * more than a few operations an element. */
+enum { AHEAD = 2048, FEW = 64 /* elements between two looks ahead */ };
+#define FETCH_AHEAD(array, n)                                                                                                  \
+    do                                                                                                                         \
+        for (int line = 0; line < (int)((n) * sizeof *(array)); line += 64)                                                    \
+            PREFETCH((const char *)(array) + AHEAD + line);                                                                    \
+    while (0)
 
 INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
