@@ -39,17 +39,18 @@ MEMORY = 8 << 30  # for a process, because a mutant may ask for any size
 TESTS = {
     "recurrent.inc.h": ("recurrent", "spectral", "regularizers"),
     "gemm.inc.h": ("linear", "recurrent", "spectral"),
-    "linear.inc.h": ("linear",),
+    "linear/linear.inc.h": ("linear",),
+    "activation/activation.inc.h": ("linear",),
     "jacobian.inc.h": ("spectral",),
-    "norm.inc.h": ("clip", "adaptive", "optimizers"),
-    "optim.inc.h": ("optimizers", "scaler"),
-    "vmath.inc.h": ("vmath", "linear", "recurrent"),
-    "norm.c": ("clip", "adaptive", "scaler"),
-    "optim.c": ("optimizers", "scaler"),
-    "spans.c": ("clip", "adaptive", "optimizers"),
-    "rows.c": ("recurrent",),
-    "half.h": ("clip", "adaptive"),
-    "parts.h": ("linear", "recurrent", "spectral"),
+    "clip/clip.inc.h": ("clip", "adaptive", "optimizers"),
+    "optim/optim.inc.h": ("optimizers", "scaler"),
+    "math/vmath.inc.h": ("vmath", "linear", "recurrent"),
+    "clip/clip.c": ("clip", "adaptive", "scaler"),
+    "optim/optim.c": ("optimizers", "scaler"),
+    "base/spans.c": ("clip", "adaptive", "optimizers"),
+    "base/rows.c": ("recurrent",),
+    "base/half.h": ("clip", "adaptive"),
+    "base/work.h": ("linear", "recurrent", "spectral"),
 }
 
 # ---- candidates ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The accuracy that src/vmath.inc.h claims, read from there and measured as bench/ulp.py does, on a sample."""
+"""The accuracy that src/math/vmath.inc.h claims, read from there and measured as bench/ulp.py does, on a sample."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ ulp = load_bench("ulp")
 
 def claimed_ulp(name: str) -> float:
     """The bound in the comment above the function."""
-    before = (ROOT / "src" / "vmath.inc.h").read_text().split(f"*/\nINLINE VEC FN(v_{name})(")[0]
+    before = (ROOT / "src" / "math" / "vmath.inc.h").read_text().split(f"*/\nINLINE VEC FN(v_{name})(")[0]
     found = re.search(r"max ULP (\d+(?:\.\d+)?)", before[before.rindex("/*") :])
     assert found, f"no 'max ULP' beside v_{name}"
     return float(found[1])
