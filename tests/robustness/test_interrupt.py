@@ -73,6 +73,13 @@ def recurrent(kind: str, T: int, ragged: bool = False) -> Callable[[], Any]:
     return lambda: layer(x, lengths=lengths)[0]
 
 
+def backward(times: int) -> Callable[[], Any]:
+    """Of few sequences: threads share the units, and wait for each other at every step."""
+    layer = gradcore.LSTM(8, 512, rng=np.random.default_rng(0))
+    y, tape = layer.forward(np.ones((250 * times, 8, 8), np.float32))
+    return lambda: layer.backward(tape, y)
+
+
 def many_small_steps(times: int) -> Callable[[], Any]:
     layer = gradcore.LSTM(1, 8, dtype=np.float64, rng=np.random.default_rng(0))
     x = np.ones((1_000_000 * times, 1, 1))
@@ -119,6 +126,7 @@ LONG: dict[str, Callable[[int], Callable[[], Any]]] = {
     "LSTM": lambda times: recurrent("LSTM", 800 * times),
     "GRU": lambda times: recurrent("GRU", 1000 * times),
     "ragged": lambda times: recurrent("LSTM", 1600 * times, ragged=True),
+    "backward": backward,
     "small": many_small_steps,
     "linear": linear,
     "activation": activation,
@@ -143,6 +151,7 @@ def break_off(make: Callable[[int], Callable[[], Any]]) -> None:
             call()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_kernel_hears_signals_half_way(name: str, num_threads: None) -> None:
     with pytest.raises(Heard):
