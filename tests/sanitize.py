@@ -2,10 +2,10 @@
 
 `python tests/sanitize.py address` (gcc's AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (gcc's
 ThreadSanitizer, with LLVM's OpenMP and its Archer, which says what OpenMP synchronises; Debian's clang and libomp-dev
-have them), `bounds` (Cython's checks of indices and of None, and the C library's own). What follows goes to pytest. The
-first report ends the run with a status above 0; `thread tests/test_interrupt.py` watches kernels that are stopped half
-way. `valgrind` (its memcheck, which also sees what is read before it is set) runs tests/cases.py instead, where the
-tests would take a day; every report is printed.
+have them), `bounds` (Cython's checks of indices and of None, and the C library's own). What follows goes to pytest:
+`thread tests/robustness/test_interrupt.py` watches kernels that are stopped half way. The first report ends the run
+with a status above 0. `valgrind` (its memcheck, which also sees what is read before it is set) runs tests/cases.py
+instead, where the tests would take a day; every report is printed.
 """
 
 from __future__ import annotations
