@@ -18,13 +18,11 @@ from gradcore.clip.gradients import (
     by_key,
     check_policy,
     coefficient,
-    contiguous,
-    copies_back,
     listed,
     nonfinite_error,
     pairs,
-    refuse_overlap,
 )
+from gradcore.clip.views import contiguous, copies_back, refuse_overlap
 
 __all__ = ["AdaptiveClip", "UnitClip", "clip_grad_units_"]
 

@@ -19,14 +19,12 @@ from gradcore.clip.gradients import (
     Key,
     check_limit,
     check_policy,
-    contiguous,
-    copies_back,
     listed,
     owns_params,
     pairs,
-    refuse_overlap,
 )
 from gradcore.clip.threshold import Threshold
+from gradcore.clip.views import contiguous, copies_back, refuse_overlap
 from gradcore.optim.schedule import Schedule
 
 __all__ = ["Group", "Optimizer"]
