@@ -87,10 +87,13 @@ class _Table:
         places, rows = history._tables[self.name]
         new = [name for name in values if name not in places]
         if new:  # they have no value in the steps before
+            wider = np.full((len(history), len(places) + len(new)), np.nan)
+            wider[: rows.n, : len(places)] = rows.array
+            rows = _Rows(wider)
             places |= {name: len(places) + i for i, name in enumerate(new)}
-            rows = _Rows(np.hstack([rows.array, np.full((rows.n, len(new)), np.nan)]))
             history._tables[self.name] = places, rows
-        rows.append([values.get(name, np.nan) for name in places])
+        if places:  # without names there is nothing to count
+            rows.append([values.get(name, np.nan) for name in places])
 
 
 class History:

@@ -665,6 +665,16 @@ def test_norms_of_names_that_come_later_are_kept():
         np.testing.assert_equal({name: norms.tolist() for name, norms in record.per_array.items()}, expected)
 
 
+def test_norms_of_names_that_come_after_a_restored_state() -> None:
+    history, restored = gradcore.History(), gradcore.History()
+    history.append(0.9, 2.0)
+    restored.load_state_dict(history.state_dict())
+    restored.append(0.8, 2.0)
+    restored.append(0.7, Norm(5.0, {"a": 5.0}))
+    np.testing.assert_array_equal(restored.per_array["a"], [np.nan, np.nan, 5.0])
+    assert restored.d_norm == {}
+
+
 def test_repr():
     assert repr(gradcore.History()) == "History(0 steps)"
     assert repr(run()).startswith("History(12 steps, loss ")
