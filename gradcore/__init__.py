@@ -21,6 +21,8 @@ from gradcore.clip.clip import clip_grad_norm_, clip_grad_value_
 from gradcore.clip.gradients import GradNorm
 from gradcore.clip.norm import grad_norm
 from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
+from gradcore.layers.composite import Composite
+from gradcore.layers.layer import Layer, Tape
 from gradcore.layers.linear import Linear
 from gradcore.layers.pooling import LastStep
 from gradcore.layers.recurrent import GRU, LSTM, RNN
@@ -47,12 +49,14 @@ __all__ = [
     "RNN",
     "SELU",
     "AdaptiveClip",
+    "Composite",
     "GradNorm",
     "GradScaler",
     "History",
     "Hook",
     "Identity",
     "LastStep",
+    "Layer",
     "LeakyReLU",
     "Linear",
     "ReLU",
@@ -60,6 +64,7 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Tanh",
+    "Tape",
     "TrainingStep",
     "UnitClip",
     "VanishingGradientRegularizer",

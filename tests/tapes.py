@@ -15,7 +15,7 @@ class ToldTape(Tape):
     """A tape that tells what it was told."""
 
     def __init__(self, dh_norm: Any = (), first_nonfinite: Any = None, tapes: Any = (), d_norm: Any = None) -> None:
-        super().__init__(gradcore.Identity(), (), tapes=tapes)
+        super().__init__(gradcore.Sequential(*(gradcore.Identity() for _ in tapes)), (), tapes=tapes)
         self.dh_norm, self.place, self.d_norm = np.asarray(dh_norm, float), first_nonfinite, d_norm
 
     @property

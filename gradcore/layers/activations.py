@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels
-from gradcore._base.check import Array, as_array, check_array, check_choice, check_dtype, check_number
+from gradcore._base.check import Array, check_choice, check_number
 from gradcore._base.memory import Pool
 from gradcore.layers.layer import Layer, Sequences, Tape
 
@@ -36,30 +36,8 @@ class Activation(Layer):
     _constants: tuple[float, float] = (0.0, 0.0)  # p and q of gradcore.h, and the only place where they are kept
 
     def __init__(self, *, dtype: DTypeLike = np.float32) -> None:
-        self.dtype = check_dtype(dtype)
-        self._allocate({})
+        super().__init__(dtype=dtype)
         self._pool = Pool()
-
-    def __call__(self, x: Array) -> Array:
-        """Return the output without keeping a tape.
-
-        Parameters
-        ----------
-        x : ndarray
-            The input, of any shape and the layer's dtype.
-
-        Returns
-        -------
-        ndarray
-            The output, of the shape of x.
-
-        Examples
-        --------
-        >>> import numpy as np, gradcore
-        >>> gradcore.ReLU()(np.float32([-1, 1]))
-        array([0., 1.], dtype=float32)
-        """
-        return self.forward(x)[0]
 
     def forward(self, x: Array) -> tuple[Array, Tape]:
         """Return the output, and the tape that `backward` needs.
@@ -88,7 +66,7 @@ class Activation(Layer):
         >>> y
         array([0., 1.], dtype=float32)
         """
-        x = check_array("x", x, self.dtype, as_array("x", x).shape)
+        x = self.check("x", x, (...,))
         y = self._pool.empty(x.shape, self.dtype)
         function = (self._kind, *self._constants)
         _kernels.activation_forward(*function, x, y)
@@ -124,7 +102,7 @@ class Activation(Layer):
         """
         self.check_tape(tape)
         kept, kind, p, q = tape.kept  # the function as it was in `forward`
-        dy = check_array("dy", dy, self.dtype, tape.shape)
+        dy = self.check("dy", dy, tape.shape)
         dx = self._pool.empty(tape.shape, self.dtype)
         _kernels.activation_backward(kind, p, q, kept, dy, dx)
         return dx

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from gradcore._base.check import Array, check_array, check_names, check_room
+from gradcore._base.check import Array, as_array, check_array, check_dtype, check_names, check_room, describe_shape
 from gradcore._base.lock import Turn
 from gradcore._base.memory import aligned_zeros
 
@@ -127,22 +128,69 @@ class Sequences(NamedTuple):
 
 
 class Layer:
-    """Base of all layers and models.
+    """Base of all layers and models, and of your own ones.
+
+    A subclass names its parameters and their shapes, and writes `forward`, which returns the output and a `Tape`, and
+    `backward`, which adds to `grads` and returns the gradient with respect to x. It then works in models, with the
+    optimizers, in `fit`, and with everything else that takes a layer. One that infers in another way than it trains
+    also writes `__call__`; one that is made of other layers begins from `Composite`.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int, optional
+        The shape of each parameter, which is zero to begin with.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
 
     Attributes
     ----------
     dtype : numpy.dtype
         float32 or float64: of parameters, inputs and outputs alike.
+    takes : frozenset of str
+        The further arguments that a model passes to it: "lengths" to `forward`, "step_clip" to `backward`.
+    n_states : int
+        The number of states: 1 for a recurrent layer, which takes `state` and `dstate`, more for a model of several.
+    names : tuple of str
+        The names of the layers that it consists of.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> class Scale(gradcore.Layer):
+    ...     def __init__(self, features, *, dtype=np.float32):
+    ...         super().__init__({"weight": (features,)}, dtype=dtype)
+    ...         self.features = features
+    ...         self.params["weight"] = np.ones(features, dtype)
+    ...
+    ...     def forward(self, x):
+    ...         x = self.check("x", x, (..., self.features))
+    ...         return x * self.params["weight"], gradcore.Tape(self, x.shape, x)
+    ...
+    ...     def backward(self, tape, dy):
+    ...         self.check_tape(tape)
+    ...         (x,), dy = tape.kept, self.check("dy", dy, tape.shape)
+    ...         self.grads["weight"] += (dy * x).reshape(-1, self.features).sum(axis=0)
+    ...         return dy * self.params["weight"]
+    >>> model = gradcore.Sequential(gradcore.Linear(3, 4), Scale(4))
+    >>> y, tape = model.forward(np.ones((2, 3), np.float32))
+    >>> dx = model.backward(tape, np.ones_like(y))
+    >>> norm = gradcore.optim.SGD(model, lr=0.1).step(max_norm=1.0)
+    >>> list(norm.per_array), dx.shape
+    (['0.weight', '0.bias', '1.weight'], (2, 3))
     """
 
+    takes: frozenset[str] = frozenset()
+    n_states: int = 0
+    names: tuple[str, ...] = ()  # of the layers that it consists of
     dtype: np.dtype[Any]
     _params: Views
     _grads: Views
     _adding: Turn  # to the gradients
 
-    def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Give the layer zeroed buffers for parameters of these names and shapes."""
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]] | None = None, *, dtype: DTypeLike = np.float32) -> None:
+        self.dtype = check_dtype(dtype)
         self._adding = Turn()
+        shapes = {} if shapes is None else shapes
         n = sum(math.prod(shape) for shape in shapes.values())
         check_room(n, self.dtype.itemsize)
         params, grads = aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype)
@@ -270,6 +318,93 @@ class Layer:
         """
         self._params.load("state_dict", state_dict)
 
+    def __call__(self, x: Any) -> Any:
+        """Return the output in inference, without keeping a tape.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input.
+
+        Returns
+        -------
+        ndarray
+            The output.
+        """
+        return self.forward(x)[0]
+
+    def forward(self, x: Any) -> tuple[Any, Any]:
+        """Return the output, and the tape that `backward` needs; for subclasses to write.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input.
+
+        Returns
+        -------
+        y : ndarray
+            The output.
+        tape : Tape
+            What `backward` needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: has no forward")
+
+    def backward(self, tape: Any, dy: Any) -> Any:
+        """Return the gradient with respect to x, and add those of the parameters to `grads`; for subclasses to write.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        dy : ndarray
+            The gradient with respect to y.
+
+        Returns
+        -------
+        ndarray or None
+            The gradient with respect to x; None if x has none, because it holds integers.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: has no backward")
+
+    def check(self, name: str, value: Any, shape: tuple[Any, ...]) -> Array:
+        """Return an argument as a contiguous array, after a check of its dtype and shape.
+
+        Parameters
+        ----------
+        name : str
+            What errors call it.
+        value : ndarray
+            The argument, of the layer's dtype.
+        shape : tuple of int or str
+            The shape. An ellipsis in front stands for any leading axes; without one, a string such as "T" for any
+            size.
+
+        Returns
+        -------
+        ndarray
+            The argument, copied only if its layout requires it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it has another dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.Tanh()
+        >>> layer.check("x", np.ones((7, 2, 3), np.float32), (..., 3)).shape
+        (7, 2, 3)
+        """
+        if shape[:1] == (...,):
+            given, last = as_array(name, value).shape, shape[1:]
+            n_leading = max(len(given) - len(last), 0)
+            if given[n_leading:] != last:
+                raise ValueError(f"{name}: expected shape {describe_shape(('...', *last))}, got {given}")
+            shape = given
+        return check_array(name, value, self.dtype, shape)
+
     def check_tape(self, tape: Any) -> None:
         """Raise if a tape is not from this layer's `forward`.
 
@@ -285,6 +420,9 @@ class Layer:
         """
         if not isinstance(tape, Tape) or tape.layer is not self:
             raise ValueError("tape: expected a tape from this layer's forward")
+
+    def _check_dstate(self, tape: Any, dstate: Any) -> None:
+        """Raise if the gradient of the final state does not fit, before any layer has added to its gradients."""
 
     def _refuse_reentry(self) -> None:
         """Raise if this thread is adding to the gradients already, before a backward pass has done anything."""
@@ -340,16 +478,12 @@ class Profile(NamedTuple):
 class Member(NamedTuple):
     """Hold one tape of those that `Tape.walk` yields, and what is known of the gradient at its layer."""
 
+    name: str  # such as "2" or "0.1", as the names of its parameters begin; "" for the model or layer itself
     path: tuple[int, ...]  # which of the model's tapes, which of that one's, ...
     tape: Tape
     in_chain: bool  # whether every model around it applies its layers one after the other
     dx_norm: float | None = None  # the L2 norm of dL/d(input); None where it is not known
     dy_norm: float | None = None  # likewise of dL/dy
-
-    @property
-    def name(self) -> str:
-        """Such as "2" or "0.1", as the names of its parameters begin; "" for the model or layer itself."""
-        return ".".join(map(str, self.path))
 
     def profiles(self) -> Iterator[Profile]:
         """Yield the norms over time with full names."""
@@ -386,6 +520,8 @@ class Tape:
         for i, tape in enumerate(tapes):
             if not isinstance(tape, Tape):
                 raise TypeError(f"tapes[{i}]: expected a Tape, got {type(tape).__name__}")
+        if len(tapes) not in (0, len(layer.names)):
+            raise ValueError(f"tapes: expected one for each of {len(layer.names)} layers, got {len(tapes)}")
         self.layer, self.shape, self.kept, self.tapes = layer, shape, kept, tuple(tapes)
 
     @property
@@ -397,6 +533,26 @@ class Tape:
     def first_nonfinite(self) -> tuple[int, int, int] | None:
         """Where the backward pass first met a value that is not finite: (layer, direction, t), or None."""
         return None
+
+    @property
+    def state(self) -> Any:
+        """The final states of the recurrent layers that it consists of, a tuple in their order."""
+        return self._gather("state")
+
+    @property
+    def dstate(self) -> Any:
+        """The gradients with respect to their initial states, likewise; None before `backward`."""
+        found = self._gather("dstate")
+        return None if any(each is None for each in found) else found
+
+    def _gather(self, name: str) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for tape in self.tapes:
+            if tape.tapes:
+                found += tape._gather(name)
+            elif tape.layer.n_states:
+                found.append(getattr(tape, name))
+        return tuple(found)
 
     def profiles(self) -> Iterator[Profile]:
         """Yield the norms of the gradient over time, for each layer and direction.
@@ -442,13 +598,14 @@ class Tape:
         >>> [profile.name for member in tape.walk() for profile in member.profiles()]
         ['0.l0', '0.l0_reverse']
         """
-        return self._walk(Member((), self, in_chain=True))
+        return self._walk(Member("", (), self, in_chain=True))
 
     def _walk(self, member: Member) -> Iterator[Member]:
         yield member
         in_chain = member.in_chain and self.is_chain
         for i, tape in enumerate(self.tapes):
-            yield from tape._walk(Member((*member.path, i), tape, in_chain, *self.norms_at(i)))
+            name = f"{member.name}.{self.layer.names[i]}" if member.name else self.layer.names[i]
+            yield from tape._walk(Member(name, (*member.path, i), tape, in_chain, *self.norms_at(i)))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.layer!r}: y {self.shape}>"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import _kernels, init
-from gradcore._base.check import Array, as_array, check_array, check_bool, check_dtype, check_int
+from gradcore._base.check import Array, check_bool, check_int
 from gradcore._base.memory import Pool
 from gradcore.layers.layer import Layer, Sequences, Tape
 
@@ -58,33 +58,11 @@ class Linear(Layer):
     ) -> None:
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
-        self.dtype = check_dtype(dtype)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
-        self._allocate(shapes | ({"bias": (self.out_features,)} if check_bool("bias", bias) else {}))
+        super().__init__(shapes | ({"bias": (self.out_features,)} if check_bool("bias", bias) else {}), dtype=dtype)
         self._pool = Pool()
         bound = 1 / math.sqrt(max(self.in_features, 1))
         init.uniform_(self.flat_params, -bound, bound, rng=rng)
-
-    def __call__(self, x: Array) -> Array:
-        """Return the output without keeping a tape.
-
-        Parameters
-        ----------
-        x : ndarray, (..., in_features)
-            The input, of the layer's dtype.
-
-        Returns
-        -------
-        ndarray, (..., out_features)
-            The output.
-
-        Examples
-        --------
-        >>> import numpy as np, gradcore
-        >>> gradcore.Linear(3, 2)(np.ones((5, 3), np.float32)).shape
-        (5, 2)
-        """
-        return self.forward(x)[0]
 
     def forward(self, x: Array) -> tuple[Array, Tape]:
         """Return the output, and the tape that `backward` needs.
@@ -113,13 +91,10 @@ class Linear(Layer):
         >>> y.shape
         (5, 2)
         """
-        shape = as_array("x", x).shape
-        if shape[-1:] != (self.in_features,):
-            raise ValueError(f"x: expected shape (..., {self.in_features}), got {shape}")
-        x = check_array("x", x, self.dtype, shape)
-        y = self._pool.empty((*shape[:-1], self.out_features), self.dtype)
+        x = self.check("x", x, (..., self.in_features))
+        y = self._pool.empty((*x.shape[:-1], self.out_features), self.dtype)
         weight, bias = self._params["weight"], self._params.get("bias")
-        self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(shape[:-1]), self._pool.take))
+        self._pool.give(_kernels.linear_forward(x, weight, bias, y, math.prod(x.shape[:-1]), self._pool.take))
         return y, Tape(self, y.shape, x)
 
     def backward(self, tape: Tape, dy: Array) -> Array:
@@ -156,7 +131,7 @@ class Linear(Layer):
         """
         self.check_tape(tape)
         (x,) = tape.kept
-        dy = check_array("dy", dy, self.dtype, tape.shape)
+        dy = self.check("dy", dy, tape.shape)
         dx = self._pool.empty(x.shape, self.dtype)
         weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
         n = math.prod(tape.shape[:-1])

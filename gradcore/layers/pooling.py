@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gradcore._base.check import Array, check_array, check_bool, check_dtype, check_lengths, check_room
+from gradcore._base.check import Array, check_bool, check_lengths, check_room
 from gradcore.layers.layer import Layer, Sequences, Tape
 
 __all__ = ["LastStep"]
@@ -37,10 +37,11 @@ class LastStep(Layer):
     array([2., 5.], dtype=float32)
     """
 
+    takes = frozenset({"lengths"})
+
     def __init__(self, batch_first: bool = False, *, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
         self.batch_first = check_bool("batch_first", batch_first)
-        self.dtype = check_dtype(dtype)
-        self._allocate({})
 
     def __call__(self, x: Array, lengths: Any = None) -> Array:
         """Return the output without keeping a tape.
@@ -94,7 +95,7 @@ class LastStep(Layer):
         >>> y.shape
         (2, 3)
         """
-        x = check_array("x", x, self.dtype, ("B", "T", "F") if self.batch_first else ("T", "B", "F"))
+        x = self.check("x", x, ("B", "T", "F") if self.batch_first else ("T", "B", "F"))
         steps = x.swapaxes(0, 1) if self.batch_first else x  # (T, B, F)
         T, B, F = steps.shape
         checked = check_lengths(lengths, T, B)
@@ -137,7 +138,7 @@ class LastStep(Layer):
         shape, last, live = tape.kept
         dx = np.zeros(shape, self.dtype)
         steps = dx.swapaxes(0, 1) if self.batch_first else dx
-        steps[last, live] = check_array("dy", dy, self.dtype, tape.shape)[live]
+        steps[last, live] = self.check("dy", dy, tape.shape)[live]
         return dx
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:

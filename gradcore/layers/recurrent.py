@@ -111,13 +111,13 @@ class RecurrentTape(Tape):
     """
 
     layer: _Recurrent
-    state: State
+    state: State = None
+    dstate: State = None
 
     def __init__(self, layer: _Recurrent, trace: Trace) -> None:
         self.trace, batch = trace, trace.batch
         outputs = (batch.T, batch.B, layer.num_directions * layer.hidden_size)
         super().__init__(layer, (outputs[1], outputs[0], outputs[2]) if layer.batch_first else outputs)
-        self.dstate: State = None
         self.telemetry: Telemetry | None = None
         self.omega: Array | None = None
         self.keeps_given = False
@@ -184,6 +184,8 @@ class RecurrentTape(Tape):
 class _Recurrent(Layer):
     """Base of RNN, LSTM and GRU, which name the cell."""
 
+    takes = frozenset({"lengths", "step_clip"})
+    n_states = 1
     cell: Cell
 
     def __init__(
@@ -226,7 +228,7 @@ class _Recurrent(Layer):
                 names = [f"{name}_{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
                 shapes |= dict(zip(names, [(GH, width), (GH, H), (GH,), (GH,)][: 4 if self.bias else 2], strict=False))
                 self._names.append(names)
-        self._allocate(shapes)
+        super().__init__(shapes, dtype=self.dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -259,6 +261,29 @@ class _Recurrent(Layer):
         []
         """
         return [self._rng] if self.dropout and self.num_layers > 1 else []
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state from which `forward` starts by default: zeros.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, the number of sequences.
+
+        Returns
+        -------
+        ndarray, (num_layers * num_directions, B, hidden_size), or a pair (h, c) of them for LSTM
+            The state.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> h, c = gradcore.LSTM(3, 5, num_layers=2).initial_state(4)
+        >>> h.shape
+        (2, 4, 5)
+        """
+        shape = (self.num_layers * self.num_directions, check_int("batch_size", batch_size), self.hidden_size)
+        return self._as_state(tuple(np.zeros(shape, self.dtype) for _ in self.cell.states))
 
     def _weights(self, arrays: dict[str, Array]) -> list[list[Array | None]]:
         """Return [w_ih, w_hh, b_ih, b_hh] of each layer and direction, from params or from grads."""
@@ -296,6 +321,9 @@ class _Recurrent(Layer):
         if not isinstance(state, (tuple, list)) or len(state) != len(names):
             raise TypeError(f"{name}: expected a pair ({', '.join(names)}), got {type(state).__name__}")
         return tuple(check_array(f"{name}[{i}]", part, self.dtype, shape) for i, part in enumerate(state))
+
+    def _check_dstate(self, tape: Any, dstate: State) -> None:
+        self._check_state("dstate", dstate, tape.trace.batch.B)
 
     def _check_dy(self, dy: Any, dstate: State, batch: _Batch) -> Array:
         """Return dL/dy, (T, B, D*H); zeros for None, where there is a dstate."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore import init
 from gradcore._base.check import Array, as_list, check_choice, check_int, check_number, check_rng
-from gradcore._base.memory import aligned_zeros
 from gradcore.clip.norm import norm_of
 from gradcore.layers.activations import _ACTIVATIONS
-from gradcore.layers.layer import Layer, Sequences, Tape, Views
+from gradcore.layers.composite import Composite
+from gradcore.layers.layer import Layer, Sequences, Tape
 from gradcore.layers.linear import Generator, Linear
 
 __all__ = ["Sequential", "SequentialTape"]
@@ -76,14 +74,7 @@ class SequentialTape(Tape):
         return f"<SequentialTape of {type(self.layer).__name__}: {len(self.tapes)} layers>"
 
 
-# The arguments that a model passes on to the members that take them, and of which method.
-_HANDED_ON = {"lengths": "forward", "step_clip": "backward"}
-
-# Which model holds a layer's parameters in its buffers.
-_OWNERS: WeakKeyDictionary[Layer, ref[Sequential]] = WeakKeyDictionary()
-
-
-class Sequential(Layer):
+class Sequential(Composite):
     """Chain layers of any kind, and gather their parameters and gradients in one flat buffer each.
 
     Parameters are named by position, as in PyTorch: ``0.weight``, ``2.weight_ih_l0``. A layer belongs to one model
@@ -96,12 +87,14 @@ class Sequential(Layer):
     Parameters
     ----------
     *layers : Layer
-        Feed-forward or recurrent layers, or other models. A recurrent layer starts from zeros and passes y on.
+        Feed-forward or recurrent layers, or other models. A recurrent layer passes y on.
 
     Attributes
     ----------
     layers : tuple of Layer
         The members.
+    names : tuple of str
+        Their positions.
 
     Raises
     ------
@@ -124,34 +117,11 @@ class Sequential(Layer):
     (Linear(8, 1), ['2.weight', '2.bias'])
     """
 
-    layers: tuple[Any, ...]
-
     def __init__(self, *layers: Layer) -> None:
-        for i, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
-            if layer in layers[:i]:
-                raise ValueError(f"layers[{i}]: is layers[{layers.index(layer)}] again; a layer can occur only once")
-            owner = _OWNERS.get(layer, lambda: None)()
-            if owner is not None:
-                raise ValueError(
-                    f"layers[{i}]: {layer!r} belongs to another model; copy.deepcopy gives an independent layer"
-                )
-        dtypes = {layer.dtype: i for i, layer in enumerate(layers) if layer.params}
-        if len(dtypes) > 1:
-            found = " and ".join(f"{dtype} (layers[{i}])" for dtype, i in dtypes.items())
-            raise TypeError(f"layers: expected one dtype, got {found}")
-        self.layers = layers
+        super().__init__(*layers)
+
+    def _check_members(self) -> None:
         self._sequences_within("", Sequences())
-        self.dtype = next(iter(dtypes), layers[0].dtype if layers else np.dtype(np.float32))
-        self._taken = {name: tuple(_takes(layer, name) for layer in layers) for name in _HANDED_ON}
-        for layer in layers:
-            _OWNERS[layer] = ref(self)
-            _set_dtype(layer, self.dtype)
-        n = sum(layer.flat_params.size for layer in layers)
-        empty = np.empty(0, self.dtype)
-        self._params, self._grads = Views("params", {}, empty), Views("grads", {}, empty)
-        self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -176,84 +146,55 @@ class Sequential(Layer):
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return self._sequences_within(f"{where}.", before) if self.is_chain else Sequences()
 
-    def _bind(self, flat_params: Array, flat_grads: Array) -> None:
-        """Move the members' parameters and gradients into parts of these buffers."""
-        params: dict[str, Array] = {}
-        grads: dict[str, Array] = {}
-        start = 0
-        for i, layer in enumerate(self.layers):
-            part = slice(start, start + layer.flat_params.size)
-            layer._bind(flat_params[part], flat_grads[part])
-            params |= {f"{i}.{name}": p for name, p in layer.params.items()}
-            grads |= {f"{i}.{name}": g for name, g in layer.grads.items()}
-            start = part.stop
-        self._params.follow(params, flat_params)
-        self._grads.follow(grads, flat_grads)
-
-    def _refuse_reentry(self) -> None:
-        for layer in self.layers:
-            layer._refuse_reentry()
-
-    def _drop_gradients(self) -> None:
-        for layer in self.layers:
-            layer._drop_gradients()
-
-    def generators(self) -> list[Generator]:
-        """Return the generators of all members, in order.
-
-        Returns
-        -------
-        list of numpy.random.Generator
-            One for each layer that draws; the same one several times where layers share it.
-
-        Examples
-        --------
-        >>> import gradcore
-        >>> gradcore.Sequential(gradcore.Linear(3, 2)).generators()
-        []
-        """
-        return [rng for layer in self.layers for rng in layer.generators()]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for layer in self.layers:
-            _OWNERS[layer] = ref(self)
-
-    def __call__(self, x: Array, lengths: Any = None) -> Array:
-        """Return the output, without dropout and without a tape.
+    def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> Any:
+        """Return the output, without dropout and without a tape, and the final state if an initial one is given.
 
         Parameters
         ----------
         x : ndarray
             The input of the first layer.
+        state : tuple, optional
+            The initial state of each recurrent layer, also of those in nested models, in order; None for zeros.
         lengths : array_like of int, (B,), optional
             The length of each sequence, for the recurrent layers and `LastStep`.
 
         Returns
         -------
-        ndarray
+        y : ndarray
             The output of the last layer.
+        state : tuple
+            The final state of each recurrent layer; only if there is an initial one.
 
         Examples
         --------
         >>> import numpy as np, gradcore
-        >>> model = gradcore.Sequential(gradcore.GRU(3, 4), gradcore.LastStep(), gradcore.Linear(4, 1))
-        >>> model(np.ones((7, 2, 3), np.float32), lengths=[7, 5]).shape
-        (2, 1)
+        >>> model = gradcore.Sequential(gradcore.GRU(3, 4), gradcore.Linear(4, 1))
+        >>> x = np.ones((7, 2, 3), np.float32)
+        >>> y = model(x)
+        >>> first, state = model(x[:5], model.initial_state(2))
+        >>> rest, state = model(x[5:], state)
+        >>> bool(np.allclose(np.concatenate([first, rest]), y))
+        True
         """
-        _check_taken("lengths", lengths, self._taken["lengths"])
-        for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
-            y = layer(x, lengths=lengths) if takes else layer(x)
-            x = y[0] if isinstance(y, tuple) else y  # a recurrent layer returns its state too
-        return x
+        given = self._given(lengths=lengths)
+        final: list[Any] = []
+        for layer, its in zip(self.layers, self._states_of_members("state", state), strict=True):
+            options = {name: value for name, value in given.items() if name in layer.takes}
+            y = layer(x, **options) if its is None else layer(x, state=its, **options)
+            x, after = y if isinstance(y, tuple) else (y, ())  # a recurrent layer always returns its state
+            if layer.n_states:
+                final += after if isinstance(layer, Composite) else [after]
+        return x if state is None else (x, tuple(final))
 
-    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, SequentialTape]:
+    def forward(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, SequentialTape]:
         """Return the output, and the tape that `backward` needs.
 
         Parameters
         ----------
         x : ndarray
             The input of the first layer.
+        state : tuple, optional
+            The initial state of each recurrent layer, also of those in nested models, in order; None for zeros.
         lengths : array_like of int, (B,), optional
             The length of each sequence, for the recurrent layers and `LastStep`.
 
@@ -262,12 +203,12 @@ class Sequential(Layer):
         y : ndarray
             The output of the last layer.
         tape : SequentialTape
-            What `backward` needs.
+            What `backward` needs; `tape.state` is the final state, a tuple as the initial one.
 
         Raises
         ------
         TypeError, ValueError
-            If a layer gets the wrong dtype or shape, or no layer takes `lengths`.
+            If a layer gets the wrong dtype or shape, or no layer takes `state` or `lengths`.
 
         Examples
         --------
@@ -277,24 +218,29 @@ class Sequential(Layer):
         >>> y.shape, len(tape.tapes)
         ((5, 1), 3)
         """
-        _check_taken("lengths", lengths, self._taken["lengths"])
+        given = self._given(lengths=lengths)
         tapes: list[Tape] = []
-        for layer, takes in zip(self.layers, self._taken["lengths"], strict=True):
-            x, tape = layer.forward(x, lengths=lengths) if takes else layer.forward(x)
+        for layer, its in zip(self.layers, self._states_of_members("state", state), strict=True):
+            options = {name: value for name, value in given.items() if name in layer.takes}
+            x, tape = layer.forward(x, **options) if its is None else layer.forward(x, state=its, **options)
             tapes.append(tape)
         return x, SequentialTape(self, np.shape(x), tapes)
 
-    def backward(self, tape: SequentialTape, dy: Array, *, step_clip: float | None = None) -> Array:
+    def backward(
+        self, tape: SequentialTape, dy: Array | None, dstate: Any = None, *, step_clip: float | None = None
+    ) -> Array:
         """Return the gradient with respect to x, and add those of the parameters to `grads`.
 
-        It sets `tape.d_norm`. If interrupted or out of memory, it resets `grads` to zero.
+        It sets `tape.d_norm` and `tape.dstate`. If interrupted or out of memory, it resets `grads` to zero.
 
         Parameters
         ----------
         tape : SequentialTape
             The tape from this model's `forward`.
-        dy : ndarray
-            The gradient with respect to y.
+        dy : ndarray or None
+            The gradient with respect to y; None for zeros, if `dstate` is given.
+        dstate : tuple, optional
+            The gradient with respect to the final state of each recurrent layer, in order; None for zeros.
         step_clip : float, optional
             The limit of each sequence's dL/dh_t, for the recurrent layers.
 
@@ -321,25 +267,37 @@ class Sequential(Layer):
         ((7, 2, 3), (4,))
         """
         self.check_tape(tape)
-        _check_taken("step_clip", step_clip, self._taken["step_clip"])
-        options: dict[str, Any] = {}
+        given = self._given(step_clip=step_clip)
+        self._check_dstate(tape, dstate)
+        dstates = list(self._states_of_members("dstate", dstate))
+        if dy is None:
+            if dstate is None:
+                raise TypeError("dy: expected an array, got None; it can be None only with a dstate")
+            dy = np.zeros(tape.shape, self.dtype)
         if step_clip is not None:  # before the layers above the recurrent ones have added to their gradients
-            options["step_clip"] = check_number("step_clip", step_clip, least=0.0)
+            check_number("step_clip", step_clip, least=0.0)
         self._refuse_reentry()
         try:
-            return self._backward(tape, dy, options)
+            return self._backward(tape, dy, dstates, given)
         except (TypeError, ValueError):
             raise
         except BaseException:
             self._drop_gradients()
             raise
 
-    def _backward(self, tape: SequentialTape, dy: Array, options: dict[str, Any]) -> Array:
+    def _check_dstate(self, tape: Any, dstate: Any) -> None:
+        for layer, its, part in zip(self.layers, tape.tapes, self._states_of_members("dstate", dstate), strict=True):
+            if part is not None:
+                layer._check_dstate(its, part)
+
+    def _backward(self, tape: SequentialTape, dy: Array, dstates: list[Any], given: dict[str, Any]) -> Array:
         d = dy
         norms: list[float | None] = []
         for i, layer in reversed(list(enumerate(self.layers))):
-            its = {name: value for name, value in options.items() if self._taken[name][i]}
-            dx = layer.backward(tape.tapes[i], d, **its)
+            options = {name: value for name, value in given.items() if name in layer.takes}
+            if dstates[i] is not None:
+                options["dstate"] = dstates[i]
+            dx = layer.backward(tape.tapes[i], d, **options)
             norms.append(norm_of(d))
             d = dx
         tape.norms = [*norms, norm_of(d)][::-1]
@@ -347,24 +305,6 @@ class Sequential(Layer):
 
     def _describe(self) -> Iterator[str]:
         yield from (repr(layer) for layer in self.layers)
-
-
-def _takes(layer: Any, name: str) -> bool:
-    """Whether the layer, or any member of a model, has this argument."""
-    if isinstance(layer, Sequential):
-        return any(layer._taken[name])
-    return name in inspect.signature(getattr(layer, _HANDED_ON[name])).parameters
-
-
-def _check_taken(name: str, value: Any, takes: tuple[bool, ...]) -> None:
-    if value is not None and not any(takes):
-        raise ValueError(f"{name}: no layer of this model takes it")
-
-
-def _set_dtype(layer: Any, dtype: np.dtype[Any]) -> None:
-    layer.dtype = dtype
-    for member in layer.layers if isinstance(layer, Sequential) else ():
-        _set_dtype(member, dtype)
 
 
 # How each initializer fills a weight that an activation of this name follows; the others need more arguments.

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.layers.composite import Composite
 from gradcore.layers.layer import Tape
 from gradcore.layers.recurrent import RecurrentTape
-from gradcore.layers.sequential import Sequential
 
 __all__: list[str] = []  # for the package only
 
@@ -30,7 +30,7 @@ def recurrent_layer(model: Any, *, name: str = "layer") -> tuple[Any, Path]:
         return found[0]
     if found:
         _ask_to_choose(name, [_reach("model", "layers", path, layer) for layer, path in found])
-    if isinstance(model, Sequential):
+    if isinstance(model, Composite):
         raise TypeError(f"{name}: expected an RNN, LSTM or GRU, or a model with one; this model has none")
     raise TypeError(f"{name}: expected an RNN, LSTM or GRU, or a model with one, got {type(model).__name__}")
 
@@ -40,7 +40,7 @@ def has_recurrent(model: Any) -> bool:
     return any(True for _ in _recurrent_members(model))
 
 
-def check_chain(name: str, model: Sequential) -> None:
+def check_chain(name: str, model: Composite) -> None:
     """Refuse a subclass that may do something else than pass x from layer to layer."""
     if not model.is_chain:
         raise TypeError(
@@ -97,7 +97,7 @@ def steps_and_samples(layer: Any, x: Array) -> tuple[int, int]:
 def _recurrent_members(model: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
     if is_recurrent(model):
         yield model, path
-    elif isinstance(model, Sequential):
+    elif isinstance(model, Composite):
         for i, member in enumerate(model.layers):
             yield from _recurrent_members(member, (*path, i))
 

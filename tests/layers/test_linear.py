@@ -581,7 +581,7 @@ def test_members_and_model_share_memory() -> None:
 
 def test_lengths_and_step_clip_reach_the_members_that_take_them() -> None:
     model, x, lengths = recurrent_model(), example(), [5, 0, 2, 3]
-    y, tape = model.forward(x, lengths)
+    y, tape = model.forward(x, lengths=lengths)
     dy = example(y.shape, seed=1)
     dx = model.backward(tape, dy, step_clip=1e-3)
     first, (tanh, gru), last, head = model.layers[0], model.layers[1].layers, model.layers[2], model.layers[3]
@@ -591,7 +591,7 @@ def test_lengths_and_step_clip_reach_the_members_that_take_them() -> None:
     d, td = last.forward(c, lengths)
     e, te = head.forward(d)
     assert same_bits(y, e)
-    assert same_bits(model(x, lengths), e)
+    assert same_bits(model(x, lengths=lengths), e)
     want = model.flat_grads.copy()
     model.zero_grad()
     norms = [dy]
@@ -837,7 +837,7 @@ class Residual(gradcore.Sequential):
     """x + f(x)"""
 
     def forward(self, x: Any, lengths: Any = None) -> Any:
-        y, tape = super().forward(x, lengths)
+        y, tape = super().forward(x, lengths=lengths)
         return x + y, tape
 
     def backward(self, tape: Any, dy: Any, **options: Any) -> Any:

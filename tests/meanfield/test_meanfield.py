@@ -369,7 +369,7 @@ class Skipping(gradcore.Sequential):
     """Not a chain: x goes past the first layer too."""
 
     def forward(self, x: Array, lengths: Any = None) -> tuple[Array, Any]:
-        y, tape = super().forward(x, lengths)
+        y, tape = super().forward(x, lengths=lengths)
         return x + y, tape
 
 

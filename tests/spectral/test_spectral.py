@@ -1054,7 +1054,7 @@ class Skipping(gradcore.Sequential):
     """Not a chain: x goes past the first layer too."""
 
     def forward(self, x: Array, lengths: Any = None) -> tuple[Array, Any]:
-        _, tape = super().forward(x, lengths)
+        _, tape = super().forward(x, lengths=lengths)
         return x + self.layers[0](x), tape
 
 
