@@ -14,7 +14,7 @@ from gradcore._base.check import Array, as_array, check_array, check_dtype, chec
 from gradcore._base.lock import Turn
 from gradcore._base.memory import aligned_zeros
 
-__all__ = ["Layer", "Member", "Profile", "Sequences", "Tape", "Views", "split"]
+__all__ = ["Layer", "Member", "Profile", "Tape"]
 
 
 class Views(dict[str, Array]):
@@ -468,25 +468,77 @@ def _assign(name: str, flat: Array, values: Any) -> None:
 
 
 class Profile(NamedTuple):
-    """Hold the norms of the gradient over time in one layer and direction."""
+    """Hold the norms of the gradient over time in one layer and direction.
 
-    name: str  # such as "l0" or "l1_reverse", as in the names of parameters; "2.l0" for the member of a model
-    reverse: bool  # whether the direction runs from the last time step to the first
-    dh_norm: Array  # (T,), float64: the L2 norm over batch and units of dL/dh_t
+    Parameters
+    ----------
+    name : str
+        Such as "l0" or "l1_reverse", as in the names of parameters; "2.l0" for the member of a model.
+    reverse : bool
+        Whether the direction runs from the last time step to the first.
+    dh_norm : ndarray, (T,), float64
+        The L2 norm over batch and units of dL/dh_t.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.GRU(3, 4)
+    >>> y, tape = layer.forward(np.ones((6, 2, 3), np.float32))
+    >>> dx = layer.backward(tape, np.ones_like(y))
+    >>> (profile,) = tape.profiles()
+    >>> profile.name, profile.reverse, profile.dh_norm.shape
+    ('l0', False, (6,))
+    """
+
+    name: str
+    reverse: bool
+    dh_norm: Array
 
 
 class Member(NamedTuple):
-    """Hold one tape of those that `Tape.walk` yields, and what is known of the gradient at its layer."""
+    """Hold one tape of those that `Tape.walk` yields, and what is known of the gradient at its layer.
 
-    name: str  # such as "2" or "0.1", as the names of its parameters begin; "" for the model or layer itself
-    path: tuple[int, ...]  # which of the model's tapes, which of that one's, ...
+    Parameters
+    ----------
+    name : str
+        Such as "2" or "0.1", as the names of its parameters begin; "" for the model or layer itself.
+    path : tuple of int
+        Which of the model's tapes, which of that one's, and so on.
+    tape : Tape
+        The tape.
+    in_chain : bool
+        Whether every model around it applies its layers one after the other.
+    dx_norm : float or None
+        The L2 norm of dL/d(input); None where it is not known.
+    dy_norm : float or None
+        The L2 norm of dL/dy; None where it is not known.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> model = gradcore.MLP([3, 2])
+    >>> y, tape = model.forward(np.ones((4, 3), np.float32))
+    >>> dx = model.backward(tape, np.ones((4, 2), np.float32))
+    >>> whole, linear = tape.walk()
+    >>> linear.name, linear.in_chain, round(linear.dy_norm, 4)
+    ('0', True, 2.8284)
+    """
+
+    name: str
+    path: tuple[int, ...]
     tape: Tape
-    in_chain: bool  # whether every model around it applies its layers one after the other
-    dx_norm: float | None = None  # the L2 norm of dL/d(input); None where it is not known
-    dy_norm: float | None = None  # likewise of dL/dy
+    in_chain: bool
+    dx_norm: float | None = None
+    dy_norm: float | None = None
 
     def profiles(self) -> Iterator[Profile]:
-        """Yield the norms over time with full names."""
+        """Yield the norms over time with full names.
+
+        Yields
+        ------
+        Profile
+            Those of a layer and direction.
+        """
         for profile in self.tape.profiles():
             yield profile._replace(name=f"{self.name}.{profile.name}" if self.path else profile.name)
 
@@ -598,7 +650,7 @@ class Tape:
         >>> [profile.name for member in tape.walk() for profile in member.profiles()]
         ['0.l0', '0.l0_reverse']
         """
-        return self._walk(Member("", (), self, in_chain=True))
+        yield from self._walk(Member("", (), self, in_chain=True))
 
     def _walk(self, member: Member) -> Iterator[Member]:
         yield member

@@ -129,7 +129,13 @@ class RecurrentTape(Tape):
         return None if self.telemetry is None else self.telemetry.first_nonfinite
 
     def profiles(self) -> Iterator[Profile]:
-        """Yield |dL/dh_t| of each layer and direction; nothing before `backward`."""
+        """Yield |dL/dh_t| of each layer and direction; nothing before `backward`.
+
+        Yields
+        ------
+        Profile
+            The name, the direction and the norms.
+        """
         for index, norms in enumerate(() if self.telemetry is None else self.telemetry.dh_norm):
             layer, reverse = divmod(index, self.layer.num_directions)
             yield Profile(f"l{layer}{'_reverse' * reverse}", reverse == 1, norms)

@@ -67,7 +67,18 @@ class SequentialTape(Tape):
         return self.layer.is_chain
 
     def norms_at(self, i: int) -> tuple[float | None, float | None]:
-        """Return the norms of dL/d(input) and dL/dy of layer i; None before `backward`."""
+        """Return the norms of dL/d(input) and dL/dy of one of the layers.
+
+        Parameters
+        ----------
+        i : int
+            Which layer.
+
+        Returns
+        -------
+        tuple of two floats
+            The norms; None before `backward`.
+        """
         return (self.norms[i], self.norms[i + 1]) if self.norms else (None, None)
 
     def __repr__(self) -> str:
