@@ -13,7 +13,7 @@ from gradcore._base.check import Array, check_choice, check_number
 from gradcore._base.memory import Pool
 from gradcore.layers.layer import Layer, Sequences, Tape
 
-__all__ = ["Activation", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
+__all__ = ["ELU", "GELU", "SELU", "Activation", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
 
 class Activation(Layer):

@@ -31,7 +31,7 @@ from gradcore.layers.layer import Layer, Profile, Sequences, Tape
 from gradcore.layers.ragged import _Batch
 from gradcore.layers.telemetry import Telemetry
 
-__all__ = ["RecurrentTape", "State", "Step"]
+__all__ = ["GRU", "LSTM", "RNN", "RecurrentTape", "State", "Step"]
 
 State = Any  # h, or (h, c) for LSTM
 

@@ -17,7 +17,7 @@ from gradcore.layers.composite import Composite
 from gradcore.layers.layer import Layer, Sequences, Tape
 from gradcore.layers.linear import Generator, Linear
 
-__all__ = ["Sequential", "SequentialTape"]
+__all__ = ["MLP", "Sequential", "SequentialTape"]
 
 
 class SequentialTape(Tape):

@@ -88,6 +88,19 @@ def test_a_public_module_says_what_is_public(module: ModuleType) -> None:
         assert hasattr(module, name), name
 
 
+@pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
+def test_a_public_name_is_public_where_it_is_defined(module: ModuleType) -> None:
+    values = {name: getattr(module, name) for name in module.__all__}
+    homes = {name: value.__module__ for name, value in values.items() if callable(value) and is_own(value)}
+    hidden = {name: home for name, home in homes.items() if "._" not in home and name not in public_in(home)}
+    assert hidden == {}
+
+
+def public_in(module: str) -> list[str]:
+    names: list[str] = importlib.import_module(module).__all__
+    return names
+
+
 def test_every_public_docstring_is_complete() -> None:
     found = {path: misses(path, member)[1] for path, member in surface().items()}
     assert {path: errors for path, errors in found.items() if errors} == {}
