@@ -397,10 +397,9 @@ class Layer:
         >>> layer.check("x", np.ones((7, 2, 3), np.float32), (..., 3)).shape
         (7, 2, 3)
         """
-        if shape[:1] == (...,):
+        if shape and shape[0] is ...:
             given, last = as_array(name, value).shape, shape[1:]
-            n_leading = max(len(given) - len(last), 0)
-            if given[n_leading:] != last:
+            if last and given[-len(last) :] != last:
                 raise ValueError(f"{name}: expected shape {describe_shape(('...', *last))}, got {given}")
             shape = given
         return check_array(name, value, self.dtype, shape)
@@ -572,7 +571,7 @@ class Tape:
         for i, tape in enumerate(tapes):
             if not isinstance(tape, Tape):
                 raise TypeError(f"tapes[{i}]: expected a Tape, got {type(tape).__name__}")
-        if len(tapes) not in (0, len(layer.names)):
+        if tapes and len(tapes) != len(layer.names):
             raise ValueError(f"tapes: expected one for each of {len(layer.names)} layers, got {len(tapes)}")
         self.layer, self.shape, self.kept, self.tapes = layer, shape, kept, tuple(tapes)
 

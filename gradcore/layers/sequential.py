@@ -190,7 +190,7 @@ class Sequential(Composite):
         given = self._given(lengths=lengths)
         final: list[Any] = []
         for layer, its in zip(self.layers, self._states_of_members("state", state), strict=True):
-            options = {name: value for name, value in given.items() if name in layer.takes}
+            options = {name: given[name] for name in layer.takes & given.keys()} if given else {}
             y = layer(x, **options) if its is None else layer(x, state=its, **options)
             x, after = y if isinstance(y, tuple) else (y, ())  # a recurrent layer always returns its state
             if layer.n_states:
@@ -232,7 +232,7 @@ class Sequential(Composite):
         given = self._given(lengths=lengths)
         tapes: list[Tape] = []
         for layer, its in zip(self.layers, self._states_of_members("state", state), strict=True):
-            options = {name: value for name, value in given.items() if name in layer.takes}
+            options = {name: given[name] for name in layer.takes & given.keys()} if given else {}
             x, tape = layer.forward(x, **options) if its is None else layer.forward(x, state=its, **options)
             tapes.append(tape)
         return x, SequentialTape(self, np.shape(x), tapes)
@@ -305,7 +305,7 @@ class Sequential(Composite):
         d = dy
         norms: list[float | None] = []
         for i, layer in reversed(list(enumerate(self.layers))):
-            options = {name: value for name, value in given.items() if name in layer.takes}
+            options = {name: given[name] for name in layer.takes & given.keys()} if given else {}
             if dstates[i] is not None:
                 options["dstate"] = dstates[i]
             dx = layer.backward(tape.tapes[i], d, **options)
