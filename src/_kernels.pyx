@@ -121,8 +121,8 @@ cdef void *typed_pointer(cnp.ndarray a, int typenum, Py_ssize_t size, bint write
     return cnp.PyArray_DATA(a)
 
 
-include "recurrent.pxi"
-include "jacobian.pxi"
+include "recurrent/recurrent.pxi"
+include "jacobian/jacobian.pxi"
 include "linear/linear.pxi"
 include "activation/activation.pxi"
 include "clip/clip.pxi"

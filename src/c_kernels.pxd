@@ -4,7 +4,17 @@ cdef extern from "gradcore.h" nogil:
     enum:
         GC_OK, GC_NOMEM, GC_STOPPED
         GC_F32, GC_F64, GC_F16
-        GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
+        GC_CELLS
+
+    ctypedef struct gc_cell:
+        const char *name
+        int G, K
+        int first_gate
+        int D
+        bint has_c
+        bint bypass
+
+    const gc_cell gc_cells[]
 
     ctypedef struct gc_recurrent:
         int cell, reverse, threads
@@ -36,6 +46,13 @@ cdef extern from "gradcore.h" nogil:
         double *dh_norm
         double *dc_norm
         void *work
+
+    ctypedef struct gc_tape:
+        int cell
+        Py_ssize_t H
+        const void *gates
+        const void *h_in
+        const void *c_in
 
     ctypedef struct gc_jacobian:
         int cell, transposed, threads
@@ -86,8 +103,8 @@ cdef extern from "gradcore.h" nogil:
         size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
         int (*recurrent_forward)(const gc_recurrent *) noexcept nogil
         int (*recurrent_backward)(const gc_recurrent *) noexcept nogil
-        int (*jacobian_factors)(int threads, int cell, Py_ssize_t H, Py_ssize_t n, const Py_ssize_t *rows,
-                                const void *gates, const void *h_in, const void *c_in, double *factors) noexcept nogil
+        int (*jacobian_factors)(int threads, const gc_tape *tape, Py_ssize_t n, const Py_ssize_t *rows,
+                                double *factors) noexcept nogil
         const gc_linear_kernels *linear
         const gc_activation_kernels *activation
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil

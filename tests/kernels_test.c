@@ -16,8 +16,8 @@ static int F; /* features of the input: few and more have kernels of their own *
 static const ptrdiff_t OFFSETS[T + 1] = {0, 3, 5, 7, 8};
 
 enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, PARTS };
-static const char *const NAMES[PARTS] = {"w_ih", "w_hh", "b_ih", "b_hh", "x", "h", "c"};
-static const char *const CELLS[] = {"RNN tanh", "RNN relu", "LSTM", "GRU"};
+static const char *const NAMES[PARTS] = {"backward: w_ih", "backward: w_hh", "backward: b_ih", "backward: b_hh",
+                                          "backward: x",    "backward: h",    "backward: c"};
 
 static int failures;
 
@@ -83,14 +83,13 @@ static void compare(const char *isa, int real, const char *what, const char *par
     check(isa, real, what, part, sqrt(error), sqrt(norm));
 }
 
-static int gates_of(int cell) { return cell == GC_LSTM ? 4 : cell == GC_GRU ? 3 : 1; }
 static double logistic(double a) { return 1 / (1 + exp(-a)); }
 
 /* One step of one sequence, by the formulas. */
 static void plain_step(int cell, double *const in[PARTS], const double *x, double h[H], double c[H])
 {
     double a[4 * H], u[4 * H];
-    for (int m = 0; m < gates_of(cell) * H; m++) {
+    for (int m = 0; m < gc_cells[cell].G * H; m++) {
         a[m] = in[B_IH][m];
         u[m] = in[B_HH][m];
         for (int f = 0; f < F; f++) a[m] += in[W_IH][m * F + f] * x[f];
@@ -123,17 +122,18 @@ static double plain_forward(int cell, double *const in[PARTS], double *y, double
             memcpy(y + row * H, h + b * H, H * sizeof *h);
         }
     for (int i = 0; i < S * H; i++) loss += y[i] * dy[i];
-    for (int i = 0; i < B * H; i++) loss += h[i] * dh[i] + (cell == GC_LSTM ? c[i] * dc[i] : 0);
+    for (int i = 0; i < B * H; i++) loss += h[i] * dh[i] + (gc_cells[cell].has_c ? c[i] * dc[i] : 0);
     return loss;
 }
 
 /* The Jacobian of the first step of the first sequence, whose tape this is: times a vector, and transposed. */
 static void test_jacobian(const gc_table *table, int real, const gc_recurrent *tape, double *const in[PARTS])
 {
-    const int cell = tape->cell, P = cell == GC_LSTM ? 2 : 1, D = cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1;
+    const int cell = tape->cell, P = 1 + gc_cells[cell].has_c, D = gc_cells[cell].D;
+    const gc_tape kept = {.cell = cell, .H = H, .gates = tape->gates, .h_in = tape->h_in, .c_in = tape->c_in};
     const ptrdiff_t row = 0;
     double *factors = zeros(D * H, 8), v[2 * H], u[2 * H], both[2] = {0, 0}, norm = 0, want[2 * H], *moved[2];
-    table->real[real].jacobian_factors(1, cell, H, 1, &row, tape->gates, tape->h_in, tape->c_in, factors);
+    table->real[real].jacobian_factors(1, &kept, 1, &row, factors);
     for (int i = 0; i < P * H; i++) v[i] = random_number(), u[i] = random_number();
     for (int transposed = 0; transposed < 2; transposed++) {
         double *packed = zeros((ptrdiff_t)table->jacobian_packed(cell, transposed, H, NULL, NULL), 8);
@@ -160,9 +160,9 @@ static void test_jacobian(const gc_table *table, int real, const gc_recurrent *t
         both[0] += u[i] * moved[0][i];
         both[1] += v[i] * moved[1][i];
         norm += fabs(u[i] * want[i]);
-        check(table->isa, real, CELLS[cell], "J v", fabs(moved[0][i] - want[i]), 1);
+        check(table->isa, real, gc_cells[cell].name, "jacobian: J v", fabs(moved[0][i] - want[i]), 1);
     }
-    check(table->isa, GC_F64, CELLS[cell], "u J v both ways", fabs(both[0] - both[1]), norm);
+    check(table->isa, GC_F64, gc_cells[cell].name, "jacobian: u J v both ways", fabs(both[0] - both[1]), norm);
     release(factors), release(moved[0]), release(moved[1]);
 }
 
@@ -170,10 +170,12 @@ static void test_cell(const gc_table *table, int real, int cell)
 {
     const gc_kernels *kernels = &table->real[real];
     const size_t size = real == GC_F32 ? 4 : 8;
-    const ptrdiff_t G = gates_of(cell), lanes = kernels->lanes, padded = (H + lanes - 1) / lanes * lanes;
-    const ptrdiff_t gates_row = gc_row((G > 1 ? 4 : 1) * padded, size), state_row = gc_row(padded, size);
+    const char *name = gc_cells[cell].name;
+    const int has_c = gc_cells[cell].has_c;
+    const ptrdiff_t G = gc_cells[cell].G, lanes = kernels->lanes, padded = (H + lanes - 1) / lanes * lanes;
+    const ptrdiff_t gates_row = gc_row(gc_cells[cell].K * padded, size), state_row = gc_row(padded, size);
     const ptrdiff_t n[PARTS] = {G * H * F, G * H * H, G * H, G * H, S * F, B * H, B * H};
-    const int parts = cell == GC_LSTM ? PARTS : C0;
+    const int parts = has_c ? PARTS : C0;
     double *in[PARTS], dy[S * H], dstate[2][B * H], y[S * H], h[B * H], c[B * H];
     void *given[PARTS], *found[PARTS];
     for (int part = 0; part < PARTS; part++) {
@@ -190,27 +192,27 @@ static void test_cell(const gc_table *table, int real, int cell)
 
     gc_recurrent s = {.cell = cell, .threads = 1, .T = T, .B = B, .F = F, .H = H, .offsets = OFFSETS, .ld_y = H};
     s.w_ih = given[W_IH], s.w_hh = given[W_HH], s.b_ih = given[B_IH], s.b_hh = given[B_HH], s.x = given[X];
-    s.h = given[H0], s.c = cell == GC_LSTM ? given[C0] : NULL;
+    s.h = given[H0], s.c = has_c ? given[C0] : NULL;
     s.y = zeros(S * H, size), s.gates = zeros(S * gates_row, size), s.h_in = zeros(S * state_row, size);
-    s.c_in = cell == GC_LSTM ? zeros(S * state_row, size) : NULL;
+    s.c_in = has_c ? zeros(S * state_row, size) : NULL;
     s.work = zeros((ptrdiff_t)kernels->recurrent_forward_work(&s), 1);
     kernels->recurrent_forward(&s);
     release(s.work);
 
     plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1]);
-    compare(table->isa, real, CELLS[cell], "y", s.y, y, S * H);
-    compare(table->isa, real, CELLS[cell], "the final h", s.h, h, B * H);
-    if (s.c) compare(table->isa, real, CELLS[cell], "the final c", s.c, c, B * H);
+    compare(table->isa, real, name, "forward: y", s.y, y, S * H);
+    compare(table->isa, real, name, "forward: the final h", s.h, h, B * H);
+    if (s.c) compare(table->isa, real, name, "forward: the final c", s.c, c, B * H);
     test_jacobian(table, real, &s, in);
 
     double norms[S], largest = 0;
-    s.dy = typed(real, dy, S * H), s.dh = found[H0], s.dc = cell == GC_LSTM ? found[C0] : NULL, s.dx = found[X];
+    s.dy = typed(real, dy, S * H), s.dh = found[H0], s.dc = has_c ? found[C0] : NULL, s.dx = found[X];
     s.dw_ih = found[W_IH], s.dw_hh = found[W_HH], s.db_ih = found[B_IH], s.db_hh = found[B_HH];
     s.step_clip = INFINITY, s.dh_norm = norms;
     s.work = zeros((ptrdiff_t)kernels->recurrent_backward_work(&s), 1);
     kernels->recurrent_backward(&s);
     for (int row = 0; row < S; row++) largest = fmax(largest, norms[row]);
-    if (!(largest > 0 && largest < INFINITY)) check(table->isa, real, CELLS[cell], "dh_norm", largest, 0);
+    if (!(largest > 0 && largest < INFINITY)) check(table->isa, real, name, "backward: dh_norm", largest, 0);
 
     for (int part = 0; part < parts; part++) {
         double *want = zeros(n[part], sizeof(double));
@@ -222,7 +224,7 @@ static void test_cell(const gc_table *table, int real, int cell)
             want[i] = (want[i] - plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1])) / (2 * step);
             in[part][i] = kept;
         }
-        compare(table->isa, real, CELLS[cell], NAMES[part], found[part], want, n[part]);
+        compare(table->isa, real, name, NAMES[part], found[part], want, n[part]);
         release(want);
     }
 
@@ -476,7 +478,7 @@ int main(void)
     for (char *isa = strtok(list, ", "); isa; isa = strtok(NULL, ", ")) {
         const gc_table *table = gc_select(isa, supported, sizeof supported);
         for (int real = GC_F32; real <= GC_F64; real++) {
-            for (int cell = GC_RNN_TANH; cell <= GC_GRU; cell++)
+            for (int cell = 0; cell < GC_CELLS; cell++)
                 for (F = 2; F <= 9; F += 7) test_cell(table, real, cell);
             for (int kind = GC_IDENTITY; kind <= GC_SOFTPLUS; kind++) test_activation(table, real, kind);
             test_linear(table, real);

@@ -37,11 +37,19 @@ MEMORY = 8 << 30  # for a process, because a mutant may ask for any size
 
 # What concerns each file, the most telling first.
 TESTS = {
-    "recurrent.inc.h": ("recurrent", "spectral", "regularizers"),
-    "gemm.inc.h": ("linear", "recurrent", "spectral"),
+    "recurrent/cells/gru.inc.h": ("recurrent", "spectral"),
+    "recurrent/cells/lstm.inc.h": ("recurrent", "spectral"),
+    "recurrent/cells/rnn.inc.h": ("recurrent", "spectral", "regularizers"),
+    "recurrent/chunk.h": ("recurrent",),
+    "recurrent/forward.inc.h": ("recurrent", "spectral", "regularizers"),
+    "recurrent/backward.inc.h": ("recurrent", "spectral", "regularizers"),
+    "gemm/tile.inc.h": ("linear", "recurrent", "spectral"),
+    "gemm/pack.inc.h": ("linear", "recurrent", "spectral"),
+    "gemm/gemm.inc.h": ("linear", "recurrent", "spectral"),
+    "gemm/gemm_tn.inc.h": ("linear", "recurrent", "spectral"),
     "linear/linear.inc.h": ("linear",),
     "activation/activation.inc.h": ("linear",),
-    "jacobian.inc.h": ("spectral",),
+    "jacobian/jacobian.inc.h": ("spectral",),
     "clip/clip.inc.h": ("clip", "adaptive", "optimizers"),
     "optim/optim.inc.h": ("optimizers", "scaler"),
     "math/vmath.inc.h": ("vmath", "linear", "recurrent"),

@@ -24,7 +24,7 @@ BLOCK_BYTES = 4 << 20  # of factors that are made at a time
 class Trajectory:
     """The Jacobians d(state after) / d(state before) of one layer and direction along a stored forward pass.
 
-    Those of a step and a sample are kept as the diagonals around W_hh that src/jacobian.inc.h names, (D, H) factors.
+    Those of a step and a sample are kept as the diagonals around W_hh that src/recurrent/cells/ names, (D, H) factors.
     `rows` (steps, B) says where the tape has the steps, in the order in which the forward pass took them.
     """
 

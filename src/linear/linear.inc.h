@@ -40,11 +40,13 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     const gc_linear *s = plan->s;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
     gc_watch watch = {team, thread, 0, 0};
-    FN(pack)(F, O, NR, s->w, 1, F, 0, plan->packed, thread, gc_team_size(team), &watch);
+    const FN(unpacked) w = {.K = F, .N = O, .at = s->w, .row = 1, .column = F}; /* W^T */
+    FN(pack)(&w, NR, plan->packed, thread, gc_team_size(team), &watch);
     if (barrier(&watch)) return;
     share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, O, O, F, (const REAL *)s->x + first * F, F, plan->packed, 0, (REAL *)s->y + first * O, O,
-             s->b, 0, NULL, 0, &watch); /* (l1) */
+    const FN(gemm_job) y = {.M = end - first, .N = O, .K = F, .j1 = O, .a = (const REAL *)s->x + first * F, .a_row = F,
+                            .b = plan->packed, .c = (REAL *)s->y + first * O, .c_row = O, .start = s->b};
+    FN(gemm)(&y, &watch); /* (l1) */
 }
 
 static int FN(linear_forward)(const gc_linear *s)
@@ -62,14 +64,18 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     const REAL *dy = s->dy;
     ptrdiff_t N = s->N, F = s->F, O = s->O, first, end;
     gc_watch watch = {team, thread, 0, 0};
-    FN(pack)(O, F, NR, s->w, F, 1, 0, plan->packed, thread, gc_team_size(team), &watch);
+    const FN(unpacked) w = {.K = O, .N = F, .at = s->w, .row = F, .column = 1};
+    FN(pack)(&w, NR, plan->packed, thread, gc_team_size(team), &watch);
     share(O, team, thread, &first, &end);
-    FN(gemm_tn)(first, end, F, N, dy, O, s->x, F, s->dw, F, s->db,
-                plan->products + thread * FN(gemm_tn_work)(), &watch);
+    const FN(gemm_tn_job) dw = {.m0 = first, .m1 = end, .N = F, .K = N, .a = dy, .a_row = O, .b = s->x, .b_row = F,
+                                .c = s->dw, .c_row = F, .sums = s->db,
+                                .work = plan->products + thread * FN(gemm_tn_work)()};
+    FN(gemm_tn)(&dw, &watch);
     if (barrier(&watch)) return;
     share(N, team, thread, &first, &end);
-    FN(gemm)(end - first, 0, F, F, O, dy + first * O, O, plan->packed, 0, (REAL *)s->dx + first * F, F, NULL, 0, NULL, 0,
-             &watch);
+    const FN(gemm_job) dx = {.M = end - first, .N = F, .K = O, .j1 = F, .a = dy + first * O, .a_row = O, .b = plan->packed,
+                             .c = (REAL *)s->dx + first * F, .c_row = F};
+    FN(gemm)(&dx, &watch);
 }
 
 static int FN(linear_backward)(const gc_linear *s)

@@ -102,3 +102,10 @@ INLINE VEC FN(v_tanh)(VEC x)
     VEC rest = FN(v_fnma)(limit, E, r); /* r, or r - E */
     return FN(v_add)(FN(v_flip)(limit, x), FN(v_div)(FN(v_flip)(rest, x), D));
 }
+
+/* dL/da of a = tanh(.) or sigmoid(.), from dL/dvalue and the value: 1 - a^2 in one rounding, a (1 - a) */
+INLINE VEC FN(d_tanh)(VEC d, VEC a)
+{
+    return FN(v_mul)(d, FN(v_fma)(FN(v_sub)(FN(v_zero)(), a), a, FN(v_set1)(R(1.0))));
+}
+INLINE VEC FN(d_sigmoid)(VEC d, VEC a) { return FN(v_mul)(d, FN(v_mul)(a, FN(v_sub)(FN(v_set1)(R(1.0)), a))); }

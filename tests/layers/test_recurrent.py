@@ -304,7 +304,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_gradient_agrees_with_finite_differences(mode: str, variant: dict[str, Any]) -> None:
+def test_backward_agrees_with_finite_differences(mode: str, variant: dict[str, Any]) -> None:
     case = Case(mode, H=5, I=2, B=3, T=4, **variant)
     layer, batch = case.layer(), case.batch()
     x, dy = swapped(layer, batch.x), swapped(layer, batch.dy)
@@ -1116,6 +1116,60 @@ def test_kernels_refuse_steps_that_do_not_follow_each_other(offsets: list[int], 
         _kernels.recurrent_backward(
             *batch, gates, h_in, None, y, None, 0, h, None, None, False, weights, 1.0, None, None, buffers.take
         )
+
+
+@pytest.mark.parametrize("cell", _kernels.cells())
+def test_kernels_refuse_a_tape_or_state_without_all_its_parts(cell: str) -> None:
+    kind, G, has_cell = (_kernels.cells()[cell][name] for name in ("kind", "gates", "has_cell"))
+    F, H, take = 2, 3, Pool().take
+    weights: list[Any] = [np.zeros(shape, np.float32) for shape in ((G * H, F), (G * H, H), (G * H,), (G * H,))]
+    x, y, part, gates = (np.zeros((4, n), np.float32) for n in (F, H, 256, 256))
+    c = part if has_cell else None
+    whole = {"weights": weights, "gates": gates, "h_in": part, "c_in": c, "h": part, "c": c}
+    offsets = np.array([0, 4], np.intp)
+
+    def forward(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
+        return _kernels.recurrent_forward(
+            kind, False, offsets, 4, weights, x, y, None, 0, h, c, gates, h_in, c_in, take
+        )
+
+    def backward(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
+        return _kernels.recurrent_backward(
+            kind, False, offsets, 4, weights, x, gates, h_in, c_in, y, None, 0, h, c, None, False, weights, 1.0,
+            None, None, take,
+        )  # fmt: skip
+
+    def factors(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
+        return _kernels.jacobian_factors(kind, H, np.arange(4), gates, h_in, c_in)
+
+    for kernel in (forward, backward, factors):
+        kernel(**whole)
+    wrong = [{"weights": [*weights[:3], None]}, {"weights": [*weights[:2], None, weights[3]]}, {"h_in": None}]
+    for change in [*wrong, {"h": None}, {"c_in": None if has_cell else part}, {"c": None if has_cell else part}]:
+        for kernel in (forward, backward):
+            with pytest.raises(ValueError, match=r"^kernel argument: expected "):
+                kernel(**whole | change)
+    for change in ({"h_in": None}, {"c_in": None if has_cell else part}):
+        with pytest.raises(ValueError, match=r"^kernel argument: expected "):
+            factors(**whole | change)
+    with pytest.raises(ValueError, match=r"^kernel argument: expected a tape"):
+        backward(**whole | {"gates": None, "h_in": None, "c_in": None})
+    for number in (-1, len(_kernels.cells())):
+        with pytest.raises(ValueError, match=r"^kernel argument: expected a cell below"):
+            _kernels.jacobian_factors(number, H, np.arange(4), gates, part, c)
+
+
+def test_the_table_of_cells_is_that_of_the_formulas() -> None:
+    """The weights' gates in PyTorch's order; GRU's new gate takes its two products apart."""
+    assert _kernels.cells() == {
+        name: dict(zip(("kind", "gates", "kept", "factors", "has_cell", "bypass", "ih", "hh"), row, strict=True))
+        for name, row in {
+            "RNN_TANH": (_kernels.RNN_TANH, 1, 1, 1, False, False, (0,), (0,)),
+            "RNN_RELU": (_kernels.RNN_RELU, 1, 1, 1, False, False, (0,), (0,)),
+            "LSTM": (_kernels.LSTM, 4, 4, 6, True, False, (0, 1, 2, 3), (0, 1, 2, 3)),
+            "GRU": (_kernels.GRU, 3, 4, 4, False, True, (2, 0, 1, -1), (-1, 0, 1, 2)),
+        }.items()
+    }
 
 
 @pytest.mark.parametrize("step_clip", [-1.0, np.nan, -np.inf, "much", [1.0, 2.0]])

@@ -1,32 +1,32 @@
-# Fills gc_jacobian from arrays. Shapes and meanings: gradcore.h.
-
-cdef Py_ssize_t n_factors(int cell) noexcept:
-    return 6 if cell == GC_LSTM else 4 if cell == GC_GRU else 1
-
+# Fills gc_jacobian from arrays. Shapes and meanings: jacobian.h and recurrent/cell.h.
 
 def jacobian_factors(int cell, Py_ssize_t H, cnp.ndarray rows, cnp.ndarray gates, cnp.ndarray h_in,
                      cnp.ndarray c_in):
     """(n, D, H), float64, for n rows of a tape."""
+    if h_in is None or (c_in is not None) != cell_of(cell).has_c:
+        raise ValueError("kernel argument: expected all that the cell's tape has")
     cdef int real = real_of(gates)
-    cdef Py_ssize_t state_row, gates_row = tape_rows(4 if cell in (GC_LSTM, GC_GRU) else 1, H, real, &state_row)
+    cdef Py_ssize_t state_row, gates_row = tape_rows(cell_of(cell).K, H, real, &state_row)
     cdef Py_ssize_t n = cnp.PyArray_SIZE(rows), S = cnp.PyArray_DIM(gates, 0)
     cdef const Py_ssize_t *numbers = row_numbers(rows, gates)
-    cdef const void *g = pointer(gates, real, S * gates_row, False)
-    cdef const void *h = pointer(h_in, real, S * state_row, False)
-    cdef const void *c = pointer(c_in, real, S * state_row, False)
+    cdef gc_tape tape
+    tape.cell, tape.H = cell, H
+    tape.gates = pointer(gates, real, S * gates_row, False)
+    tape.h_in = pointer(h_in, real, S * state_row, False)
+    tape.c_in = pointer(c_in, real, S * state_row, False)
     cdef cnp.npy_intp[3] shape
-    shape[0], shape[1], shape[2] = n, n_factors(cell), H
+    shape[0], shape[1], shape[2] = n, cell_of(cell).D, H
     cdef cnp.ndarray factors = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT64, 0)
     cdef double *out = <double *> cnp.PyArray_DATA(factors)
     with nogil:
-        checked(TABLE.real[real].jacobian_factors(gc_get_num_threads(), cell, H, n, numbers, g, h, c, out))
+        checked(TABLE.real[real].jacobian_factors(gc_get_num_threads(), &tape, n, numbers, out))
     return factors
 
 
 def jacobian_packed(int cell, bint transposed, cnp.ndarray w_hh, take):
     """W_hh, float64, packed for `jacobian_product`, in n bytes from take(n)."""
     cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1)
-    cdef const double *w = <const double *> pointer(w_hh, GC_F64, cnp.PyArray_DIM(w_hh, 0) * H, False)
+    cdef const double *w = <const double *> pointer(w_hh, GC_F64, cell_of(cell).G * H * H, False)
     cdef size_t n = 8 * TABLE.jacobian_packed(cell, transposed, H, NULL, NULL)
     packed = take(n)
     TABLE.jacobian_packed(cell, transposed, H, w, <double *> typed_pointer(packed, cnp.NPY_UINT8, n, True))
@@ -43,10 +43,10 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
     s.cell, s.transposed, s.threads = cell, transposed, gc_get_num_threads()
     s.steps, s.B, s.H = cnp.PyArray_DIM(factors, 0), cnp.PyArray_DIM(factors, 1), cnp.PyArray_DIM(factors, 3)
     s.m = cnp.PyArray_DIM(v, 1)
-    s.factors = <const double *> pointer(factors, GC_F64, s.steps * s.B * n_factors(cell) * s.H, False)
+    s.factors = <const double *> pointer(factors, GC_F64, s.steps * s.B * cell_of(cell).D * s.H, False)
     s.packed = <const double *> typed_pointer(
         packed, cnp.NPY_UINT8, 8 * TABLE.jacobian_packed(cell, transposed, s.H, NULL, NULL), False)
-    s.v = <double *> pointer(v, GC_F64, s.B * s.m * s.H * (2 if cell == GC_LSTM else 1), True)
+    s.v = <double *> pointer(v, GC_F64, s.B * s.m * s.H * (1 + cell_of(cell).has_c), True)
     s.log_norm = <double *> pointer(log_norm, GC_F64, s.steps * s.B * s.m, log_norm is not None)
     cdef size_t n = TABLE.jacobian_work(&s)
     work = take(n)

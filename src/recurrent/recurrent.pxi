@@ -1,6 +1,33 @@
-# Fills gc_recurrent from arrays. Shapes and meanings: gradcore.h.
+# Fills gc_recurrent from arrays. Shapes and meanings: recurrent.h and cell.h.
 
-RNN_TANH, RNN_RELU, LSTM, GRU = GC_RNN_TANH, GC_RNN_RELU, GC_LSTM, GC_GRU
+
+def cells():
+    """What the table in cell.h knows of each cell, by name.
+
+    kind: its number; gates: G; kept: K; factors: D; has_cell: whether its state is h and c; bypass: whether part of
+    h_{t-1} reaches h_t beside W_hh; ih, hh: the gate of the weights whose product with the input and with h_{t-1} each
+    block of the tape takes, -1 for none.
+    """
+    table = {}
+    for kind in range(GC_CELLS):
+        G, K, first = gc_cells[kind].G, gc_cells[kind].K, gc_cells[kind].first_gate
+        none = (-1,) * (K - G)
+        table[(<bytes> gc_cells[kind].name).decode().removeprefix("GC_")] = {
+            "kind": kind, "gates": G, "kept": K, "factors": gc_cells[kind].D,
+            "has_cell": bool(gc_cells[kind].has_c), "bypass": bool(gc_cells[kind].bypass),
+            "ih": (*((first + k) % G for k in range(G)), *none), "hh": (*none, *range(G)),
+        }
+    return table
+
+
+for _name, _cell in cells().items():
+    globals()[_name] = _cell["kind"]  # RNN_TANH, LSTM, ...
+
+
+cdef const gc_cell *cell_of(int cell) except NULL:
+    if not 0 <= cell < GC_CELLS:
+        raise ValueError(f"kernel argument: expected a cell below {GC_CELLS}, got {cell}")
+    return &gc_cells[cell]
 
 
 cdef const Py_ssize_t *packed_steps(cnp.ndarray offsets, Py_ssize_t B) except NULL:
@@ -23,15 +50,18 @@ cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray off
     """What forward and backward share; returns the row of the table."""
     cdef cnp.ndarray w_ih = weights[0], w_hh = weights[1]
     cdef int real = real_of(w_ih)
-    cdef Py_ssize_t G = 4 if cell == GC_LSTM else 3 if cell == GC_GRU else 1
-    cdef Py_ssize_t kept = 4 if G > 1 else 1
+    cdef Py_ssize_t G = cell_of(cell).G, K = cell_of(cell).K
+    cdef bint tape = gates is not None
+    if (weights[2] is None) != (weights[3] is None) or tape != (h_in is not None) or (
+            (tape and cell_of(cell).has_c) != (c_in is not None)):
+        raise ValueError("kernel argument: expected both biases or none, and all that the cell's tape has or nothing")
     cdef Py_ssize_t T = cnp.PyArray_SIZE(offsets) - 1
     cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1), F = cnp.PyArray_DIM(w_ih, 1)
     s.cell, s.reverse, s.threads = cell, reverse, gc_get_num_threads()
     s.T, s.B, s.F, s.H, s.ld_y = T, B, F, H, ld_y
     s.offsets = packed_steps(offsets, B)
     cdef Py_ssize_t S = s.offsets[T]
-    if (<double> S + B) * (<double> F + 4.0 * H + ld_y + 64) + 4.0 * H * (<double> F + H) > 2.0 ** 60:
+    if (<double> S + B) * (<double> F + <double> K * H + ld_y + 64) + <double> G * H * (<double> F + H) > 2.0 ** 60:
         raise ValueError(
             f"kernel argument: expected sizes that memory has room for, got S = {S}, B = {B}, F = {F}, H = {H}")
     s.w_ih = pointer(w_ih, real, G * H * F, False)
@@ -39,19 +69,19 @@ cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray off
     s.b_ih = pointer(weights[2], real, G * H, False)
     s.b_hh = pointer(weights[3], real, G * H, False)
     s.x = pointer(x, real, S * F, False)
-    cdef Py_ssize_t state_row, gates_row = tape_rows(kept, H, real, &state_row)
+    cdef Py_ssize_t state_row, gates_row = tape_rows(K, H, real, &state_row)
     s.gates = pointer(gates, real, S * gates_row, gates is not None)
     s.h_in = pointer(h_in, real, S * state_row, h_in is not None)
     s.c_in = pointer(c_in, real, S * state_row, c_in is not None)
     return real
 
 
-cdef Py_ssize_t tape_rows(Py_ssize_t kept, Py_ssize_t H, int real, Py_ssize_t *state_row):
+cdef Py_ssize_t tape_rows(Py_ssize_t K, Py_ssize_t H, int real, Py_ssize_t *state_row):
     """Elements of a row of `gates`, which is returned, and of h_in and c_in."""
     cdef Py_ssize_t lanes = TABLE.real[real].lanes, size = 4 if real == GC_F32 else 8
     cdef Py_ssize_t padded = (H + lanes - 1) // lanes * lanes
     state_row[0] = gc_row(padded, size)
-    return gc_row(kept * padded, size)
+    return gc_row(K * padded, size)
 
 
 def tape_layout(dtype, Py_ssize_t kept, Py_ssize_t H):
@@ -89,6 +119,12 @@ def copy_rows(cnp.ndarray source, cnp.ndarray source_at, cnp.ndarray to, cnp.nda
         checked(gc_copy_rows(n, width * size, given, given_rows, target, target_rows))
 
 
+cdef int same_state(int cell, h, c) except -1:
+    if h is None or (c is not None) != cell_of(cell).has_c:
+        raise ValueError("kernel argument: expected the state that the cell has")
+    return 0
+
+
 cdef void *output_rows(gc_recurrent *s, cnp.ndarray y, cnp.ndarray y_at, Py_ssize_t column, int real,
                        bint write) except NULL:
     """Where the columns from `column` on begin, in y or dy; y_at numbers the rows, None for the first ones."""
@@ -110,6 +146,7 @@ def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weight
     cdef gc_recurrent s
     cdef Py_ssize_t ld_y = cnp.PyArray_DIM(y, 1)
     cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
+    same_state(cell, h, c)
     s.y = output_rows(&s, y, y_at, column, real, True)
     s.h = pointer(h, real, B * s.H, True)
     s.c = pointer(c, real, B * s.H, c is not None)
@@ -130,6 +167,9 @@ def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weigh
     cdef Py_ssize_t ld_y = cnp.PyArray_DIM(dy, 1)
     cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
     cdef Py_ssize_t S = s.offsets[s.T]
+    same_state(cell, dh, dc)
+    if gates is None:
+        raise ValueError("kernel argument: expected a tape")
     s.dy = output_rows(&s, dy, y_at, column, real, False)
     s.dh = pointer(dh, real, B * s.H, True)
     s.dc = pointer(dc, real, B * s.H, dc is not None)

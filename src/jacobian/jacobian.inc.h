@@ -1,80 +1,51 @@
 /* The Jacobians of a recurrent layer's steps, d(state after) / d(state before), and their products with vectors.
  *
- * The state is h, for LSTM (h, c): P = 1 or 2 parts. A Jacobian is never formed: it is W_hh between diagonals. Of those each
- * step of each sequence keeps D, the factors, as (D, H), always in double; with p_g = W_g v_h they carry a vector v forward as
- *   RNN   s                             h' = s p
- *   GRU   a_r, a_z, a_n, z              h' = a_r p_r + a_z p_z + a_n p_n + z v_h
- *   LSTM  a_i, a_f, a_g, a_o, f, d      c' = a_i p_i + a_f p_f + a_g p_g + f v_c,    h' = a_o p_o + d c'
- * and the transpose carries a gradient back. What a row of the tape holds: recurrent.inc.h.
+ * The state is h, or (h, c): P = 1 or 2 parts. A Jacobian is never formed: it is W_hh between diagonals. Of those each step of
+ * each sequence keeps D, the factors, as (D, H), always in double. What they are, and how they carry a vector forward and a
+ * gradient back, stands with each cell in recurrent/cells/.
  */
 #ifndef REAL
-#error "jacobian.inc.h needs real.inc.h, simd.inc.h, gemm.inc.h and recurrent.inc.h"
+#error "jacobian.inc.h needs real.inc.h, simd.inc.h, gemm/ and recurrent/"
 #endif
 
 #ifndef GC_JACOBIAN_SIZES
 #define GC_JACOBIAN_SIZES
 enum { FACTOR_WORK = 300 }; /* multiply-adds that take as long as a unit's factors, a tanh among them */
-INLINE ptrdiff_t n_factors(int cell) { return cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1; }
 #endif
 
 /* ==== the factors of a tape's rows, for a tape of either type ========================================================== */
 
 typedef struct {
-    int cell;
-    ptrdiff_t H, n;
+    const gc_tape *tape;
+    ptrdiff_t n;
     const ptrdiff_t *rows;
-    const REAL *gates, *h_in, *c_in;
     double *factors;
 } FN(factor_job);
 
 static void FN(factors_body)(void *arg, gc_team *team, int thread)
 {
     const FN(factor_job) *job = arg;
-    const ptrdiff_t H = job->H, padded = (H + V - 1) / V * V, K = cell_kept(job->cell);
-    const ptrdiff_t gates_row = gc_row(K * padded, sizeof(REAL)), state_row = gc_row(padded, sizeof(REAL));
+    const gc_tape *tape = job->tape;
+    const gc_cell *cell = &gc_cells[tape->cell];
+    const ptrdiff_t H = tape->H, padded = (H + V - 1) / V * V;
+    const ptrdiff_t gates_row = gc_row(cell->K * padded, sizeof(REAL)), state_row = gc_row(padded, sizeof(REAL));
     ptrdiff_t first, end;
     gc_watch watch = {team, thread, 0, 0};
     share(job->n, team, thread, &first, &end);
-    for (ptrdiff_t row = first; row < end; row++) {
+    for (ptrdiff_t i = first; i < end; i++) {
         if (stopped(&watch, (double)(H * FACTOR_WORK))) return;
-        const REAL *gates = job->gates + job->rows[row] * gates_row;
-        const REAL *h_in = job->h_in ? job->h_in + job->rows[row] * state_row : NULL;
-        const REAL *c_in = job->c_in ? job->c_in + job->rows[row] * state_row : NULL;
-        double *to = job->factors + row * n_factors(job->cell) * H;
-        for (ptrdiff_t j = 0; j < H; j++) {
-            const REAL *block = gates + j / V * K * V + j % V;
-            if (job->cell == GC_RNN_TANH) {
-                const double h = block[0];
-                to[j] = 1 - h * h;
-            } else if (job->cell == GC_RNN_RELU) {
-                const double h = block[0];
-                to[j] = (h - h) + (h > 0); /* NaN where h is not finite */
-            } else if (job->cell == GC_GRU) {
-                const double n = block[0], r = block[V], z = block[2 * V], q = block[3 * V];
-                const double into_n = (1 - z) * (1 - n * n);
-                to[j] = into_n * q * r * (1 - r);
-                to[H + j] = ((double)h_in[j] - n) * z * (1 - z);
-                to[2 * H + j] = into_n * r;
-                to[3 * H + j] = z;
-            } else {
-                const double i = block[0], f = block[V], g = block[2 * V], o = block[3 * V], c = c_in[j];
-                const double squashed = tanh(f * c + i * g);
-                to[j] = g * i * (1 - i);
-                to[H + j] = c * f * (1 - f);
-                to[2 * H + j] = i * (1 - g * g);
-                to[3 * H + j] = squashed * o * (1 - o);
-                to[4 * H + j] = f;
-                to[5 * H + j] = o * (1 - squashed * squashed);
-            }
-        }
+        const ptrdiff_t row = job->rows[i];
+        const FN(cell_row) p = {.u1 = H, .H = H, .gates = (REAL *)tape->gates + row * gates_row,
+                                 .h_in = tape->h_in ? (REAL *)tape->h_in + row * state_row : NULL,
+                                 .c_in = tape->c_in ? (REAL *)tape->c_in + row * state_row : NULL};
+        FN(cells)[tape->cell]->factors(&p, job->factors + i * cell->D * H);
     }
 }
 
-static int FN(jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n, const ptrdiff_t *rows, const void *gates,
-                                const void *h_in, const void *c_in, double *factors)
+static int FN(jacobian_factors)(int threads, const gc_tape *tape, ptrdiff_t n, const ptrdiff_t *rows, double *factors)
 {
-    FN(factor_job) job = {cell, H, n, rows, gates, h_in, c_in, factors};
-    return gc_parallel((double)n * (double)H * 10 < SERIAL_WORK ? 1 : threads, 0, FN(factors_body), &job);
+    FN(factor_job) job = {tape, n, rows, factors};
+    return gc_parallel((double)n * (double)tape->H * 10 < SERIAL_WORK ? 1 : threads, 0, FN(factors_body), &job);
 }
 
 /* ==== products, in double ============================================================================================== */
@@ -84,11 +55,10 @@ static int FN(jacobian_factors)(int threads, int cell, ptrdiff_t H, ptrdiff_t n,
 /* W_hh packed for the products of one way: v W^T forward, u W for the transpose. */
 static size_t jacobian_packed(int cell, int transposed, ptrdiff_t H, const double *w_hh, double *packed)
 {
-    const ptrdiff_t GH = cell_gates(cell) * H;
-    if (packed && transposed)
-        FN(pack)(GH, H, NR, w_hh, H, 1, 0, packed, 0, 1, NULL);
-    else if (packed)
-        FN(pack)(H, GH, NR, w_hh, 1, H, 0, packed, 0, 1, NULL);
+    const ptrdiff_t GH = gc_cells[cell].G * H;
+    const FN(unpacked) forward = {.K = H, .N = GH, .at = w_hh, .row = 1, .column = H};
+    const FN(unpacked) back = {.K = GH, .N = H, .at = w_hh, .row = H, .column = 1};
+    if (packed) FN(pack)(transposed ? &back : &forward, NR, packed, 0, 1, NULL);
     return (size_t)(transposed ? FN(packed_size)(GH, H) : FN(packed_size)(H, GH));
 }
 
@@ -127,86 +97,36 @@ static double norm_of(ptrdiff_t n, double *row, double *log_norm)
     return norm;
 }
 
-#define FACTOR(k) FN(v_get)(factors + (k)*H + j, live)
-#define PRE(g) FN(v_get)(pre + (g)*H + j, live)
-#define PUT(g, value) FN(v_put)(pre + (g)*H + j, value, live)
-
-/* Forward: v (P, H) = J v, with pre = W v_h. */
-static void combine_forward(int cell, ptrdiff_t H, const double *factors, const double *pre, double *v)
-{
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        const ptrdiff_t live = H - j;
-        VEC h;
-        if (cell == GC_LSTM) {
-            VEC c = FN(v_mul)(FACTOR(4), FN(v_get)(v + H + j, live));
-            c = FN(v_fma)(FACTOR(0), PRE(0), c);
-            c = FN(v_fma)(FACTOR(1), PRE(1), c);
-            c = FN(v_fma)(FACTOR(2), PRE(2), c);
-            FN(v_put)(v + H + j, c, live);
-            h = FN(v_fma)(FACTOR(3), PRE(3), FN(v_mul)(FACTOR(5), c));
-        } else if (cell == GC_GRU) {
-            h = FN(v_mul)(FACTOR(3), FN(v_get)(v + j, live));
-            h = FN(v_fma)(FACTOR(0), PRE(0), h);
-            h = FN(v_fma)(FACTOR(1), PRE(1), h);
-            h = FN(v_fma)(FACTOR(2), PRE(2), h);
-        } else {
-            h = FN(v_mul)(FACTOR(0), PRE(0));
-        }
-        FN(v_put)(v + j, h, live);
-    }
-}
-
-/* Transposed, before the product: pre (G, H) = what W^T is to be multiplied by, and v what stays beside it. */
-static void split_back(int cell, ptrdiff_t H, const double *factors, double *pre, double *v)
-{
-    for (ptrdiff_t j = 0; j < H; j += V) {
-        const ptrdiff_t live = H - j;
-        const VEC h = FN(v_get)(v + j, live);
-        if (cell == GC_LSTM) {
-            const VEC c = FN(v_fma)(FACTOR(5), h, FN(v_get)(v + H + j, live));
-            PUT(0, FN(v_mul)(FACTOR(0), c));
-            PUT(1, FN(v_mul)(FACTOR(1), c));
-            PUT(2, FN(v_mul)(FACTOR(2), c));
-            PUT(3, FN(v_mul)(FACTOR(3), h));
-            FN(v_put)(v + H + j, FN(v_mul)(FACTOR(4), c), live);
-        } else if (cell == GC_GRU) {
-            PUT(0, FN(v_mul)(FACTOR(0), h));
-            PUT(1, FN(v_mul)(FACTOR(1), h));
-            PUT(2, FN(v_mul)(FACTOR(2), h));
-            FN(v_put)(v + j, FN(v_mul)(FACTOR(3), h), live);
-        } else {
-            PUT(0, FN(v_mul)(FACTOR(0), h));
-        }
-    }
-}
-#undef FACTOR
-#undef PRE
-#undef PUT
-
 static void jacobian_body(void *arg, gc_team *team, int thread)
 {
     const gc_jacobian *s = arg;
-    const ptrdiff_t H = s->H, GH = cell_gates(s->cell) * H, row = (s->cell == GC_LSTM ? 2 : 1) * H, pre_row = gc_row(GH, 8);
-    const ptrdiff_t of_sample = n_factors(s->cell) * H;
+    const gc_cell *cell = &gc_cells[s->cell];
+    const jacobian_cell *functions = jacobian_cells[s->cell];
+    const ptrdiff_t H = s->H, GH = cell->G * H, row = (1 + cell->has_c) * H, pre_row = gc_row(GH, 8), of_sample = cell->D * H;
     ptrdiff_t first, end;
     share(s->B * s->m, team, thread, &first, &end);
     double *v = s->v + first * row, *pre = s->work + first * pre_row;
     gc_watch watch = {team, thread, 0, 0};
     for (ptrdiff_t i = 0; i < s->steps && !watch.stop; i++) {
         const double *factors = s->factors + i * s->B * of_sample;
-        if (!s->transposed)
-            FN(gemm)(end - first, 0, GH, GH, H, v, row, s->packed, (int)(i % 2), pre, pre_row, NULL, 0, NULL, 0,
-                     &watch);
+        FN(gemm_job) product = {.M = end - first, .b = s->packed, .back = (int)(i % 2)};
+        if (s->transposed) { /* what bypasses W_hh stays in v, where the product is added to it */
+            product.N = product.j1 = H, product.K = GH, product.a = pre, product.a_row = pre_row;
+            product.c = v, product.c_row = product.start_row = row, product.start = cell->bypass ? v : NULL;
+        } else {
+            product.N = product.j1 = GH, product.K = H, product.a = v, product.a_row = row;
+            product.c = pre, product.c_row = pre_row;
+            FN(gemm)(&product, &watch);
+        }
         for (ptrdiff_t k = first; k < end; k++) {
+            const double *its_factors = factors + k / s->m * of_sample;
             double *its_v = v + (k - first) * row, *its_pre = pre + (k - first) * pre_row;
             if (s->transposed)
-                split_back(s->cell, H, factors + k / s->m * of_sample, its_pre, its_v);
+                functions->carry_back(H, its_factors, its_pre, its_v);
             else
-                combine_forward(s->cell, H, factors + k / s->m * of_sample, its_pre, its_v);
+                functions->carry(H, its_factors, its_pre, its_v);
         }
-        if (s->transposed) /* GRU: added to what stays */
-            FN(gemm)(end - first, 0, H, H, GH, pre, pre_row, s->packed, (int)(i % 2), v, row,
-                     s->cell == GC_GRU ? v : NULL, row, NULL, 0, &watch);
+        if (s->transposed) FN(gemm)(&product, &watch);
         for (ptrdiff_t k = first; s->log_norm && k < end; k++) {
             double *its_v = v + (k - first) * row;
             const double norm = norm_of(row, its_v, s->log_norm + i * s->B * s->m + k);
@@ -217,12 +137,12 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
 
 static size_t jacobian_work(const gc_jacobian *s)
 {
-    return (size_t)(s->B * s->m * gc_row(cell_gates(s->cell) * s->H, 8)) * 8;
+    return (size_t)(s->B * s->m * gc_row(gc_cells[s->cell].G * s->H, 8)) * 8;
 }
 
 static int jacobian_product(const gc_jacobian *s)
 {
-    const double work = (double)s->steps * (double)(s->B * s->m) * (double)(cell_gates(s->cell) * s->H) * (double)s->H;
+    const double work = (double)s->steps * (double)(s->B * s->m) * (double)(gc_cells[s->cell].G * s->H) * (double)s->H;
     if (s->B * s->m == 0) return GC_OK;
     return gc_parallel(work < SERIAL_WORK ? 1 : s->threads, 0, jacobian_body, (void *)s);
 }
@@ -300,7 +220,7 @@ static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, pt
 
 /* R Q by Gram and Schmidt, again where a row has lost much. A row of which nothing but rounding errors is left depends on
  * the earlier ones: it has ln 0, and is replaced. */
-static void orthonormalise(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diagonal, gc_watch *watch)
+static void orthonormalize(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diagonal, gc_watch *watch)
 {
     enum { PASSES = 4 };
     for (ptrdiff_t r = 0; r < k; r++) {
@@ -351,7 +271,7 @@ static void separate_body(void *arg, gc_team *team, int thread)
         if (job->pivots)
             separate(job->k, job->n, v, logs, job->pivots + b * job->k, &watch);
         else
-            orthonormalise(job->k, job->n, v, logs, &watch);
+            orthonormalize(job->k, job->n, v, logs, &watch);
     }
 }
 

@@ -1,0 +1,57 @@
+/* C = start + A B, with B packed. */
+#ifndef REAL
+#error "gemm.inc.h needs real.inc.h, simd.inc.h, tile.inc.h and pack.inc.h"
+#endif
+
+/* Columns [j0, j1) of C (M, N) = start + A (M, K) B (K, N); j0 is a multiple of V. */
+typedef struct {
+    ptrdiff_t M, N, K, j0, j1;
+    const REAL *a; /* (M, K), rows a_row apart, as those of c and start by theirs */
+    ptrdiff_t a_row;
+    const REAL *b; /* packed */
+    REAL *c;       /* (M, N) */
+    ptrdiff_t c_row;
+    const REAL *start; /* (M, N), or (N,) with start_row 0; NULL for zeros, C itself to add to it */
+    ptrdiff_t start_row;
+    int back;       /* begin at B's end: where the walk before has ended */
+    gc_lines ahead; /* is fetched meanwhile */
+} FN(gemm_job);
+
+/* B is walked through once for each block of rows, to and fro: what L2 has kept of one walk is where the next begins. Returns
+ * early if it is to stop. */
+static void FN(gemm)(const FN(gemm_job) *job, gc_watch *watch)
+{
+    const ptrdiff_t M = job->M, N = job->N, K = job->K, j0 = job->j0, j1 = job->j1, a_row = job->a_row, c_row = job->c_row;
+    const REAL *start = job->start;
+    if (j0 == j1) return; /* of rows that hold nothing there may be more than can be counted */
+    uintptr_t line = job->ahead.line;
+    const ptrdiff_t blocks = (M + BLOCK - 1) / BLOCK, depths = gc_max(1, (K + DEPTH - 1) / DEPTH);
+    const ptrdiff_t wide = FN(columns_at_once)(M, K), first = j0 / NR * NR, steps = (j1 - first + wide - 1) / wide;
+    const ptrdiff_t last = (j1 - 1) / NR * NR;
+    int back = job->back;
+    for (ptrdiff_t block = 0; block < blocks; block++, back = !back) {
+        const ptrdiff_t m = cut(M, block, blocks), rows = cut(M, block + 1, blocks) - m;
+        for (ptrdiff_t i = 0; i < steps; i++) {
+            const ptrdiff_t at = first + (back ? steps - 1 - i : i) * wide, j_end = gc_min(j1, at + wide);
+            if (stopped(watch, (double)(rows * wide) * (double)K)) return;
+            for (ptrdiff_t j = gc_max(j0, at), n; j < j_end; j += n) {
+                const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
+                const ptrdiff_t next_panel = back ? gc_max(panel - NR, first) : gc_min(panel + NR, last);
+                REAL *to = job->c + m * c_row + j;
+                n = j_end - j <= NR + V ? gc_min(panel + NR, j_end) - j : j_end - j;
+                for (ptrdiff_t depth = 0; depth < depths; depth++) {
+                    const ptrdiff_t k0 = cut(K, depth, depths), depth_k = cut(K, depth + 1, depths) - k0;
+                    const REAL *b = job->b + panel * K + k0 * width + j % NR;
+                    const REAL *next = depth < depths - 1 ? b + width * depth_k : job->b + next_panel * K;
+                    FN(product) p = {.K = depth_k, .a = job->a + m * a_row + k0, .a_row = a_row, .a_column = 1, .b = b,
+                                     .b_row = width, .b_panel = NR * K, .c = to, .c_row = c_row,
+                                     .start = depth ? to : start ? start + m * job->start_row + j : NULL,
+                                     .start_row = depth ? c_row : job->start_row, .ahead = {line, job->ahead.end}, .ahead_k = 64,
+                                     .ahead_tile = depth_k * 64, .next = FN(next_panel)(next, K, N)};
+                    FN(panel)(rows, n, &p);
+                    line = p.ahead.line;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+/* Long short-term memory.
+ *
+ * forward    (f2)  i, f, o = sigmoid(a), g = tanh(a) with a = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+ *            (f3)  c_t = f c_{t-1} + i g
+ *            (f4)  h_t = o tanh(c_t)
+ * backward         dc = dL/dc_t + dL/dh_t o (1 - tanh(c_t)^2);   dL/dc_{t-1} = dc f
+ *                  di = dc g i (1 - i);   df = dc c_{t-1} f (1 - f);   dg = dc i (1 - g^2);   do = dL/dh_t tanh(c_t) o (1 - o)
+ *                  dL/dh_{t-1} = (di, df, dg, do) W_hh
+ * Jacobian         with p = W_hh v_h: c' = a_i p_i + a_f p_f + a_g p_g + f v_c,   h' = a_o p_o + d c'
+ * blocks           K = 4, G = 4: i, f, g, o, as in the weights;   D = 6: a_i, a_f, a_g, a_o, f, d
+ * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t and multiplies
+ *                  dg by W_hh, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
+ * twin             gradcore/reference.py: _step_forward, _step_backward, step_jacobians
+ * tests            tests/test_recurrent.py: test_backward_agrees_with_finite_differences[LSTM],
+ *                  test_saturated_gates_agree_with_the_twin[LSTM]; tests/test_spectral.py: test_jacobians_against_differences_of_the_twin[LSTM];
+ *                  tests/kernels_test.c: test_cell, test_jacobian
+ */
+
+/* (f3); the backward pass makes c_t again, to the same bits */
+INLINE VEC FN(lstm_c)(VEC i, VEC f, VEC g, VEC c_in) { return FN(v_fma)(f, c_in, FN(v_mul)(i, g)); }
+
+INLINE void FN(lstm_forward)(const FN(cell_row) *p, ptrdiff_t j)
+{
+    const ptrdiff_t live = p->u1 - j;
+    const REAL *pre = p->pre + 4 * (j - p->u0);
+    REAL *c_at = p->c + j;
+    VEC i = FN(v_sigmoid)(FN(v_load)(pre)), f = FN(v_sigmoid)(FN(v_load)(pre + V)); /* (f2) */
+    VEC g = FN(v_tanh)(FN(v_load)(pre + 2 * V)), o = FN(v_sigmoid)(FN(v_load)(pre + 3 * V));
+    VEC c_in = FN(v_get)(c_at, live), c = FN(lstm_c)(i, f, g, c_in), h = FN(v_mul)(o, FN(v_tanh)(c)); /* (f4) */
+    if (p->gates) {
+        REAL *gates = p->gates + 4 * j;
+        FN(keep)(p, gates, i);
+        FN(keep)(p, gates + V, f);
+        FN(keep)(p, gates + 2 * V, g);
+        FN(keep)(p, gates + 3 * V, o);
+        FN(keep)(p, p->c_in + j, c_in);
+    }
+    FN(v_put)(c_at, c, live);
+    FN(put_h)(p, j, h);
+}
+
+INLINE void FN(lstm_backward)(const FN(cell_row) *p, ptrdiff_t j)
+{
+    const ptrdiff_t H = p->H, live = p->u1 - j;
+    const REAL *gates = p->gates + 4 * j;
+    REAL *di = p->dg + j, *df = di + H, *dg = df + H, *do_ = dg + H;
+    VEC i = FN(v_load)(gates), f = FN(v_load)(gates + V), g = FN(v_load)(gates + 2 * V), o = FN(v_load)(gates + 3 * V);
+    VEC c_in = FN(v_get)(p->c_in + j, live), dh = FN(clipped_dh)(p, j);
+    VEC tanh_c = FN(v_tanh)(FN(lstm_c)(i, f, g, c_in));
+    VEC dc = FN(v_add)(FN(v_get)(p->dc + j, live), FN(d_tanh)(FN(v_mul)(dh, o), tanh_c)); /* inverts (f4) */
+    FN(v_put)(p->dc_total + j, dc, live);
+    FN(v_put)(p->dc + j, FN(v_mul)(dc, f), live);              /* inverts (f3) */
+    FN(v_put)(di, FN(d_sigmoid)(FN(v_mul)(dc, g), i), live);       /* di = dc g i (1 - i), and so on inverts (f2) */
+    FN(v_put)(df, FN(d_sigmoid)(FN(v_mul)(dc, c_in), f), live);    /* df = dc c_{t-1} f (1 - f) */
+    FN(v_put)(dg, FN(d_tanh)(FN(v_mul)(dc, i), g), live);          /* dg = dc i (1 - g^2) */
+    FN(v_put)(do_, FN(d_sigmoid)(FN(v_mul)(dh, tanh_c), o), live); /* do = dh tanh(c_t) o (1 - o) */
+}
+
+static void FN(lstm_step)(const FN(cell_rows) *given)
+{
+    const FN(cell_rows) rows = *given;
+    for (ptrdiff_t b = 0; b < rows.n; b++) {
+        const FN(cell_row) row = FN(row_of)(&rows, b);
+        for (ptrdiff_t j = row.u0; j < row.u1; j += V) FN(lstm_forward)(&row, j);
+    }
+}
+
+static void FN(lstm_step_back)(const FN(cell_row) *given)
+{
+    const FN(cell_row) row = *given;
+    for (ptrdiff_t j = row.u0; j < row.u1; j += V) FN(lstm_backward)(&row, j);
+}
+
+static void FN(lstm_factors)(const FN(cell_row) *p, double *to)
+{
+    const ptrdiff_t H = p->H;
+    for (ptrdiff_t j = 0; j < H; j++) {
+        const REAL *block = p->gates + j / V * 4 * V + j % V;
+        const double i = block[0], f = block[V], g = block[2 * V], o = block[3 * V], c = p->c_in[j];
+        const double squashed = tanh(f * c + i * g);
+        to[j] = g * i * (1 - i);
+        to[H + j] = c * f * (1 - f);
+        to[2 * H + j] = i * (1 - g * g);
+        to[3 * H + j] = squashed * o * (1 - o);
+        to[4 * H + j] = f;
+        to[5 * H + j] = o * (1 - squashed * squashed);
+    }
+}
+
+static const FN(cell) FN(lstm) = {FN(lstm_step), FN(lstm_step_back), FN(lstm_factors)};
+
+#if GC_BITS == 64
+static void lstm_carry(ptrdiff_t H, const double *factors, const double *pre, double *v)
+{
+    for (ptrdiff_t j = 0; j < H; j += V) {
+        VEC c = FN(v_mul)(FACTOR(4), FN(v_get)(v + H + j, H - j));
+        c = FN(v_fma)(FACTOR(0), PRE(0), c);
+        c = FN(v_fma)(FACTOR(1), PRE(1), c);
+        c = FN(v_fma)(FACTOR(2), PRE(2), c);
+        FN(v_put)(v + H + j, c, H - j);
+        FN(v_put)(v + j, FN(v_fma)(FACTOR(3), PRE(3), FN(v_mul)(FACTOR(5), c)), H - j);
+    }
+}
+
+static void lstm_carry_back(ptrdiff_t H, const double *factors, double *pre, double *v)
+{
+    for (ptrdiff_t j = 0; j < H; j += V) {
+        const VEC h = FN(v_get)(v + j, H - j), c = FN(v_fma)(FACTOR(5), h, FN(v_get)(v + H + j, H - j));
+        PUT_PRE(0, FN(v_mul)(FACTOR(0), c));
+        PUT_PRE(1, FN(v_mul)(FACTOR(1), c));
+        PUT_PRE(2, FN(v_mul)(FACTOR(2), c));
+        PUT_PRE(3, FN(v_mul)(FACTOR(3), h));
+        FN(v_put)(v + H + j, FN(v_mul)(FACTOR(4), c), H - j);
+    }
+}
+
+static const jacobian_cell lstm_jacobian = {lstm_carry, lstm_carry_back};
+#endif

@@ -1,0 +1,240 @@
+/* The forward pass. A step goes panel by panel: a panel is as many units as fill the columns of a few tiles, and its
+ * pre-activations are turned into gates and state while they are in cache. */
+#ifndef REAL
+#error "forward.inc.h needs gemm/, chunk.h and cell.inc.h"
+#endif
+
+typedef struct {
+    const gc_recurrent *s;
+    const gc_cell *cell;
+    const FN(cell) *functions;
+    ptrdiff_t panel;   /* units of a panel */
+    ptrdiff_t pre_row; /* its pre-activations: [unit/V][K][V] */
+    ptrdiff_t part;    /* columns of a panel's parts, each of which is one product */
+    ptrdiff_t gates_row, h_row;
+    REAL *w_ih, *w_hh; /* packed: for each panel and part [F or H][column]; a panel's columns are [unit/V][G][V] */
+    REAL *bias;        /* [H'/V][K][V]: what the pre-activations start from */
+    REAL *pre;         /* pre-activations, pre_row apart: of a chunk for each panel, or of a step's panel for each thread */
+    REAL *h_in;        /* without a tape (2, B, h_row): the states that enter even and odd steps */
+    int whole_chunk, stream;
+} FN(forward_plan);
+
+static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
+{
+    gc_arena arena = {s->work, 0};
+    const gc_cell *cell = &gc_cells[s->cell];
+    const ptrdiff_t padded = (s->H + V - 1) / V * V, G = cell->G, K = cell->K;
+    plan->s = s;
+    plan->cell = cell;
+    plan->functions = FN(cells)[s->cell];
+    /* two panels of the product wide, where the input's products and the recurrent ones have the same columns */
+    plan->panel = G == K ? gc_max(V, 2 * NR / G / V * V) : V;
+    plan->pre_row = plan->panel * K;
+    plan->part = G * plan->panel == 3 * V ? 3 * V : NR;
+    plan->gates_row = gc_row(K * padded, sizeof(REAL));
+    plan->h_row = gc_row(padded, sizeof(REAL));
+    plan->whole_chunk = s->B <= MR || s->F * G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
+    plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES &&
+                   ((uintptr_t)s->gates | (uintptr_t)s->c_in) % 64 == 0;
+    plan->w_ih = take(&arena, s->F * G * padded, sizeof(REAL));
+    plan->w_hh = take(&arena, s->H * G * padded, sizeof(REAL));
+    plan->bias = take(&arena, K * padded, sizeof(REAL));
+    plan->pre = take(&arena, (plan->whole_chunk ? (s->H + plan->panel - 1) / plan->panel * chunk_rows(s, FORWARD_ROWS)
+                                                : recurrent_threads(s) * s->B) * plan->pre_row, sizeof(REAL));
+    plan->h_in = s->gates ? NULL : take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
+    return arena.used;
+}
+
+/* Pack this thread's share of a (G*H, K) matrix: for V units at a time, their rows of all gates, of which the first is
+ * `first_gate`. */
+static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL *w, ptrdiff_t first_gate, REAL *packed,
+                           gc_watch *watch)
+{
+    const ptrdiff_t H = plan->s->H, G = plan->cell->G, panels = (H + plan->panel - 1) / plan->panel;
+    const int thread = watch->thread, n_threads = gc_team_size(watch->team);
+    for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
+        if (stopped(watch, (double)K * (double)(MOVED * G * plan->panel))) return;
+        ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), columns = G * ((units + V - 1) / V * V);
+        for (ptrdiff_t j = 0; j < units; j += V)
+            for (ptrdiff_t g = 0; g < G; g++) {
+                const ptrdiff_t column = j * G + g * V, part = column / plan->part * plan->part;
+                FN(transpose)(K, gc_min(V, units - j), w + ((first_gate + g) % G * H + u0 + j) * K, K,
+                              packed + (u0 * G + part) * K + column - part, gc_min(plan->part, columns - part));
+            }
+    }
+}
+
+static void FN(pack_forward)(const FN(forward_plan) *plan, gc_watch *watch)
+{
+    const gc_recurrent *s = plan->s;
+    const REAL *b_ih = s->b_ih, *b_hh = s->b_hh;
+    const ptrdiff_t H = s->H, G = plan->cell->G, K = plan->cell->K, first_gate = plan->cell->first_gate;
+    FN(pack_gates)(plan, s->F, s->w_ih, first_gate, plan->w_ih, watch);
+    FN(pack_gates)(plan, H, s->w_hh, 0, plan->w_hh, watch);
+    if (watch->thread) return;
+    memset(plan->bias, 0, (size_t)(K * ((H + V - 1) / V * V)) * sizeof(REAL));
+    if (!b_ih) return;
+    for (ptrdiff_t u = 0; u < H; u++) {
+        REAL *bias = plan->bias + u / V * K * V + u % V;
+        for (ptrdiff_t k = 0; k < G; k++) {
+            bias[k * V] += b_ih[(first_gate + k) % G * H + u];
+            bias[(K - G + k) * V] += b_hh[k * H + u];
+        }
+    }
+}
+
+/* `rows` rows of the pre-activations of the panel of unit u; the panel of unit `next` comes after it. */
+typedef struct {
+    ptrdiff_t rows, u, next;
+    REAL *pre;
+} FN(panel_rows);
+
+/* A product for a panel. */
+typedef struct {
+    ptrdiff_t K;
+    const REAL *a; /* (rows, K), a_row apart */
+    ptrdiff_t a_row;
+    const REAL *packed; /* W */
+    const REAL *start;  /* as gemm's */
+    ptrdiff_t start_row;
+    REAL *to; /* pre_row apart */
+} FN(panel_operands);
+
+/* to = start + A W. Meanwhile the lines `ahead`, which go forward, are fetched. Nothing if it is to stop. */
+INLINE void FN(panel_product)(const FN(forward_plan) *plan, const FN(panel_rows) *panel, const FN(panel_operands) *of,
+                              gc_lines *ahead, gc_watch *watch)
+{
+    const ptrdiff_t K = of->K, G = plan->cell->G, H = plan->s->H;
+    const ptrdiff_t width = G * ((gc_min(plan->panel, H - panel->u) + V - 1) / V * V);
+    if (stopped(watch, (double)(panel->rows * width) * (double)K)) return;
+    const ptrdiff_t most = width == 2 * NR ? FN(columns_at_once)(panel->rows, K) : plan->part;
+    for (ptrdiff_t part = 0; part < width; part += most) {
+        const ptrdiff_t n = gc_min(most, width - part);
+        const REAL *b = of->packed + (panel->u * G + part) * K;
+        const REAL *next = part + n < width ? b + n * K : of->packed + panel->next * G * K;
+        FN(product) p = {.K = K, .a = of->a, .a_row = of->a_row, .a_column = 1, .b = b, .b_row = gc_min(plan->part, n),
+                         .b_panel = NR * K, .c = of->to + part, .c_row = plan->pre_row, .start = of->start + part,
+                         .start_row = of->start_row, .ahead = {ahead->line, ahead->end}, .ahead_k = 64, .ahead_tile = K * 64,
+                         .next = FN(next_panel)(next, K, G * H)};
+        FN(panel)(panel->rows, n, &p);
+        ahead->line = p.ahead.line;
+    }
+}
+
+/* The input's part of the pre-activations, from the bias. */
+static void FN(input_part)(const FN(forward_plan) *plan, const FN(panel_rows) *panel, const REAL *x, gc_watch *watch)
+{
+    const ptrdiff_t G = plan->cell->G, K = plan->cell->K, F = plan->s->F;
+    const REAL *bias = plan->bias + panel->u * K;
+    const FN(panel_operands) of = {.K = F, .a = x, .a_row = F, .packed = plan->w_ih, .start = bias, .to = panel->pre};
+    gc_lines none = {0, 0};
+    FN(panel_product)(plan, panel, &of, &none, watch);
+    for (ptrdiff_t k = G; k < K; k++) /* blocks of the recurrent products alone */
+        for (ptrdiff_t b = 0; b < panel->rows; b++)
+            FN(v_store)(panel->pre + b * plan->pre_row + k * V, FN(v_load)(bias + k * V));
+}
+
+/* They get the recurrent part. */
+static void FN(recurrent_part)(const FN(forward_plan) *plan, const FN(panel_rows) *panel, const REAL *h_in, gc_lines *ahead,
+                               gc_watch *watch)
+{
+    REAL *to = panel->pre + (plan->cell->K - plan->cell->G) * V;
+    const FN(panel_operands) of = {.K = plan->s->H, .a = h_in, .a_row = plan->h_row, .packed = plan->w_hh, .start = to,
+                                   .start_row = plan->pre_row, .to = to};
+    FN(panel_product)(plan, panel, &of, ahead, watch);
+}
+
+/* What a thread has of step t, `rows` sequences from `first` on; panels differ in their units and `pre` alone. */
+INLINE FN(cell_rows) FN(rows_of)(const FN(forward_plan) *plan, ptrdiff_t t, ptrdiff_t first, ptrdiff_t rows)
+{
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t H = s->H, row = s->offsets[t] + first;
+    REAL *gates = s->gates, *h = s->h, *c = s->c, *c_in = s->c_in, *y = s->y;
+    FN(cell_rows) found = {.n = rows, .gates_row = plan->gates_row, .state_row = plan->h_row, .pre_row = plan->pre_row,
+                           .y_row = s->ld_y, .y_at = s->y_at ? s->y_at + row : NULL,
+                           .first = {.H = H, .gates = gates ? gates + row * plan->gates_row : NULL,
+                                     .c_in = c_in ? c_in + row * plan->h_row : NULL, .stream = plan->stream,
+                                     .h = h + first * H, .c = c ? c + first * H : NULL,
+                                     .y = s->y_at ? y : y + row * s->ld_y}};
+    return found;
+}
+
+/* Gates, state and output of a panel from its pre-activations. */
+INLINE void FN(panel_gates)(const FN(forward_plan) *plan, FN(cell_rows) *rows, ptrdiff_t u, const REAL *pre)
+{
+    rows->first.u0 = u;
+    rows->first.u1 = gc_min(u + plan->panel, rows->first.H);
+    rows->first.pre = pre;
+    plan->functions->step(rows);
+}
+
+static void FN(forward_body)(void *arg, gc_team *team, int thread)
+{
+    const FN(forward_plan) *plan = arg;
+    const gc_recurrent *s = plan->s;
+    const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
+    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * plan->pre_row; /* from one panel's pre-activations to the next one's */
+    const REAL *x = s->x, *h = s->h;
+
+    gc_watch watch = {team, thread, 0, 0};
+    FN(pack_forward)(plan, &watch);
+    for (ptrdiff_t i0 = 0, last = -1; i0 < s->T && !watch.stop;) {
+        gc_chunk chunk = chunk_of(s, 0, i0, FORWARD_ROWS, panel, team, thread);
+        gc_chunk input = chunk;
+        const int all_help = plan->whole_chunk && chunk.alive < gc_team_size(team); /* also those without a sequence */
+        if (all_help) share_units(s, &input, panel, team, thread);
+        /* no waiting from one chunk to the next of the same shape: each thread keeps to its own sequences and rows */
+        const ptrdiff_t same = !all_help && chunk.rows == chunk.alive * (chunk.i1 - chunk.i0) ? chunk.alive : -1;
+        if ((same < 0 || same != last) && barrier(&watch)) break;
+        last = same;
+
+        for (ptrdiff_t u = input.u0; plan->whole_chunk && u < input.u1; u += panel) {
+            const ptrdiff_t next = gc_min(u + panel, (s->H - 1) / panel * panel);
+            FN(panel_rows) whole = {input.rows, u, next, plan->pre + u / panel * panel_pre};
+            if (input.end - input.first == input.alive) /* all its rows, which follow each other */
+                FN(input_part)(plan, &whole, x + input.row0 * s->F, &watch);
+            else
+                for (ptrdiff_t i = input.i0; i < input.i1; i++) {
+                    ptrdiff_t t = step_at(s, i), row = s->offsets[t] + input.first;
+                    FN(panel_rows) own = {own_rows(s, &input, t), u, next, whole.pre + (row - input.row0) * plan->pre_row};
+                    FN(input_part)(plan, &own, x + row * s->F, &watch);
+                }
+        }
+        if (all_help && barrier(&watch)) break;
+        for (ptrdiff_t i = chunk.i0; i < chunk.i1 && !watch.stop; i++) {
+            ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
+            REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
+            for (ptrdiff_t b = 0; b < rows; b++)
+                for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V)
+                    FN(v_store)(h_in + b * h_row + u, FN(v_get)(h + (chunk.first + b) * H + u, chunk.u1 - u));
+            if (chunk.by_units && barrier(&watch)) break; /* h_{t-1} is complete */
+            /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
+            const int apart = plan->whole_chunk && rows <= MR;
+            FN(cell_rows) own = FN(rows_of)(plan, t, chunk.first, rows);
+            REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * plan->pre_row;
+            /* where the next step's gates will be written, if they do not pass by the caches */
+            gc_lines ahead = {0, 0};
+            if (s->gates && !plan->stream && !chunk.by_units && i + 1 < s->T) {
+                const REAL *gates = s->gates, *next = gates + (s->offsets[step_at(s, i + 1)] + chunk.first) * plan->gates_row;
+                ahead = (gc_lines){(uintptr_t)next, (uintptr_t)next + (uintptr_t)(rows * plan->gates_row) * sizeof(REAL)};
+            }
+            /* to and fro, so that a step begins with what L2 has kept of W_hh from the one before */
+            const ptrdiff_t panels = (chunk.u1 - chunk.u0 + panel - 1) / panel, way = i % 2 ? -panel : panel;
+            for (ptrdiff_t n = 0, u = chunk.u0 + (i % 2 ? (panels - 1) * panel : 0); n < panels; n++, u += way) {
+                const FN(panel_rows) its = {rows, u, n < panels - 1 ? u + way : u,
+                                            pre + (plan->whole_chunk ? u / panel * panel_pre : 0)};
+                if (!plan->whole_chunk) FN(input_part)(plan, &its, x + row * s->F, &watch);
+                FN(recurrent_part)(plan, &its, h_in, &ahead, &watch);
+                if (!apart) FN(panel_gates)(plan, &own, u, its.pre);
+            }
+            /* A cell that needs sums over all of a row's pre-activations before it can activate them (layer norm) goes apart
+             * for any number of rows. Each panel leaves its mean and sum of squares in a slot of its own above, [panel][row];
+             * here they are merged in the order of the panels, so that no bit depends on the team, after a barrier where the
+             * units are shared. */
+            for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
+                FN(panel_gates)(plan, &own, u, pre + u / panel * panel_pre);
+        }
+        i0 = chunk.i1;
+    }
+    STREAM_FENCE();
+}
