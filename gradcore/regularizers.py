@@ -11,7 +11,7 @@ import numpy as np
 from gradcore._base.check import Array, check_number
 from gradcore._base.hook import Hook, TrainingStep
 from gradcore.layers.functional import packed_state
-from gradcore.layers.recurrent import RecurrentTape
+from gradcore.layers.recurrent_tape import RecurrentTape
 from gradcore.layers.telemetry import StepTelemetry
 
 __all__ = ["VanishingGradientRegularizer"]

@@ -13,7 +13,7 @@ import pytest
 import gradcore
 from gradcore import _kernels, init, meanfield, spectral
 from gradcore.layers.cell import BY_NAME, CELLS, Cell
-from gradcore.layers.recurrent import _Recurrent
+from gradcore.layers.stack import Recurrent
 
 PACKAGE = Path(gradcore.__file__).parent
 
@@ -86,7 +86,7 @@ def test_a_new_row_needs_no_change_elsewhere(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(CELLS, "toy", row)
     monkeypatch.setitem(BY_NAME, "toy", row)
 
-    class Toy(_Recurrent):
+    class Toy(Recurrent):
         cell = row
 
     toy, lstm = Toy(3, 4, rng=0), gradcore.LSTM(3, 4, rng=0)
