@@ -1,7 +1,7 @@
 """The kernels' tests under a sanitizer, in a copy of the source that is built for it and thrown away.
 
 `python tests/sanitize.py address` (gcc's AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (gcc's
-ThreadSanitizer, with LLVM's OpenMP and its Archer, which says what OpenMP synchronises; Debian's clang and libomp-dev
+ThreadSanitizer, with LLVM's OpenMP and its Archer, which says what OpenMP synchronizes; Debian's clang and libomp-dev
 have them), `bounds` (Cython's checks of indices and of None, and the C library's own). What follows goes to pytest:
 `thread tests/robustness/test_interrupt.py` watches kernels that are stopped half way. The first report ends the run
 with a status above 0. `valgrind` (its memcheck, which also sees what is read before it is set) runs tests/cases.py
@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("src", "gradcore", "tests", "bench", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 TESTS = ("-q", "-x", "-m", "kernels and not (peers or slow)", "-p", "no:cacheprovider")
-OPTIMISED = "-O1 -g -fno-omit-frame-pointer"
+OPTIMIZED = "-O1 -g -fno-omit-frame-pointer"
 NO_MEMORY = "allocator_may_return_null=1:max_allocation_size_mb=65536"  # some tests ask for more than there is
 
 
@@ -52,7 +52,7 @@ def library(compiler: str, name: str) -> str:
 def address(folder: Path) -> dict[str, str]:
     return {
         "CC": "gcc -fsanitize=address,undefined -fno-sanitize-recover=all",
-        "CFLAGS": OPTIMISED,
+        "CFLAGS": OPTIMIZED,
         "LD_PRELOAD": f"{library('gcc', 'libasan.so')} {library('gcc', 'libubsan.so')}",
         "ASAN_OPTIONS": f"detect_leaks=0:{NO_MEMORY}",  # Python itself leaves memory to the end of the process
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -64,7 +64,7 @@ def thread(folder: Path) -> dict[str, str]:
     llvm = ask("clang", "-print-resource-dir").parents[1]
     return {
         "CC": "gcc -fsanitize=thread",
-        "CFLAGS": OPTIMISED,
+        "CFLAGS": OPTIMIZED,
         "LD_PRELOAD": f"{library('gcc', 'libtsan.so')} {llvm / 'libomp.so'}",  # which takes libgomp's place
         "OMP_TOOL_LIBRARIES": str(llvm / "libarcher.so"),
         "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:halt_on_error=1:{NO_MEMORY}",

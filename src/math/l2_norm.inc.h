@@ -3,7 +3,7 @@
 #error "l2_norm.inc.h needs real.inc.h"
 #endif
 
-/* The sum of the squares of n elements from p, in float64, in a fixed order; plain C, which the compiler vectorises. */
+/* The sum of the squares of n elements from p, in float64, in a fixed order; plain C, which the compiler vectorizes. */
 INLINE double FN(sum_squares)(const REAL *p, ptrdiff_t n)
 {
     double sums[8] = {0};
