@@ -97,12 +97,22 @@ cdef extern from "gradcore.h" nogil:
 
     Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
 
+    ctypedef struct gc_recurrent_kernels:
+        size_t (*forward_work)(const gc_recurrent *) noexcept nogil
+        size_t (*backward_work)(const gc_recurrent *) noexcept nogil
+        int (*forward)(const gc_recurrent *) noexcept nogil
+        int (*backward)(const gc_recurrent *) noexcept nogil
+
+    ctypedef struct gc_jacobian_kernels:
+        size_t (*packed)(int cell, int transposed, Py_ssize_t H, const double *w_hh, double *packed) noexcept nogil
+        size_t (*work)(const gc_jacobian *) noexcept nogil
+        int (*product)(const gc_jacobian *) noexcept nogil
+        int (*separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *logs,
+                        Py_ssize_t *pivots) noexcept nogil
+
     ctypedef struct gc_kernels:
         Py_ssize_t lanes
-        size_t (*recurrent_forward_work)(const gc_recurrent *) noexcept nogil
-        size_t (*recurrent_backward_work)(const gc_recurrent *) noexcept nogil
-        int (*recurrent_forward)(const gc_recurrent *) noexcept nogil
-        int (*recurrent_backward)(const gc_recurrent *) noexcept nogil
+        const gc_recurrent_kernels *recurrent
         int (*jacobian_factors)(int threads, const gc_tape *tape, Py_ssize_t n, const Py_ssize_t *rows,
                                 double *factors) noexcept nogil
         const gc_linear_kernels *linear
@@ -136,12 +146,7 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_table:
         const char *isa
         gc_kernels real[2]
-        size_t (*jacobian_packed)(int cell, int transposed, Py_ssize_t H, const double *w_hh,
-                                  double *packed) noexcept nogil
-        size_t (*jacobian_work)(const gc_jacobian *) noexcept nogil
-        int (*jacobian_product)(const gc_jacobian *) noexcept nogil
-        int (*jacobian_separate)(int threads, Py_ssize_t B, Py_ssize_t k, Py_ssize_t n, double *v, double *logs,
-                                 Py_ssize_t *pivots) noexcept nogil
+        const gc_jacobian_kernels *jacobian
 
     const gc_table *gc_select(const char *wanted, char *supported, size_t size)
     void gc_set_num_threads(int n)

@@ -26,18 +26,12 @@
 
 typedef struct gc_kernels {
     ptrdiff_t lanes; /* elements of a vector */
-    size_t (*recurrent_forward_work)(const gc_recurrent *);
-    size_t (*recurrent_backward_work)(const gc_recurrent *);
-    int (*recurrent_forward)(const gc_recurrent *);
-    int (*recurrent_backward)(const gc_recurrent *);
-    /* The factors (n, D, H) of these n rows of a tape. */
-    int (*jacobian_factors)(int threads, const gc_tape *tape, ptrdiff_t n, const ptrdiff_t *rows, double *factors);
-
+    const gc_recurrent_kernels *recurrent;
+    gc_jacobian_factors *jacobian_factors;
     const gc_linear_kernels *linear;
     const gc_activation_kernels *activation;
     const gc_clip_kernels *clip;
     const gc_optim_kernels *optim;
-
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */
     double (*multiply_adds)(int threads, ptrdiff_t n);
 } gc_kernels;
@@ -45,15 +39,7 @@ typedef struct gc_kernels {
 typedef struct gc_table {
     const char *isa;
     gc_kernels real[2]; /* [GC_F32], [GC_F64] */
-    size_t (*jacobian_packed)(int cell, int transposed, ptrdiff_t H, const double *w_hh, double *packed); /* how many doubles,
-                                                                                       which are written unless NULL */
-    size_t (*jacobian_work)(const gc_jacobian *);
-    int (*jacobian_product)(const gc_jacobian *);
-    /* v (B, k, n) with k <= n, in place: each sample's rows by orthonormal ones, or, with pivots (B, k) for scratch, only by
-     * some that are far from parallel; logs (B, k) = ln abs of the diagonal of the triangular matrix that leads from these to v:
-     * -inf for a row that depends on earlier ones; inf or NaN for one that is not finite, and NaN for those behind it. */
-    int (*jacobian_separate)(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n, double *v, double *logs,
-                             ptrdiff_t *pivots);
+    const gc_jacobian_kernels *jacobian;
     /* n elements; halves as their bits. Exact, and back rounded once, to the nearest or else to even. */
     void (*halves_to_doubles)(const uint16_t *half, ptrdiff_t n, double *x);
     void (*doubles_to_halves)(const double *x, ptrdiff_t n, uint16_t *half);

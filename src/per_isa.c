@@ -17,7 +17,6 @@
 #define GC_TEXT_(a) #a
 #define GC_TEXT(a) GC_TEXT_(a)
 
-
 #define GC_BITS 32
 #include "kernels.inc.h"
 #define GC_BITS 64
@@ -26,10 +25,7 @@
 #define KERNELS(suffix)                                                                                                        \
     {                                                                                                                          \
         .lanes = lanes_##suffix,                                                                                               \
-        .recurrent_forward_work = recurrent_forward_work_##suffix,                                                             \
-        .recurrent_backward_work = recurrent_backward_work_##suffix,                                                           \
-        .recurrent_forward = recurrent_forward_##suffix,                                                                       \
-        .recurrent_backward = recurrent_backward_##suffix,                                                                     \
+        .recurrent = &recurrent_kernels_##suffix,                                                                              \
         .jacobian_factors = jacobian_factors_##suffix,                                                                         \
         .linear = &linear_kernels_##suffix,                                                                                    \
         .activation = &activation_kernels_##suffix,                                                                            \
@@ -45,10 +41,7 @@ extern const gc_table GC_JOIN(gc_table_, GC_ISA);
 const gc_table GC_JOIN(gc_table_, GC_ISA) = {
     .isa = GC_JOIN(isa_, GC_ISA),
     .real = {KERNELS(f32), KERNELS(f64)},
-    .jacobian_packed = jacobian_packed,
-    .jacobian_work = jacobian_work,
-    .jacobian_product = jacobian_product,
-    .jacobian_separate = jacobian_separate,
+    .jacobian = &jacobian_kernels,
     .halves_to_doubles = halves_to_doubles,
     .doubles_to_halves = doubles_to_halves,
 };

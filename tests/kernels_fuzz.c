@@ -447,10 +447,10 @@ static void fuzz_recurrent(int most_units)
         s.ld_y = y.row, s.y_at = y.in_order ? NULL : y.at;
         gc_recurrent back = s;
         s.y = (char *)whole.p + (size_t)y.column * size, s.h = in[H0].p, s.c = p->has_c ? in[C0].p : NULL, s.work = NULL;
-        const size_t bytes = kernels->recurrent_forward_work(&s);
+        const size_t bytes = kernels->recurrent->forward_work(&s);
         array work = scratch(bytes);
         s.work = work.p;
-        if (kernels->recurrent_forward(&s) != GC_OK) fail("status", 1, GC_OK);
+        if (kernels->recurrent->forward(&s) != GC_OK) fail("status", 1, GC_OK);
         release(work);
         check_y(p, &y, whole, limit);
         compare("h", in[H0], p->h, p->n[H0], limit);
@@ -468,11 +468,11 @@ static void fuzz_recurrent(int most_units)
             back.db_ih = p->bias ? db_ih.p : NULL, back.db_hh = p->bias ? db_hh.p : NULL;
             back.dh_norm = wants_norms ? dh_norm.p : NULL, back.dc_norm = wants_norms && p->has_c ? dc_norm.p : NULL;
             back.step_clip = p->step_clip, back.work = NULL;
-            const size_t bytes_back = kernels->recurrent_backward_work(&back);
+            const size_t bytes_back = kernels->recurrent->backward_work(&back);
             if (bytes_back > bytes) fail("scratch, beyond that of the forward pass", (double)bytes_back, (double)bytes);
             work = scratch(bytes_back);
             back.work = work.p;
-            if (kernels->recurrent_backward(&back) != GC_OK) fail("status", 1, GC_OK);
+            if (kernels->recurrent->backward(&back) != GC_OK) fail("status", 1, GC_OK);
             release(work), release(dy);
             compare("dh", in[DH], p->dh, p->n[DH], limit_back);
             if (p->has_c) compare("dc", in[DC], p->dc, p->n[DC], limit_back);
@@ -707,10 +707,10 @@ static void fuzz_jacobian(void)
     const ptrdiff_t H = between(1, 60), B = between(0, 5), m = between(0, 6), steps = between(0, 5);
     const ptrdiff_t row = (cell == GC_LSTM ? 2 : 1) * H, k = m < row ? m : row;
     const array w = doubles(G * H * H), factors = doubles(steps * B * D * H), given = doubles(B * m * row);
-    const array packed = scratch(8 * table->jacobian_packed(cell, transposed, H, NULL, NULL));
+    const array packed = scratch(8 * table->jacobian->packed(cell, transposed, H, NULL, NULL));
     snprintf(subject, sizeof subject, "%s, Jacobian of cell %d, H %d, B %d, m %d, steps %d", table->isa, cell, (int)H, (int)B,
              (int)m, (int)steps);
-    table->jacobian_packed(cell, transposed, H, w.p, packed.p);
+    table->jacobian->packed(cell, transposed, H, w.p, packed.p);
     outputs all = {.n = 0};
     for (; all.run < 2; all.run++) {
         const int threads = threads_of(all.run);
@@ -718,15 +718,15 @@ static void fuzz_jacobian(void)
         memcpy(v.p, given.p, given.bytes);
         gc_jacobian s = {.cell = cell, .transposed = transposed, .threads = threads, .H = H, .B = B, .m = m, .steps = steps,
                          .factors = factors.p, .packed = packed.p, .v = v.p, .log_norm = logs ? log_norm.p : NULL};
-        const array work = scratch(table->jacobian_work(&s));
+        const array work = scratch(table->jacobian->work(&s));
         s.work = work.p;
-        if (table->jacobian_product(&s) != GC_OK) fail("status", 1, GC_OK);
+        if (table->jacobian->product(&s) != GC_OK) fail("status", 1, GC_OK);
         for (ptrdiff_t i = 0; i < B * m * row; i++)
             if (!isfinite(((double *)v.p)[i])) fail("not finite at", (double)i, -1);
         const array kept = marked(B * k * row, 8), diagonal = unset(B * k, 8), pivots = unset(B * k, sizeof(ptrdiff_t));
         if (k == m) {
             memcpy(kept.p, v.p, v.bytes);
-            if (table->jacobian_separate(threads, B, k, row, kept.p, diagonal.p, orthonormal ? NULL : pivots.p) != GC_OK)
+            if (table->jacobian->separate(threads, B, k, row, kept.p, diagonal.p, orthonormal ? NULL : pivots.p) != GC_OK)
                 fail("status", 1, GC_OK);
             output(&all, 2, kept), output(&all, 3, diagonal);
         } else {

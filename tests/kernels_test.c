@@ -136,13 +136,13 @@ static void test_jacobian(const gc_table *table, int real, const gc_recurrent *t
     table->real[real].jacobian_factors(1, &kept, 1, &row, factors);
     for (int i = 0; i < P * H; i++) v[i] = random_number(), u[i] = random_number();
     for (int transposed = 0; transposed < 2; transposed++) {
-        double *packed = zeros((ptrdiff_t)table->jacobian_packed(cell, transposed, H, NULL, NULL), 8);
-        table->jacobian_packed(cell, transposed, H, in[W_HH], packed);
+        double *packed = zeros((ptrdiff_t)table->jacobian->packed(cell, transposed, H, NULL, NULL), 8);
+        table->jacobian->packed(cell, transposed, H, in[W_HH], packed);
         gc_jacobian s = {.cell = cell, .transposed = transposed, .threads = 1, .H = H, .B = 1, .m = 1, .steps = 1};
         s.factors = factors, s.packed = packed, moved[transposed] = s.v = zeros(P * H, 8);
         memcpy(s.v, transposed ? u : v, (size_t)(P * H) * 8);
-        s.work = zeros((ptrdiff_t)table->jacobian_work(&s), 1);
-        table->jacobian_product(&s);
+        s.work = zeros((ptrdiff_t)table->jacobian->work(&s), 1);
+        table->jacobian->product(&s);
         release(packed), release(s.work);
     }
     for (int sign = 1; sign >= -1; sign -= 2) {
@@ -195,8 +195,8 @@ static void test_cell(const gc_table *table, int real, int cell)
     s.h = given[H0], s.c = has_c ? given[C0] : NULL;
     s.y = zeros(S * H, size), s.gates = zeros(S * gates_row, size), s.h_in = zeros(S * state_row, size);
     s.c_in = has_c ? zeros(S * state_row, size) : NULL;
-    s.work = zeros((ptrdiff_t)kernels->recurrent_forward_work(&s), 1);
-    kernels->recurrent_forward(&s);
+    s.work = zeros((ptrdiff_t)kernels->recurrent->forward_work(&s), 1);
+    kernels->recurrent->forward(&s);
     release(s.work);
 
     plain_forward(cell, in, y, h, c, dy, dstate[0], dstate[1]);
@@ -209,8 +209,8 @@ static void test_cell(const gc_table *table, int real, int cell)
     s.dy = typed(real, dy, S * H), s.dh = found[H0], s.dc = has_c ? found[C0] : NULL, s.dx = found[X];
     s.dw_ih = found[W_IH], s.dw_hh = found[W_HH], s.db_ih = found[B_IH], s.db_hh = found[B_HH];
     s.step_clip = INFINITY, s.dh_norm = norms;
-    s.work = zeros((ptrdiff_t)kernels->recurrent_backward_work(&s), 1);
-    kernels->recurrent_backward(&s);
+    s.work = zeros((ptrdiff_t)kernels->recurrent->backward_work(&s), 1);
+    kernels->recurrent->backward(&s);
     for (int row = 0; row < S; row++) largest = fmax(largest, norms[row]);
     if (!(largest > 0 && largest < INFINITY)) check(table->isa, real, name, "backward: dh_norm", largest, 0);
 
@@ -369,7 +369,7 @@ static void test_separation(const gc_table *table, int orthonormal)
     double *v = zeros(SAMPLES * K * H, 8), *q = zeros(SAMPLES * K * H, 8), *logs = zeros(SAMPLES * K, 8);
     ptrdiff_t *pivots = orthonormal ? NULL : zeros(SAMPLES * K, sizeof(ptrdiff_t));
     for (int i = 0; i < SAMPLES * K * H; i++) q[i] = v[i] = random_number();
-    if (table->jacobian_separate(1, SAMPLES, K, H, q, logs, pivots) != GC_OK) exit(2);
+    if (table->jacobian->separate(1, SAMPLES, K, H, q, logs, pivots) != GC_OK) exit(2);
     for (int b = 0; b < SAMPLES; b++) {
         const double want = log_gram(K, H, v + b * K * H), after = log_gram(K, H, q + b * K * H);
         double got = after;

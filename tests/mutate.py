@@ -126,9 +126,9 @@ OPERATORS = {
 # What changes no result, by design: what is fetched early, kept in a cache, or walked to and fro; how a panel is cut;
 # what is worth a team of threads, and whether it shares sequences or units; barriers, which ThreadSanitizer watches.
 SPEED = re.compile(
-    r"PREFETCH|FETCH|ADDRESS|STREAM|stream|ahead|\b(?:next|then|back|way|line|last|same)\b|gc_barrier|restrict|"
+    r"PREFETCH|FETCH|ADDRESS|STREAM|stream|ahead|\b(?:next|then|back|way|line|last|same)\b|gc_wait\(|restrict|"
     r"_BYTES|SERIAL_|_WORK\b|useful|by_units =|all_help =|whole_chunk =|apart =|part =|\(int\)\(i % 2\)|64, 0, 0|"
-    r"stopped\(|LOOK_"
+    r"gc_stop_after\(|gc_stopped\(|LOOK_"
 )
 # Nor does the stride or the size of what is NULL, nor from which end a packed matrix is walked through.
 NO_MATTER = re.compile(r"(?<=NULL, )0|(?<=->packed, )0|(?<=->w_ih, )0")

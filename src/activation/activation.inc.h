@@ -159,7 +159,7 @@ static void FN(activation_body)(void *arg, gc_team *team, int thread)
 {
     const gc_activation *s = arg;
     ptrdiff_t first, end;
-    share_tiles(s->n, ELEMENT_BLOCK, team, thread, &first, &end);
+    gc_share_tiles(s->n, ELEMENT_BLOCK, team, thread, &first, &end);
     for (ptrdiff_t at = first, to; at < end; at = to) {
         if (at > first && gc_stopped(team, thread)) return;
         to = gc_min(end, at + LOOK_ELEMENTS);

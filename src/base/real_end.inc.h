@@ -8,8 +8,3 @@
 #undef GC_BITS
 #undef V
 #undef VEC
-#undef NW
-#undef STRIPE_SIZE
-#undef NR
-#undef NV
-#undef PANEL

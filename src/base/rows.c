@@ -22,9 +22,9 @@ typedef struct {
 static void copy_body(void *arg, gc_team *team, int thread)
 {
     const rows_job *job = arg;
-    const ptrdiff_t end = cut(job->n, thread + 1, gc_team_size(team));
+    const ptrdiff_t end = gc_cut(job->n, thread + 1, gc_team_size(team));
     size_t copied = 0;
-    for (ptrdiff_t i = cut(job->n, thread, gc_team_size(team)); i < end; i++, copied += job->size) {
+    for (ptrdiff_t i = gc_cut(job->n, thread, gc_team_size(team)); i < end; i++, copied += job->size) {
         if (copied > LOOK_BYTES) {
             if (gc_stopped(team, thread)) return;
             copied = 0;

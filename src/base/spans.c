@@ -30,8 +30,8 @@ typedef struct {
 static void share_blocks(void *arg, gc_team *team, int thread)
 {
     const blocks_job *j = arg;
-    const ptrdiff_t size = gc_team_size(team), end = cut(j->n_blocks, thread + 1, size);
-    ptrdiff_t block = cut(j->n_blocks, thread, size);
+    const ptrdiff_t size = gc_team_size(team), end = gc_cut(j->n_blocks, thread + 1, size);
+    ptrdiff_t block = gc_cut(j->n_blocks, thread, size);
 
     /* The last array that begins at this block or before it; an empty array shares its number with the next one. */
     ptrdiff_t i = 0, after = j->n;

@@ -24,10 +24,10 @@ INLINE ptrdiff_t gc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t gc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
 /* n * i / parts, also where the product has no place in a ptrdiff_t. */
-INLINE ptrdiff_t cut(ptrdiff_t n, ptrdiff_t i, ptrdiff_t parts) { return n / parts * i + n % parts * i / parts; }
+INLINE ptrdiff_t gc_cut(ptrdiff_t n, ptrdiff_t i, ptrdiff_t parts) { return n / parts * i + n % parts * i / parts; }
 
 /* This thread's share [first, end) of the n sequences. Thread 0, which asks whether to stop, has no fewer than any other. */
-INLINE void share(ptrdiff_t n, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
+INLINE void gc_share(ptrdiff_t n, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
 {
     const ptrdiff_t size = gc_team_size(team);
     *first = (n * thread + size - 1) / size;
@@ -35,9 +35,9 @@ INLINE void share(ptrdiff_t n, gc_team *team, int thread, ptrdiff_t *first, ptrd
 }
 
 /* This thread's share of n rows, in whole tiles of `unit`. */
-INLINE void share_tiles(ptrdiff_t n, ptrdiff_t unit, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
+INLINE void gc_share_tiles(ptrdiff_t n, ptrdiff_t unit, gc_team *team, int thread, ptrdiff_t *first, ptrdiff_t *end)
 {
-    share((n + unit - 1) / unit, team, thread, first, end);
+    gc_share((n + unit - 1) / unit, team, thread, first, end);
     *first = gc_min(*first * unit, n);
     *end = gc_min(*end * unit, n);
 }
@@ -50,7 +50,7 @@ typedef struct {
 } gc_watch;
 
 /* After so much work: whether to stop. Once it says so it stays so. */
-INLINE int stopped(gc_watch *watch, double work)
+INLINE int gc_stop_after(gc_watch *watch, double work)
 {
     if ((watch->work += work) > LOOK_AFTER) {
         watch->work = 0;
@@ -60,7 +60,7 @@ INLINE int stopped(gc_watch *watch, double work)
 }
 
 /* Waits for the team; whether to stop, as all are told here and some know already. These return without waiting. */
-INLINE int barrier(gc_watch *watch) { return watch->stop || (watch->stop = gc_barrier(watch->team)); }
+INLINE int gc_wait(gc_watch *watch) { return watch->stop || (watch->stop = gc_barrier(watch->team)); }
 
 /* Hands out parts of the scratch, each on a cache line of its own; with base NULL it only counts. */
 typedef struct {
@@ -68,7 +68,7 @@ typedef struct {
     size_t used;
 } gc_arena;
 
-INLINE void *take(gc_arena *arena, ptrdiff_t n, size_t size)
+INLINE void *gc_take(gc_arena *arena, ptrdiff_t n, size_t size)
 {
     void *part = arena->base ? arena->base + arena->used : NULL;
     arena->used += ((size_t)n * size + 63) / 64 * 64;

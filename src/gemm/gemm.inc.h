@@ -30,17 +30,17 @@ static void FN(gemm)(const FN(gemm_job) *job, gc_watch *watch)
     const ptrdiff_t last = (j1 - 1) / NR * NR;
     int back = job->back;
     for (ptrdiff_t block = 0; block < blocks; block++, back = !back) {
-        const ptrdiff_t m = cut(M, block, blocks), rows = cut(M, block + 1, blocks) - m;
+        const ptrdiff_t m = gc_cut(M, block, blocks), rows = gc_cut(M, block + 1, blocks) - m;
         for (ptrdiff_t i = 0; i < steps; i++) {
             const ptrdiff_t at = first + (back ? steps - 1 - i : i) * wide, j_end = gc_min(j1, at + wide);
-            if (stopped(watch, (double)(rows * wide) * (double)K)) return;
+            if (gc_stop_after(watch, (double)(rows * wide) * (double)K)) return;
             for (ptrdiff_t j = gc_max(j0, at), n; j < j_end; j += n) {
                 const ptrdiff_t panel = j / NR * NR, width = (gc_min(NR, N - panel) + V - 1) / V * V;
                 const ptrdiff_t next_panel = back ? gc_max(panel - NR, first) : gc_min(panel + NR, last);
                 REAL *to = job->c + m * c_row + j;
                 n = j_end - j <= NR + V ? gc_min(panel + NR, j_end) - j : j_end - j;
                 for (ptrdiff_t depth = 0; depth < depths; depth++) {
-                    const ptrdiff_t k0 = cut(K, depth, depths), depth_k = cut(K, depth + 1, depths) - k0;
+                    const ptrdiff_t k0 = gc_cut(K, depth, depths), depth_k = gc_cut(K, depth + 1, depths) - k0;
                     const REAL *b = job->b + panel * K + k0 * width + j % NR;
                     const REAL *next = depth < depths - 1 ? b + width * depth_k : job->b + next_panel * K;
                     FN(product) p = {.K = depth_k, .a = job->a + m * a_row + k0, .a_row = a_row, .a_column = 1, .b = b,

@@ -58,7 +58,7 @@ static void FN(gemm_tn)(const FN(gemm_tn_job) *job, gc_watch *watch)
     REAL *packed_b = job->work, *packed_a = job->work + NC_BYTES / (ptrdiff_t)sizeof(REAL);
     if (m0 == m1) return;
     for (ptrdiff_t block = 0; block < blocks; block++) {
-        const ptrdiff_t k0 = cut(job->K, block, blocks), kc = cut(job->K, block + 1, blocks) - k0;
+        const ptrdiff_t k0 = gc_cut(job->K, block, blocks), kc = gc_cut(job->K, block + 1, blocks) - k0;
         const ptrdiff_t NC = gc_max(1, NC_BYTES / (ptrdiff_t)sizeof(REAL) / kc / WIDE) * WIDE;
         for (ptrdiff_t j0 = 0; j0 < gc_max(N, 1); j0 += NC) { /* once without columns, for the sums */
             const ptrdiff_t columns = gc_min(NC, N - j0);
@@ -66,7 +66,7 @@ static void FN(gemm_tn)(const FN(gemm_tn_job) *job, gc_watch *watch)
             FN(pack)(&b, WIDE, packed_b, 0, 1, watch);
             for (ptrdiff_t m = m0; m < m1; m += COLUMNS) {
                 const ptrdiff_t rows = gc_min(COLUMNS, m1 - m);
-                if (stopped(watch, (double)(rows * columns) * (double)kc)) return;
+                if (gc_stop_after(watch, (double)(rows * columns) * (double)kc)) return;
                 const REAL *from = job->a + k0 * a_row + m;
                 const uintptr_t end = (uintptr_t)(from + kc * a_row + 2 * COLUMNS - 1);
                 FN(pack_stripes)(kc, rows, from, a_row, packed_a, job->sums && !j0 ? job->sums + m : NULL);
@@ -87,3 +87,4 @@ static void FN(gemm_tn)(const FN(gemm_tn_job) *job, gc_watch *watch)
         }
     }
 }
+#undef STRIPE_SIZE

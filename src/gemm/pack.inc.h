@@ -38,7 +38,7 @@ static void FN(pack)(const FN(unpacked) *b, ptrdiff_t nr, REAL *packed, int thre
 {
     const ptrdiff_t K = b->K, row = b->row, panels = (b->N + nr - 1) / nr;
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
-        if (watch && stopped(watch, (double)K * (double)(MOVED * nr))) return;
+        if (watch && gc_stop_after(watch, (double)K * (double)(MOVED * nr))) return;
         ptrdiff_t n = gc_min(nr, b->N - p * nr), width = (n + V - 1) / V * V;
         const REAL *from = b->at + p * nr * b->column;
         REAL *to = packed + p * nr * K;

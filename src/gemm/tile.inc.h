@@ -11,11 +11,11 @@
 /* A tile is as many rows of two vectors as its sums fill the registers, beside two vectors of B and one of A: four vectors
  * wide it would read B twice as often, and L2 cannot give it that fast (bench/NOTES.md). The three gates of a GRU are one
  * tile, and of LOW rows two panels side by side are, or there were too few sums to hide the latency. */
+#ifndef GC_GEMM_BLOCKS
+#define GC_GEMM_BLOCKS
 #define NV 2
 #define NR (NV * V) /* columns of a panel */
 #define NW 4        /* vectors of a tile at most */
-#ifndef GC_GEMM_BLOCKS
-#define GC_GEMM_BLOCKS
 enum {
     BLOCK = 112,                    /* rows of A at most that stay in L2 while all panels of gemm pass over them */
     COLUMNS = 48                    /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */

@@ -31,9 +31,9 @@ static void FN(factors_body)(void *arg, gc_team *team, int thread)
     const ptrdiff_t gates_row = gc_row(cell->K * padded, sizeof(REAL)), state_row = gc_row(padded, sizeof(REAL));
     ptrdiff_t first, end;
     gc_watch watch = {team, thread, 0, 0};
-    share(job->n, team, thread, &first, &end);
+    gc_share(job->n, team, thread, &first, &end);
     for (ptrdiff_t i = first; i < end; i++) {
-        if (stopped(&watch, (double)(H * FACTOR_WORK))) return;
+        if (gc_stop_after(&watch, (double)(H * FACTOR_WORK))) return;
         const ptrdiff_t row = job->rows[i];
         const FN(cell_row) p = {.u1 = H, .H = H, .gates = (REAL *)tape->gates + row * gates_row,
                                  .h_in = tape->h_in ? (REAL *)tape->h_in + row * state_row : NULL,
@@ -104,7 +104,7 @@ static void jacobian_body(void *arg, gc_team *team, int thread)
     const jacobian_cell *functions = jacobian_cells[s->cell];
     const ptrdiff_t H = s->H, GH = cell->G * H, row = (1 + cell->has_c) * H, pre_row = gc_row(GH, 8), of_sample = cell->D * H;
     ptrdiff_t first, end;
-    share(s->B * s->m, team, thread, &first, &end);
+    gc_share(s->B * s->m, team, thread, &first, &end);
     double *v = s->v + first * row, *pre = s->work + first * pre_row;
     gc_watch watch = {team, thread, 0, 0};
     for (ptrdiff_t i = 0; i < s->steps && !watch.stop; i++) {
@@ -184,7 +184,7 @@ INLINE void take_one_out(ptrdiff_t n, double *row, const double *earlier, double
 static void separate(ptrdiff_t k, ptrdiff_t n, double *v, double *log_pivots, ptrdiff_t *pivots, gc_watch *watch)
 {
     for (ptrdiff_t r = 0; r < k; r++) {
-        if (stopped(watch, (double)r * (double)n)) return;
+        if (gc_stop_after(watch, (double)r * (double)n)) return;
         double *row = v + r * n;
         const ptrdiff_t block = r / TOGETHER * TOGETHER, rows = gc_min(TOGETHER, k - block);
         for (ptrdiff_t first = 0; first < block && r == block; first += TOGETHER) { /* of all rows of the block */
@@ -228,7 +228,7 @@ static void orthonormalize(ptrdiff_t k, ptrdiff_t n, double *v, double *log_diag
         ptrdiff_t replacement = 0;
         log_diagonal[r] = 0;
         for (int pass = 0;; pass++) {
-            if (stopped(watch, 2 * (double)(r + 1) * (double)n)) return;
+            if (gc_stop_after(watch, 2 * (double)(r + 1) * (double)n)) return;
             double log_norm;
             const double norm = norm_of(n, row, &log_norm);
             if ((norm == 0 || pass == PASSES) && replacement < n) {
@@ -264,7 +264,7 @@ static void separate_body(void *arg, gc_team *team, int thread)
 {
     const separate_job *job = arg;
     ptrdiff_t first, end;
-    share(job->B, team, thread, &first, &end);
+    gc_share(job->B, team, thread, &first, &end);
     gc_watch watch = {team, thread, 0, 0};
     for (ptrdiff_t b = first; b < end && !watch.stop; b++) {
         double *v = job->v + b * job->k * job->n, *logs = job->logs + b * job->k;
@@ -280,4 +280,6 @@ static int jacobian_separate(int threads, ptrdiff_t B, ptrdiff_t k, ptrdiff_t n,
     separate_job job = {B, k, n, v, logs, pivots};
     return gc_parallel((double)(B * k) * (double)(k * n) < SERIAL_WORK ? 1 : threads, 0, separate_body, &job);
 }
+
+static const gc_jacobian_kernels jacobian_kernels = {jacobian_packed, jacobian_work, jacobian_product, jacobian_separate};
 #endif

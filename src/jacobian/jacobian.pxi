@@ -27,9 +27,9 @@ def jacobian_packed(int cell, bint transposed, cnp.ndarray w_hh, take):
     """W_hh, float64, packed for `jacobian_product`, in n bytes from take(n)."""
     cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1)
     cdef const double *w = <const double *> pointer(w_hh, GC_F64, cell_of(cell).G * H * H, False)
-    cdef size_t n = 8 * TABLE.jacobian_packed(cell, transposed, H, NULL, NULL)
+    cdef size_t n = 8 * TABLE.jacobian.packed(cell, transposed, H, NULL, NULL)
     packed = take(n)
-    TABLE.jacobian_packed(cell, transposed, H, w, <double *> typed_pointer(packed, cnp.NPY_UINT8, n, True))
+    TABLE.jacobian.packed(cell, transposed, H, w, <double *> typed_pointer(packed, cnp.NPY_UINT8, n, True))
     return packed
 
 
@@ -45,14 +45,14 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
     s.m = cnp.PyArray_DIM(v, 1)
     s.factors = <const double *> pointer(factors, GC_F64, s.steps * s.B * cell_of(cell).D * s.H, False)
     s.packed = <const double *> typed_pointer(
-        packed, cnp.NPY_UINT8, 8 * TABLE.jacobian_packed(cell, transposed, s.H, NULL, NULL), False)
+        packed, cnp.NPY_UINT8, 8 * TABLE.jacobian.packed(cell, transposed, s.H, NULL, NULL), False)
     s.v = <double *> pointer(v, GC_F64, s.B * s.m * s.H * (1 + cell_of(cell).has_c), True)
     s.log_norm = <double *> pointer(log_norm, GC_F64, s.steps * s.B * s.m, log_norm is not None)
-    cdef size_t n = TABLE.jacobian_work(&s)
+    cdef size_t n = TABLE.jacobian.work(&s)
     work = take(n)
     s.work = <double *> typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        checked(TABLE.jacobian_product(&s))
+        checked(TABLE.jacobian.product(&s))
     return work
 
 
@@ -72,5 +72,5 @@ def jacobian_separate(cnp.ndarray v, bint orthonormal):
     cdef double *out = <double *> cnp.PyArray_DATA(logs)
     cdef Py_ssize_t *at = NULL if orthonormal else <Py_ssize_t *> cnp.PyArray_DATA(pivots)
     with nogil:
-        checked(TABLE.jacobian_separate(gc_get_num_threads(), B, k, n, rows, out, at))
+        checked(TABLE.jacobian.separate(gc_get_num_threads(), B, k, n, rows, out, at))
     return logs

@@ -5,13 +5,13 @@
 #include "base/status.h"
 
 typedef struct gc_linear {
-    int threads;            /* at most so many; fixed from linear_work to the call that it is for */
+    int threads;            /* at most so many; fixed from `work` to the call that it is for */
     ptrdiff_t N, F, O;      /* rows, in_features, out_features */
     const void *x, *w, *b;  /* (N, F), (O, F), (O,); b is NULL without a bias, and not read backward */
     void *y;                /* (N, O); forward only */
     const void *dy;         /* (N, O); NULL forward */
     void *dx, *dw, *db;     /* (N, F) overwritten; (O, F) and (O,) added to; db is NULL without a bias */
-    void *work;             /* scratch of linear_work() bytes, 64-byte aligned */
+    void *work;             /* scratch, `work` bytes, 64-byte aligned */
 } gc_linear;
 
 typedef struct gc_linear_kernels {

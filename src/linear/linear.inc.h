@@ -21,8 +21,8 @@ static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
 {
     gc_arena arena = {s->work, 0};
     plan->s = s;
-    plan->packed = take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
-    plan->products = s->dy ? take(&arena, linear_threads(s) * FN(gemm_tn_work)(), sizeof(REAL)) : NULL;
+    plan->packed = gc_take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
+    plan->products = s->dy ? gc_take(&arena, linear_threads(s) * FN(gemm_tn_work)(), sizeof(REAL)) : NULL;
     return arena.used;
 }
 
@@ -42,8 +42,8 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     gc_watch watch = {team, thread, 0, 0};
     const FN(unpacked) w = {.K = F, .N = O, .at = s->w, .row = 1, .column = F}; /* W^T */
     FN(pack)(&w, NR, plan->packed, thread, gc_team_size(team), &watch);
-    if (barrier(&watch)) return;
-    share(N, team, thread, &first, &end);
+    if (gc_wait(&watch)) return;
+    gc_share(N, team, thread, &first, &end);
     const FN(gemm_job) y = {.M = end - first, .N = O, .K = F, .j1 = O, .a = (const REAL *)s->x + first * F, .a_row = F,
                             .b = plan->packed, .c = (REAL *)s->y + first * O, .c_row = O, .start = s->b};
     FN(gemm)(&y, &watch); /* (l1) */
@@ -66,13 +66,13 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     gc_watch watch = {team, thread, 0, 0};
     const FN(unpacked) w = {.K = O, .N = F, .at = s->w, .row = F, .column = 1};
     FN(pack)(&w, NR, plan->packed, thread, gc_team_size(team), &watch);
-    share(O, team, thread, &first, &end);
+    gc_share(O, team, thread, &first, &end);
     const FN(gemm_tn_job) dw = {.m0 = first, .m1 = end, .N = F, .K = N, .a = dy, .a_row = O, .b = s->x, .b_row = F,
                                 .c = s->dw, .c_row = F, .sums = s->db,
                                 .work = plan->products + thread * FN(gemm_tn_work)()};
     FN(gemm_tn)(&dw, &watch);
-    if (barrier(&watch)) return;
-    share(N, team, thread, &first, &end);
+    if (gc_wait(&watch)) return;
+    gc_share(N, team, thread, &first, &end);
     const FN(gemm_job) dx = {.M = end - first, .N = F, .K = O, .j1 = F, .a = dy + first * O, .a_row = O, .b = plan->packed,
                              .c = (REAL *)s->dx + first * F, .c_row = F};
     FN(gemm)(&dx, &watch);

@@ -30,14 +30,14 @@ static size_t FN(plan_backward)(FN(backward_plan) *plan, const gc_recurrent *s)
     plan->gates_row = gc_row(cell->K * padded, sizeof(REAL));
     plan->h_row = gc_row(padded, sizeof(REAL));
     plan->dg_row = gc_row((cell->K * s->H + V - 1) / V * V, sizeof(REAL));
-    plan->w_ih = s->dx ? take(&arena, FN(packed_size)(GH, s->F), sizeof(REAL)) : NULL;
-    plan->w_hh = take(&arena, FN(packed_size)(GH, s->H), sizeof(REAL));
-    plan->dg = take(&arena, chunk_rows(s, BACKWARD_ROWS) * plan->dg_row, sizeof(REAL));
-    plan->dc_total = cell->has_c ? take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
-    plan->bypass = cell->bypass ? take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
+    plan->w_ih = s->dx ? gc_take(&arena, FN(packed_size)(GH, s->F), sizeof(REAL)) : NULL;
+    plan->w_hh = gc_take(&arena, FN(packed_size)(GH, s->H), sizeof(REAL));
+    plan->dg = gc_take(&arena, chunk_rows(s, BACKWARD_ROWS) * plan->dg_row, sizeof(REAL));
+    plan->dc_total = cell->has_c ? gc_take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
+    plan->bypass = cell->bypass ? gc_take(&arena, s->B * s->H, sizeof(REAL)) : NULL;
     plan->narrow_size = s->F <= NARROW ? (s->F + 1) * (GH + chunk_rows(s, BACKWARD_ROWS)) : 0;
-    plan->narrow = take(&arena, recurrent_threads(s) * plan->narrow_size, sizeof(REAL));
-    plan->products = take(&arena, recurrent_threads(s) * FN(gemm_tn_work)(), sizeof(REAL));
+    plan->narrow = gc_take(&arena, recurrent_threads(s) * plan->narrow_size, sizeof(REAL));
+    plan->products = gc_take(&arena, recurrent_threads(s) * FN(gemm_tn_work)(), sizeof(REAL));
     return arena.used;
 }
 
@@ -72,7 +72,7 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         const REAL *dy = (const REAL *)s->dy + (s->y_at ? s->y_at[row0 + b] : row0 + b) * s->ld_y;
         for (ptrdiff_t j = chunk->u0; j < chunk->u1; j++) dh[b * H + j] += dy[j];
     }
-    if (chunk->by_units && barrier(watch)) return; /* dL/dh_t is complete */
+    if (chunk->by_units && gc_wait(watch)) return; /* dL/dh_t is complete */
     for (ptrdiff_t b = 0; b < rows; b++) {
         const ptrdiff_t row = row0 + b;
         const double norm = measures ? FN(l2_norm)(dh + b * H, H) : 0;
@@ -85,10 +85,10 @@ static void FN(step_back)(const FN(backward_plan) *plan, const gc_chunk *chunk, 
         if (norm > s->step_clip && !isinf(norm)) FN(step_scale)(norm, s->step_clip, p.scale);
         plan->functions->step_back(&p);
     }
-    if (chunk->by_units && barrier(watch)) return; /* dg, dc_total and the bypass are complete */
+    if (chunk->by_units && gc_wait(watch)) return; /* dg, dc_total and the bypass are complete */
     if (s->dc_norm && dc_total) {
         ptrdiff_t from = 0, to = rows;
-        if (chunk->by_units) share(rows, watch->team, watch->thread, &from, &to);
+        if (chunk->by_units) gc_share(rows, watch->team, watch->thread, &from, &to);
         for (ptrdiff_t b = from; b < to; b++) s->dc_norm[row0 + b] = FN(l2_norm)(dc_total + b * H, H);
     }
     FN(gemm_job) dh_before = {.M = rows, .N = H, .K = G * H, .j0 = u0, .j1 = chunk->u1, .a = dg + (K - G) * H,
@@ -108,7 +108,7 @@ static void FN(weight_part)(ptrdiff_t M, ptrdiff_t first_row, const FN(gemm_tn_j
     for (ptrdiff_t wrapped = 0; wrapped < 2; wrapped++) {
         const ptrdiff_t n = wrapped ? first_row : M - first_row, from = wrapped ? M - first_row : 0, to = wrapped ? 0 : first_row;
         FN(gemm_tn_job) job = *whole;
-        share_tiles(n, V, watch->team, watch->thread, &job.m0, &job.m1);
+        gc_share_tiles(n, V, watch->team, watch->thread, &job.m0, &job.m1);
         job.a += from;
         job.c += to * job.c_row;
         if (job.sums) job.sums += to;
@@ -125,7 +125,7 @@ static void FN(narrow_weight_part)(const FN(backward_plan) *plan, const gc_chunk
     REAL *sums = plan->narrow + watch->thread * plan->narrow_size, *x_1 = sums + (F + 1) * GH, *dw = s->dw_ih, *db = s->db_ih;
     const REAL *x = (const REAL *)s->x + chunk->row0 * F;
     ptrdiff_t m0, m1;
-    share_tiles(GH, V, watch->team, watch->thread, &m0, &m1);
+    gc_share_tiles(GH, V, watch->team, watch->thread, &m0, &m1);
     for (ptrdiff_t k = 0; k < rows; k++) {
         for (ptrdiff_t f = 0; f < F; f++) x_1[k * (F + 1) + f] = x[k * F + f];
         x_1[k * (F + 1) + F] = 1;
@@ -181,13 +181,13 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
     } else if (s->dx) {
         FN(pack)(&w_ih, NR, plan->w_ih, thread, n_threads, &watch);
     }
-    if (barrier(&watch)) return;
+    if (gc_wait(&watch)) return;
 
     for (ptrdiff_t i1 = s->T; i1 > 0 && !watch.stop;) {
         gc_chunk chunk = chunk_of(s, 1, i1, BACKWARD_ROWS, V, team, thread);
         i1 = chunk.i0;
         for (ptrdiff_t i = chunk.i1 - 1; i >= chunk.i0 && !watch.stop; i--) FN(step_back)(plan, &chunk, i, &watch);
-        if (barrier(&watch)) return;
+        if (gc_wait(&watch)) return;
 
         const ptrdiff_t rows = chunk.rows;
         if (narrow) {
@@ -204,7 +204,7 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
         FN(weight_part)(GH, 0, &dw_hh, &watch);
         if (s->dx) {
             ptrdiff_t first, end;
-            share_tiles(rows, MR, team, thread, &first, &end);
+            gc_share_tiles(rows, MR, team, thread, &first, &end);
             REAL *to = (REAL *)s->dx + (chunk.row0 + first) * F;
             const FN(gemm_job) dx = {.M = end - first, .N = F, .K = GH, .j1 = F, .a = plan->dg + first * plan->dg_row,
                                      .a_row = plan->dg_row, .b = plan->w_ih, .c = to, .c_row = F,
@@ -214,6 +214,6 @@ static void FN(backward_body)(void *arg, gc_team *team, int thread)
             else
                 FN(gemm)(&dx, &watch);
         }
-        if (barrier(&watch)) return;
+        if (gc_wait(&watch)) return;
     }
 }

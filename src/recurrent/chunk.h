@@ -32,7 +32,7 @@ typedef struct {
 /* The thread works for all sequences, on its share of the units, in multiples of `panel`. */
 INLINE void share_units(const gc_recurrent *s, gc_chunk *chunk, ptrdiff_t panel, gc_team *team, int thread)
 {
-    share_tiles(s->H, panel, team, thread, &chunk->u0, &chunk->u1);
+    gc_share_tiles(s->H, panel, team, thread, &chunk->u0, &chunk->u1);
     chunk->first = 0;
     chunk->end = chunk->alive;
 }
@@ -55,7 +55,7 @@ INLINE gc_chunk chunk_of(const gc_recurrent *s, int backward, ptrdiff_t at, ptrd
     if (chunk.by_units)
         share_units(s, &chunk, panel, team, thread);
     else
-        share(chunk.alive, team, thread, &chunk.first, &chunk.end);
+        gc_share(chunk.alive, team, thread, &chunk.first, &chunk.end);
     return chunk;
 }
 

@@ -36,12 +36,12 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
     plan->whole_chunk = s->B <= MR || s->F * G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
     plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES &&
                    ((uintptr_t)s->gates | (uintptr_t)s->c_in) % 64 == 0;
-    plan->w_ih = take(&arena, s->F * G * padded, sizeof(REAL));
-    plan->w_hh = take(&arena, s->H * G * padded, sizeof(REAL));
-    plan->bias = take(&arena, K * padded, sizeof(REAL));
-    plan->pre = take(&arena, (plan->whole_chunk ? (s->H + plan->panel - 1) / plan->panel * chunk_rows(s, FORWARD_ROWS)
+    plan->w_ih = gc_take(&arena, s->F * G * padded, sizeof(REAL));
+    plan->w_hh = gc_take(&arena, s->H * G * padded, sizeof(REAL));
+    plan->bias = gc_take(&arena, K * padded, sizeof(REAL));
+    plan->pre = gc_take(&arena, (plan->whole_chunk ? (s->H + plan->panel - 1) / plan->panel * chunk_rows(s, FORWARD_ROWS)
                                                 : recurrent_threads(s) * s->B) * plan->pre_row, sizeof(REAL));
-    plan->h_in = s->gates ? NULL : take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
+    plan->h_in = s->gates ? NULL : gc_take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
     return arena.used;
 }
 
@@ -53,7 +53,7 @@ static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL
     const ptrdiff_t H = plan->s->H, G = plan->cell->G, panels = (H + plan->panel - 1) / plan->panel;
     const int thread = watch->thread, n_threads = gc_team_size(watch->team);
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
-        if (stopped(watch, (double)K * (double)(MOVED * G * plan->panel))) return;
+        if (gc_stop_after(watch, (double)K * (double)(MOVED * G * plan->panel))) return;
         ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), columns = G * ((units + V - 1) / V * V);
         for (ptrdiff_t j = 0; j < units; j += V)
             for (ptrdiff_t g = 0; g < G; g++) {
@@ -106,7 +106,7 @@ INLINE void FN(panel_product)(const FN(forward_plan) *plan, const FN(panel_rows)
 {
     const ptrdiff_t K = of->K, G = plan->cell->G, H = plan->s->H;
     const ptrdiff_t width = G * ((gc_min(plan->panel, H - panel->u) + V - 1) / V * V);
-    if (stopped(watch, (double)(panel->rows * width) * (double)K)) return;
+    if (gc_stop_after(watch, (double)(panel->rows * width) * (double)K)) return;
     const ptrdiff_t most = width == 2 * NR ? FN(columns_at_once)(panel->rows, K) : plan->part;
     for (ptrdiff_t part = 0; part < width; part += most) {
         const ptrdiff_t n = gc_min(most, width - part);
@@ -185,7 +185,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         if (all_help) share_units(s, &input, panel, team, thread);
         /* no waiting from one chunk to the next of the same shape: each thread keeps to its own sequences and rows */
         const ptrdiff_t same = !all_help && chunk.rows == chunk.alive * (chunk.i1 - chunk.i0) ? chunk.alive : -1;
-        if ((same < 0 || same != last) && barrier(&watch)) break;
+        if ((same < 0 || same != last) && gc_wait(&watch)) break;
         last = same;
 
         for (ptrdiff_t u = input.u0; plan->whole_chunk && u < input.u1; u += panel) {
@@ -200,14 +200,14 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
                     FN(input_part)(plan, &own, x + row * s->F, &watch);
                 }
         }
-        if (all_help && barrier(&watch)) break;
+        if (all_help && gc_wait(&watch)) break;
         for (ptrdiff_t i = chunk.i0; i < chunk.i1 && !watch.stop; i++) {
             ptrdiff_t t = step_at(s, i), rows = own_rows(s, &chunk, t), row = s->offsets[t] + chunk.first;
             REAL *h_in = s->h_in ? (REAL *)s->h_in + row * h_row : plan->h_in + (i % 2 * s->B + chunk.first) * h_row;
             for (ptrdiff_t b = 0; b < rows; b++)
                 for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V)
                     FN(v_store)(h_in + b * h_row + u, FN(v_get)(h + (chunk.first + b) * H + u, chunk.u1 - u));
-            if (chunk.by_units && barrier(&watch)) break; /* h_{t-1} is complete */
+            if (chunk.by_units && gc_wait(&watch)) break; /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int apart = plan->whole_chunk && rows <= MR;
             FN(cell_rows) own = FN(rows_of)(plan, t, chunk.first, rows);

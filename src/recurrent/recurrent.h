@@ -17,7 +17,7 @@ static inline ptrdiff_t gc_row(ptrdiff_t n, size_t real_size)
  * sequences still alive, as a prefix of the batch. S = offsets[T] rows in all. G and K are the cell's; H' is H rounded up to a
  * multiple of `lanes`, and `gates` keeps K blocks for every `lanes` units. `reverse` walks the steps from T-1 to 0. */
 typedef struct gc_recurrent {
-    int cell, reverse, threads;     /* at most so many threads; fixed from recurrent_*_work to the call that it is for */
+    int cell, reverse, threads;     /* at most so many threads; fixed from *_work to the call that it is for */
     ptrdiff_t T, B, F, H;             /* F features in x_t; not I, which <complex.h> defines */
     const ptrdiff_t *offsets;       /* (T+1,) */
     const void *w_ih, *w_hh;        /* (G*H, F), (G*H, H) */
@@ -42,7 +42,14 @@ typedef struct gc_recurrent {
     double step_clip;               /* largest norm of a sample's dL/dh_t as it is propagated; INFINITY for none */
     double *dh_norm, *dc_norm;      /* (S,) each sample's norm of the total dL/dh_t before clipping, and dL/dc_t; or NULL */
 
-    void *work;                     /* scratch of recurrent_*_work() bytes, 64-byte aligned */
+    void *work;                     /* scratch, *_work bytes, 64-byte aligned */
 } gc_recurrent;
+
+typedef struct gc_recurrent_kernels {
+    size_t (*forward_work)(const gc_recurrent *);
+    size_t (*backward_work)(const gc_recurrent *);
+    int (*forward)(const gc_recurrent *);
+    int (*backward)(const gc_recurrent *);
+} gc_recurrent_kernels;
 
 #endif

@@ -56,3 +56,6 @@ static int FN(recurrent_backward)(const gc_recurrent *s)
     FN(plan_backward)(&plan, s);
     return gc_parallel(recurrent_threads(s), 0, FN(backward_body), &plan);
 }
+
+static const gc_recurrent_kernels FN(recurrent_kernels) = {FN(recurrent_forward_work), FN(recurrent_backward_work),
+                                                           FN(recurrent_forward), FN(recurrent_backward)};

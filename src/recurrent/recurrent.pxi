@@ -151,11 +151,11 @@ def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weight
     s.h = pointer(h, real, B * s.H, True)
     s.c = pointer(c, real, B * s.H, c is not None)
     s.work = NULL
-    cdef size_t n = TABLE.real[real].recurrent_forward_work(&s)
+    cdef size_t n = TABLE.real[real].recurrent.forward_work(&s)
     work = take(n)
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        checked(TABLE.real[real].recurrent_forward(&s))
+        checked(TABLE.real[real].recurrent.forward(&s))
     return work
 
 
@@ -183,9 +183,9 @@ def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weigh
     s.dh_norm = <double *> pointer(dh_norm, GC_F64, S, dh_norm is not None)
     s.dc_norm = <double *> pointer(dc_norm, GC_F64, S, dc_norm is not None)
     s.work = NULL
-    cdef size_t n = TABLE.real[real].recurrent_backward_work(&s)
+    cdef size_t n = TABLE.real[real].recurrent.backward_work(&s)
     work = take(n)
     s.work = typed_pointer(work, cnp.NPY_UINT8, n, True)
     with nogil:
-        checked(TABLE.real[real].recurrent_backward(&s))
+        checked(TABLE.real[real].recurrent.backward(&s))
     return work
