@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tapes import ToldTape
 
 import gradcore
 from gradcore.diagnosis.parts import Measurement, TimeForecast, Trial
@@ -26,7 +26,7 @@ def trial(name: str = "as configured", norms: Any = (1.0,), output: float = 1.0,
     """A trial with these norms and losses; a gradient enters with norm 6."""
     history = gradcore.History()
     losses = np.ones(len(norms)) if losses is None else losses
-    tape = SimpleNamespace(telemetry=SimpleNamespace(dh_norm=np.full((1, 2), 6.0), num_directions=1))
+    tape = ToldTape(np.full((1, 2), 6.0))
     for norm, loss in zip(norms, losses, strict=True):
         found = Norm(norm)
         found.per_array = {"0.weight": norm, "2.weight": output, "2.bias": 0.0}
