@@ -320,16 +320,16 @@ class History:
         new.interrupted = check_bool("interrupted", state_dict["interrupted"])
         n = len(state_dict["loss"])
         for column in COLUMNS:
-            rows = np.asarray(state_dict[column.name])
+            rows = _numbers(column.name, state_dict[column.name], column.dtype)
             if rows.shape != (n,):
                 raise ValueError(f"{column.name}: expected shape ({n},), got {rows.shape}")
-            columns[column.name] = _Rows(rows.astype(column.dtype, casting="same_kind" if n else "unsafe"))
+            columns[column.name] = _Rows(rows)
         for name in [*tables, *profiles]:
             if not isinstance(state_dict[name], Mapping):
                 raise TypeError(f"{name}: expected a mapping, got {type(state_dict[name]).__name__}")
         for table in TABLES:
             named = state_dict[table.name]
-            matrix = np.array(list(named.values()), np.float64) if named else np.empty((0, n))
+            matrix = _numbers(table.name, list(named.values()), np.float64) if named else np.empty((0, n))
             if matrix.shape != (len(named), n):
                 raise ValueError(f"{table.name}: expected {n} steps for each name")
             tables[table.name] = {name: i for i, name in enumerate(named)}, _Rows(np.ascontiguousarray(matrix.T))
@@ -344,8 +344,8 @@ class History:
         if not profiles.keys() == means.keys() == counts.keys():
             raise ValueError("dh_profile, dh_log_mean, dh_count: expected the same names in all three")
         for name in profiles:
-            profile, mean = np.array(profiles[name], np.float64), np.array(means[name], np.float64)
-            count = np.array(counts[name]).astype(np.int64, casting="same_kind")
+            profile, mean = _numbers(name, profiles[name], np.float64), _numbers(name, means[name], np.float64)
+            count = _numbers(name, counts[name], np.int64)
             if profile.ndim != 1 or mean.ndim != 1 or mean.shape != count.shape:
                 shapes = f"{profile.shape}, {mean.shape} and {count.shape}"
                 raise ValueError(f"{name}: expected profile, mean and count of each time step, got shapes {shapes}")
@@ -484,6 +484,15 @@ class History:
         'The loss falls from 0.9 to 0.3'
         """
         return plot_history(self, axes)
+
+
+def _numbers(name: str, value: Any, dtype: Any) -> Array:
+    """Return a new array of this dtype, from numbers of its kind; nothing at all is of any kind."""
+    try:
+        given = np.array(value)
+        return np.asarray(given.astype(dtype, casting="same_kind" if given.size else "unsafe"))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: expected numbers that fit {np.dtype(dtype)}: {error}") from None
 
 
 COLUMNS = [column for column in vars(History).values() if isinstance(column, _Column)]
