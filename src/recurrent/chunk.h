@@ -17,6 +17,9 @@ enum {
 INLINE ptrdiff_t n_gates(const gc_recurrent *s) { return gc_cells[s->cell].G; }
 INLINE ptrdiff_t n_alive(const gc_recurrent *s, ptrdiff_t t) { return s->offsets[t + 1] - s->offsets[t]; }
 
+/* Which gate is number k if they are counted from `first` on, and round. */
+INLINE ptrdiff_t gate_of(ptrdiff_t k, ptrdiff_t first, ptrdiff_t G) { return first + k < G ? first + k : first + k - G; }
+
 /* The step that is walked as number i. */
 INLINE ptrdiff_t step_at(const gc_recurrent *s, ptrdiff_t i) { return s->reverse ? s->T - 1 - i : i; }
 

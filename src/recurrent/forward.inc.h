@@ -55,12 +55,14 @@ static void FN(pack_gates)(const FN(forward_plan) *plan, ptrdiff_t K, const REAL
     for (ptrdiff_t p = panels * thread / n_threads; p < panels * (thread + 1) / n_threads; p++) {
         if (gc_stop_after(watch, (double)K * (double)(MOVED * G * plan->panel))) return;
         ptrdiff_t u0 = p * plan->panel, units = gc_min(plan->panel, H - u0), columns = G * ((units + V - 1) / V * V);
-        for (ptrdiff_t j = 0; j < units; j += V)
-            for (ptrdiff_t g = 0; g < G; g++) {
-                const ptrdiff_t column = j * G + g * V, part = column / plan->part * plan->part;
-                FN(transpose)(K, gc_min(V, units - j), w + ((first_gate + g) % G * H + u0 + j) * K, K,
-                              packed + (u0 * G + part) * K + column - part, gc_min(plan->part, columns - part));
+        for (ptrdiff_t k = 0; k < G; k++) {
+            const REAL *gate = w + (gate_of(k, first_gate, G) * H + u0) * K;
+            for (ptrdiff_t j = 0; j < units; j += V) {
+                const ptrdiff_t column = j * G + k * V, part = column / plan->part * plan->part;
+                FN(transpose)(K, gc_min(V, units - j), gate + j * K, K, packed + (u0 * G + part) * K + column - part,
+                              gc_min(plan->part, columns - part));
             }
+        }
     }
 }
 
@@ -74,11 +76,12 @@ static void FN(pack_forward)(const FN(forward_plan) *plan, gc_watch *watch)
     if (watch->thread) return;
     memset(plan->bias, 0, (size_t)(K * ((H + V - 1) / V * V)) * sizeof(REAL));
     if (!b_ih) return;
-    for (ptrdiff_t u = 0; u < H; u++) {
-        REAL *bias = plan->bias + u / V * K * V + u % V;
-        for (ptrdiff_t k = 0; k < G; k++) {
-            bias[k * V] += b_ih[(first_gate + k) % G * H + u];
-            bias[(K - G + k) * V] += b_hh[k * H + u];
+    for (ptrdiff_t k = 0; k < G; k++) {
+        const REAL *ih = b_ih + gate_of(k, first_gate, G) * H, *hh = b_hh + k * H;
+        for (ptrdiff_t u = 0; u < H; u++) {
+            REAL *bias = plan->bias + u / V * K * V + u % V;
+            bias[k * V] += ih[u];
+            bias[(K - G + k) * V] += hh[u];
         }
     }
 }
@@ -144,19 +147,19 @@ static void FN(recurrent_part)(const FN(forward_plan) *plan, const FN(panel_rows
     FN(panel_product)(plan, panel, &of, ahead, watch);
 }
 
-/* What a thread has of step t, `rows` sequences from `first` on; panels differ in their units and `pre` alone. */
-INLINE FN(cell_rows) FN(rows_of)(const FN(forward_plan) *plan, ptrdiff_t t, ptrdiff_t first, ptrdiff_t rows)
+/* The rows of step t that a thread has: n sequences from `first` on. Panels differ in their units and `pre` alone. */
+INLINE void FN(begin_step)(const FN(forward_plan) *plan, FN(cell_rows) *rows, ptrdiff_t t, ptrdiff_t first, ptrdiff_t n)
 {
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, row = s->offsets[t] + first;
     REAL *gates = s->gates, *h = s->h, *c = s->c, *c_in = s->c_in, *y = s->y;
-    FN(cell_rows) found = {.n = rows, .gates_row = plan->gates_row, .state_row = plan->h_row, .pre_row = plan->pre_row,
-                           .y_row = s->ld_y, .y_at = s->y_at ? s->y_at + row : NULL,
-                           .first = {.H = H, .gates = gates ? gates + row * plan->gates_row : NULL,
-                                     .c_in = c_in ? c_in + row * plan->h_row : NULL, .stream = plan->stream,
-                                     .h = h + first * H, .c = c ? c + first * H : NULL,
-                                     .y = s->y_at ? y : y + row * s->ld_y}};
-    return found;
+    rows->n = n;
+    rows->y_at = s->y_at ? s->y_at + row : NULL;
+    rows->first.gates = gates ? gates + row * plan->gates_row : NULL;
+    rows->first.c_in = c_in ? c_in + row * plan->h_row : NULL;
+    rows->first.h = h + first * H;
+    rows->first.c = c ? c + first * H : NULL;
+    rows->first.y = s->y_at ? y : y + row * s->ld_y;
 }
 
 /* Gates, state and output of a panel from its pre-activations. */
@@ -173,8 +176,10 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     const FN(forward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
-    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * plan->pre_row; /* from one panel's pre-activations to the next one's */
+    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * plan->pre_row; /* from one panel to the next in pre */
     const REAL *x = s->x, *h = s->h;
+    FN(cell_rows) own = {.gates_row = plan->gates_row, .state_row = h_row, .pre_row = plan->pre_row, .y_row = s->ld_y,
+                         .first = {.H = H, .stream = plan->stream}};
 
     gc_watch watch = {team, thread, 0, 0};
     FN(pack_forward)(plan, &watch);
@@ -210,7 +215,7 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             if (chunk.by_units && gc_wait(&watch)) break; /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
             const int apart = plan->whole_chunk && rows <= MR;
-            FN(cell_rows) own = FN(rows_of)(plan, t, chunk.first, rows);
+            FN(begin_step)(plan, &own, t, chunk.first, rows);
             REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * plan->pre_row;
             /* where the next step's gates will be written, if they do not pass by the caches */
             gc_lines ahead = {0, 0};

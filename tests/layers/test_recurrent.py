@@ -41,6 +41,8 @@ from gradcore._base.memory import Pool
 
 pytestmark = pytest.mark.kernels
 
+ROOT = Path(__file__).parents[2]
+
 MODES = ["RNN_TANH", "RNN_RELU", "LSTM", "GRU"]
 DTYPES = [np.float32, np.float64]
 
@@ -1157,6 +1159,24 @@ def test_kernels_refuse_a_tape_or_state_without_all_its_parts(cell: str) -> None
     for number in (-1, len(_kernels.cells())):
         with pytest.raises(ValueError, match=r"^kernel argument: expected a cell below"):
             _kernels.jacobian_factors(number, H, np.arange(4), gates, part, c)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "src/recurrent/cells").glob("*.inc.h")), ids=lambda file: file.name)
+def test_a_cells_file_names_tests_and_twins_that_exist(file: Path) -> None:
+    head = file.read_text().partition("*/")[0]
+    named = re.search(r"tests {4,}(.*)", head, re.DOTALL)
+    assert named is not None
+    found, text = [], ""
+    for path, name in re.findall(r"(tests/[\w/]+\.(?:py|c))|\b(test_\w+)(?!\w*\.py)", named[1]):
+        if path:
+            text = (ROOT / path).read_text()
+        else:
+            assert re.search(rf"\b{name}\(", text), name
+            found.append(name)
+    assert {"test_backward_agrees_with_finite_differences", "test_cell", "test_jacobian"} <= set(found)
+    twins = re.findall(r"\b_?[a-z]+_[a-z]+\b", head[head.index("reference.py") : named.start()])
+    assert len(twins) == 3
+    assert all(hasattr(reference, twin) for twin in twins)
 
 
 def test_the_table_of_cells_is_that_of_the_formulas() -> None:

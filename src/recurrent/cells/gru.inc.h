@@ -11,9 +11,10 @@
  * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t, multiplies
  *                  dg by W_hh and adds the bypass, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
  * twin             gradcore/reference.py: _step_forward, _step_backward, step_jacobians
- * tests            tests/test_recurrent.py: test_backward_agrees_with_finite_differences[GRU],
- *                  test_saturated_gates_agree_with_the_twin[GRU]; tests/test_spectral.py: test_jacobians_against_differences_of_the_twin[GRU];
- *                  tests/kernels_test.c: test_cell, test_jacobian
+ * tests            tests/layers/test_recurrent.py: test_backward_agrees_with_finite_differences[GRU],
+ *                  test_saturated_gates_agree_with_the_twin[GRU];
+ *                  tests/spectral/test_spectral.py: test_jacobians_against_differences_of_the_twin[GRU];
+ *                  tests/kernels_test.c: test_cell, test_jacobian; tests/kernels_fuzz.c
  */
 INLINE void FN(gru_forward)(const FN(cell_row) *p, ptrdiff_t j)
 {

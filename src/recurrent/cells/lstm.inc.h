@@ -11,9 +11,10 @@
  * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t and multiplies
  *                  dg by W_hh, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
  * twin             gradcore/reference.py: _step_forward, _step_backward, step_jacobians
- * tests            tests/test_recurrent.py: test_backward_agrees_with_finite_differences[LSTM],
- *                  test_saturated_gates_agree_with_the_twin[LSTM]; tests/test_spectral.py: test_jacobians_against_differences_of_the_twin[LSTM];
- *                  tests/kernels_test.c: test_cell, test_jacobian
+ * tests            tests/layers/test_recurrent.py: test_backward_agrees_with_finite_differences[LSTM],
+ *                  test_saturated_gates_agree_with_the_twin[LSTM];
+ *                  tests/spectral/test_spectral.py: test_jacobians_against_differences_of_the_twin[LSTM];
+ *                  tests/kernels_test.c: test_cell, test_jacobian; tests/kernels_fuzz.c
  */
 
 /* (f3); the backward pass makes c_t again, to the same bits */
