@@ -94,7 +94,6 @@ __all__ = [
 ]
 
 # What training alone does not need, and the module that has it.
-# What training alone does not need, and the module that has it.
 _ON_FIRST_USE = {
     "claims": "diagnosis.claims",
     "data": "data",
