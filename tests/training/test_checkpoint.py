@@ -22,6 +22,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from conftest import LONG
 from tools import LAYOUTS, same_bits
 
 import gradcore
@@ -755,9 +756,12 @@ def test_a_full_disk_at_100_places_leaves_the_old_file(path: Path) -> None:
     assert load_checkpoint(path)["step"] == 2
 
 
+KILLS = 200 if LONG else 50
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_killed_at_200_moments_one_of_the_last_two_can_be_loaded(path: Path) -> None:
+def test_killed_at_any_moment_one_of_the_last_two_can_be_loaded(path: Path) -> None:
     """A child writes checkpoints, each full of its number; at a random moment it is killed and the files are read."""
     clock = mmap.mmap(-1, 16)  # shared: the number of the checkpoint begun last, and of the one written last
 
@@ -783,7 +787,7 @@ def test_killed_at_200_moments_one_of_the_last_two_can_be_loaded(path: Path) -> 
     one_write = (time.perf_counter() - began) / 10  # by which the delays go: a slow disk is as good as a fast one
 
     random, last, previous, least, during = rng(2), 0, -1, 0, 0
-    for _ in range(200):
+    for _ in range(KILLS):
         clock[:] = struct.pack("<QQ", last, last)
         child = os.fork()
         if child == 0:
@@ -806,5 +810,5 @@ def test_killed_at_200_moments_one_of_the_last_two_can_be_loaded(path: Path) -> 
         assert written <= last <= begun
         assert previous <= read(_files.previous_path(path)) < last
         previous = read(_files.previous_path(path))
-    assert last >= least > 100
-    assert during > 20  # in the middle of a write
+    assert last >= least > KILLS // 2
+    assert during > KILLS // 10  # in the middle of a write
