@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import LONG
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from conftest import LONG
 from tools import LAYOUTS, same_bits
 
 import gradcore
