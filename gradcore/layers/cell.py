@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -157,23 +158,19 @@ def _first_rows(rows: Iterable[Cell]) -> dict[str, Cell]:
     return found
 
 
+def _cell(name: str, layer: str, gates: tuple[str, ...], step: Stepper, **more: Any) -> Cell:
+    """Return a row, with what the kernels know of the cell."""
+    its = _kernels.cells()[name.upper()]
+    gate_of = [i if i >= 0 else h for i, h in zip(its["ih"], its["hh"], strict=True)]
+    kept = tuple(sorted(range(its["kept"]), key=gate_of.__getitem__))
+    return Cell(name, layer, its["kind"], gates, kept, ("h", "c") if its["has_cell"] else ("h",), step, **more)
+
+
 CELLS = _table(
-    Cell(
-        "rnn_tanh", "RNN", _kernels.RNN_TANH, gates=("h",), kept=(0,), states=("h",),
-        step=partial(_rnn_step, np.tanh, _tanh_slope), slope=_tanh_slope,
-    ),
-    Cell(
-        "rnn_relu", "RNN", _kernels.RNN_RELU, gates=("h",), kept=(0,), states=("h",),
-        step=partial(_rnn_step, _relu, _relu_slope), slope=_relu_slope,
-    ),
-    Cell(
-        "lstm", "LSTM", _kernels.LSTM, gates=("i", "f", "g", "o"), kept=(0, 1, 2, 3), states=("h", "c"),
-        step=_lstm_step, keeping=Keeping("forget", gate=1, opposed=(0,)),
-    ),
-    Cell(
-        "gru", "GRU", _kernels.GRU, gates=("r", "z", "n"), kept=(1, 2, 0, 3), states=("h",),
-        step=_gru_step, keeping=Keeping("update", gate=1),
-    ),
-)  # fmt: skip
+    _cell("rnn_tanh", "RNN", ("h",), partial(_rnn_step, np.tanh, _tanh_slope), slope=_tanh_slope),
+    _cell("rnn_relu", "RNN", ("h",), partial(_rnn_step, _relu, _relu_slope), slope=_relu_slope),
+    _cell("lstm", "LSTM", ("i", "f", "g", "o"), _lstm_step, keeping=Keeping("forget", gate=1, opposed=(0,))),
+    _cell("gru", "GRU", ("r", "z", "n"), _gru_step, keeping=Keeping("update", gate=1)),
+)
 
 BY_NAME = _first_rows(CELLS.values())  # "rnn", "lstm", "gru"
