@@ -2,6 +2,7 @@
  * lacks it. */
 #ifndef GC_SIZES
 #define GC_SIZES
+#define FUSED 0 /* whether v_fma rounds once, at its end */
 #ifndef GC_VECTOR_BYTES
 #define GC_VECTOR_BYTES 16
 #endif
@@ -61,8 +62,13 @@ INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y)
     BITS mask = (BITS)(a > b);
     return (VEC)((mask & (BITS)x) | (~mask & (BITS)y));
 }
-INLINE VEC FN(v_min)(VEC a, VEC b) { return FN(v_select_gt)(b, a, a, b); }
-INLINE VEC FN(v_max)(VEC a, VEC b) { return FN(v_select_gt)(a, b, a, b); }
+/* What compares equal to 0 as a zero of its sign: where subnormal numbers count as zeros, a selection passes their bits on. */
+INLINE VEC FN(v_flushed)(VEC a)
+{
+    return (VEC)((BITS)a & (~(BITS)(a == (VEC){0}) | (BITS)FN(v_set1)(R(-0.0))));
+}
+INLINE VEC FN(v_min)(VEC a, VEC b) { return FN(v_select_gt)(b, a, a, FN(v_flushed)(b)); }
+INLINE VEC FN(v_max)(VEC a, VEC b) { return FN(v_select_gt)(a, b, a, FN(v_flushed)(b)); }
 INLINE VEC FN(v_abs)(VEC a) { return (VEC)((BITS)a & ~(BITS)FN(v_set1)(R(-0.0))); }
 INLINE VEC FN(v_flip)(VEC a, VEC sign) { return (VEC)((BITS)a ^ ((BITS)sign & (BITS)FN(v_set1)(R(-0.0)))); }
 INLINE VEC FN(v_shift)(VEC a, int count) { return (VEC)((BITS)a << count); }

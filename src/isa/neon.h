@@ -1,6 +1,7 @@
 /* NEON, which every aarch64 has. */
 #ifndef GC_SIZES
 #define GC_SIZES
+#define FUSED 1
 #include <arm_neon.h>
 
 /* Block sizes: v3's for what caches hold, since vectors are as narrow or narrower; not measured on a processor yet. */

@@ -1,6 +1,7 @@
 /* One element at a time, in plain C; GC_SCALAR asks for it, to test it. */
 #ifndef GC_SIZES
 #define GC_SIZES
+#define FUSED 0
 /* Block sizes: v3's. */
 #define MR 6
 #define MR_3 4
@@ -29,8 +30,9 @@ INLINE VEC FN(v_div)(VEC a, VEC b) { return a / b; }
 INLINE VEC FN(v_fma)(VEC a, VEC b, VEC c) { return a * b + c; }
 INLINE VEC FN(v_fnma)(VEC a, VEC b, VEC c) { return c - a * b; }
 INLINE VEC FN(v_select_gt)(VEC a, VEC b, VEC x, VEC y) { return a > b ? x : y; }
-INLINE VEC FN(v_min)(VEC a, VEC b) { return b > a ? a : b; }
-INLINE VEC FN(v_max)(VEC a, VEC b) { return a > b ? a : b; }
+INLINE VEC FN(v_flushed)(VEC a) { return a == 0 ? a * 0 : a; } /* subnormal numbers may count as zeros: see gnu.h */
+INLINE VEC FN(v_min)(VEC a, VEC b) { return b > a ? a : FN(v_flushed)(b); }
+INLINE VEC FN(v_max)(VEC a, VEC b) { return a > b ? a : FN(v_flushed)(b); }
 INLINE VEC FN(v_abs)(VEC a) { return (REAL)fabs(a); }
 INLINE VEC FN(v_flip)(VEC a, VEC sign) { return signbit(sign) ? -a : a; }
 INLINE VEC FN(v_shift)(VEC a, int count)

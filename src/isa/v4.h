@@ -1,6 +1,7 @@
 /* AVX-512. */
 #ifndef GC_SIZES
 #define GC_SIZES
+#define FUSED 1
 #include <immintrin.h>
 
 #define STREAM_FENCE() _mm_sfence()

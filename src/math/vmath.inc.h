@@ -73,7 +73,11 @@ INLINE VEC FN(v_sigmoid)(VEC x)
     VEC t = FN(v_div)(FN(v_fma)(two, h, e), FN(v_add)(FN(v_add)(E, h), e));
     VEC limit = FN(v_add)(half, FN(v_flip)(half, x)); /* 0 or 1 */
     s = FN(v_flip)(s, x);
+#if FUSED
     return FN(v_fma)(s, t, FN(v_sub)(limit, s));
+#else /* s t would be flushed to zero where the result is small */
+    return FN(v_add)(limit, FN(v_mul)(s, FN(v_sub)(t, FN(v_set1)(R(1.0)))));
+#endif
 }
 
 /* tanh(x); max ULP 2, odd. With a = |x|, n = 0, 2, 4, ..., s = 2^(n-1), r = a - n ln(2)/2, E = r coth r:
