@@ -6,6 +6,10 @@ from numpy.typing import NDArray
 
 _Array = NDArray[Any]
 _Take = Callable[[int], _Array]
+_Steps = tuple[int, bool, _Array, int]
+_Tape = tuple[_Array | None, _Array | None, _Array | None]
+_Out = tuple[_Array, _Array | None, int]
+_State = tuple[_Array, _Array | None]
 
 RNN_TANH: int
 RNN_RELU: int
@@ -44,43 +48,16 @@ def jacobian_product(
 ) -> _Array: ...
 def jacobian_separate(v: _Array, orthonormal: bool) -> _Array: ...
 def recurrent_forward(
-    cell: int,
-    reverse: bool,
-    offsets: _Array,
-    B: int,
-    weights: list[_Array | None],
-    x: _Array,
-    y: _Array,
-    y_at: _Array | None,
-    column: int,
-    h: _Array,
-    c: _Array | None,
-    gates: _Array | None,
-    h_in: _Array | None,
-    c_in: _Array | None,
-    take: _Take,
+    steps: _Steps, weights: list[_Array | None], x: _Array, tape: _Tape, out: _Out, state: _State, take: _Take
 ) -> _Array: ...
 def recurrent_backward(
-    cell: int,
-    reverse: bool,
-    offsets: _Array,
-    B: int,
-    weights: list[_Array | None],
-    x: _Array,
-    gates: _Array | None,
-    h_in: _Array | None,
-    c_in: _Array | None,
-    dy: _Array,
-    y_at: _Array | None,
-    column: int,
-    dh: _Array,
-    dc: _Array | None,
-    dx: _Array | None,
-    dx_adds: bool,
-    d_weights: list[_Array | None],
-    step_clip: float,
-    dh_norm: _Array | None,
-    dc_norm: _Array | None,
+    steps: _Steps,
+    weights: tuple[list[_Array | None], list[_Array | None]],
+    rows: tuple[_Array, _Array | None, bool],
+    tape: _Tape,
+    out: _Out,
+    state: _State,
+    limits: tuple[float, _Array | None, _Array | None],
     take: _Take,
 ) -> _Array: ...
 def linear_forward(x: _Array, w: _Array, b: _Array | None, y: _Array, N: int, take: _Take) -> _Array: ...
@@ -101,23 +78,7 @@ class Update:
         rule: int,
         grads: list[_Array],
         params: list[_Array],
-        *,
-        mean: list[_Array] | None = None,
-        square: list[_Array] | None = None,
-        extra: list[_Array] | None = None,
-        l2: float = 0,
-        l1: float = 0,
-        shrink: float = 1,
-        step: float,
-        keep_mean: float = 0,
-        take_mean: float = 0,
-        keep_square: float = 0,
-        take_square: float = 0,
-        eps: float = 0,
-        root: float = 1,
-        now: float = 0,
-        past: float = 0,
-        momentum: float = 0,
-        threshold: float = 0,
+        moments: dict[str, list[_Array]],
+        rates: dict[str, float],
     ) -> None: ...
     def run(self, factor0: float, factor1: float, counts: dict[str, Any] | None = None) -> None: ...

@@ -334,13 +334,11 @@ def run(
         y_at = batch.rows if last else None
         for direction in range(D):
             k = first + direction
-            gates, h_in, c_in = trace._arrays[k] if trace is not None else (None, None, None)
-            h, c = states[0][k], states[1][k] if len(states) > 1 else None
-            work = _kernels.recurrent_forward(
-                cell.kind, direction == 1, batch.offsets, B, weights[k], rows, y, y_at, direction * H, h, c,
-                gates, h_in, c_in, pool.take,
-            )  # fmt: skip
-            pool.give(work)
+            steps = cell.kind, direction == 1, batch.offsets, B
+            tape = trace._arrays[k] if trace is not None else (None, None, None)
+            hc = states[0][k], states[1][k] if len(states) > 1 else None
+            out = y, y_at, direction * H
+            pool.give(_kernels.recurrent_forward(steps, weights[k], rows, tape, out, hc, pool.take))
         rows = y
     return rows.reshape(T, B, D * H), tuple(batch.unsort(part) for part in states), trace
 
@@ -403,13 +401,13 @@ def back(
         dx = pool.empty(rows.shape, trace.dtype)
         for direction in range(D):
             k = layer * D + direction
+            steps = cell.kind, direction == 1, batch.offsets, batch.B
+            out = d_rows, y_at, direction * H
+            hc = dstates[0][k], dstates[1][k] if len(dstates) > 1 else None
+            limits = step_clip, dh_norm[k], None if dc_norm is None else dc_norm[k]
+            its, ins = (weights[k], grads[k]), (rows, dx, direction == 1)
             with turn.lock:
-                work = _kernels.recurrent_backward(
-                    cell.kind, direction == 1, batch.offsets, batch.B, weights[k], rows, *arrays[k],
-                    d_rows, y_at, direction * H, dstates[0][k], dstates[1][k] if len(dstates) > 1 else None,
-                    dx, direction == 1, grads[k], step_clip, dh_norm[k], None if dc_norm is None else dc_norm[k],
-                    pool.take,
-                )  # fmt: skip
+                work = _kernels.recurrent_backward(steps, its, ins, arrays[k], out, hc, limits, pool.take)
             pool.give(work)
         if layer and trace.masks:
             dx = dropped(dx, trace.masks[layer - 1])

@@ -8,7 +8,8 @@ import numpy as np
 
 from gradcore import _kernels
 from gradcore._base.check import Array
-from gradcore.optim.optimizer import Optimizer, _Moment, _not_negative, _Part
+from gradcore.optim.optimizer import Moment, Optimizer, not_negative
+from gradcore.optim.parts import Part
 from gradcore.optim.schedule import Schedule
 
 __all__ = ["Adagrad"]
@@ -70,12 +71,12 @@ class Adagrad(Optimizer):
     initial_accumulator_value: float
     eps: float
     _rule = _kernels.ADAGRAD
-    _moments: ClassVar = {"sum": _Moment("square")}
+    _moments: ClassVar = {"sum": Moment("square")}
     _checks: ClassVar = {
         **Optimizer._checks,
-        "lr_decay": _not_negative,
-        "initial_accumulator_value": _not_negative,
-        "eps": _not_negative,
+        "lr_decay": not_negative,
+        "initial_accumulator_value": not_negative,
+        "eps": not_negative,
     }
 
     def __init__(
@@ -110,7 +111,7 @@ class Adagrad(Optimizer):
                 )
         return [np.full(p.shape, start, p.dtype) for p in params]
 
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         return {
             "step": group["lr"] / (1.0 + (t - 1) * group["lr_decay"]),
             "l2": group["weight_decay"],

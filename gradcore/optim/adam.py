@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 from gradcore import _kernels
-from gradcore._base.check import check_bool, check_int
-from gradcore.optim.optimizer import Optimizer, _Adaptive, _Moment, _not_negative, _Part
+from gradcore._base.check import check_bool, check_int, check_number
+from gradcore.optim.optimizer import Moment, Optimizer, not_negative
+from gradcore.optim.parts import Part
 from gradcore.optim.schedule import Schedule
 
 __all__ = ["SPAM", "Adam", "AdamW"]
+
+
+def _betas(label: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{label}: expected two numbers, got {value!r}")
+    first, second = (check_number(label, beta, least=0.0) for beta in value)
+    if not (first < 1 and second < 1):
+        raise ValueError(f"{label}: expected two numbers of at least 0 and below 1, got {value}")
+    return first, second
+
+
+class _Adaptive(Optimizer):
+    """What `Adam`, `AdamW` and `SPAM` share: two moments, and all rates but the decay."""
+
+    betas: tuple[float, float]
+    eps: float
+    _moments: ClassVar[Mapping[str, Moment]] = {"exp_avg": Moment("mean"), "exp_avg_sq": Moment("square")}
+    _checks: ClassVar = {**Optimizer._checks, "betas": _betas, "eps": not_negative}
+
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
+        beta1, beta2 = group["betas"]
+        return {
+            "step": group["lr"] / (1.0 - beta1**t),
+            "keep_mean": beta1,
+            "take_mean": 1.0 - beta1,
+            "keep_square": beta2,
+            "take_square": 1.0 - beta2,
+            "root": math.sqrt(1.0 - beta2**t),
+            "eps": group["eps"],
+        }
 
 
 class Adam(_Adaptive):
@@ -73,7 +104,7 @@ class Adam(_Adaptive):
 
     amsgrad: bool
     _rule = _kernels.ADAM
-    _moments: ClassVar = {**_Adaptive._moments, "max_exp_avg_sq": _Moment("extra", needs="amsgrad")}
+    _moments: ClassVar = {**_Adaptive._moments, "max_exp_avg_sq": Moment("extra", needs="amsgrad")}
     _checks: ClassVar = {**_Adaptive._checks, "amsgrad": check_bool}
 
     def __init__(
@@ -91,7 +122,7 @@ class Adam(_Adaptive):
     ) -> None:
         self._start(params, locals())
 
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         return super()._rates(part, group, t) | self._decay(group)
 
     def _decay(self, group: dict[str, Any]) -> dict[str, float]:
@@ -243,7 +274,7 @@ class SPAM(_Adaptive):
     _rule = _kernels.SPAM
     _checks: ClassVar = {
         **_Adaptive._checks,
-        "threshold": _not_negative,
+        "threshold": not_negative,
         "reset_every": partial(check_int, least=1),
         "warmup_steps": check_int,
     }
@@ -267,13 +298,13 @@ class SPAM(_Adaptive):
         self._start(params, locals())
 
     def _calls(
-        self, part: _Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
+        self, part: Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
     ) -> list[Callable[..., Any]]:
         resets = (self.n_steps + 1) % group["reset_every"] == 0
         moments = [a for arrays in part.moments.values() for a in arrays] if resets else []
         return [*(partial(a.fill, 0) for a in moments), partial(update.run, first, second, vars(self))]
 
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         since, N = t % group["reset_every"], group["warmup_steps"]
         warming = t >= group["reset_every"] and since < N
         scale = 1.0 - 0.99 * (1.0 + math.cos(math.pi * since / (N + 1))) / 2.0 if warming else 1.0

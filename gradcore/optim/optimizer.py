@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,15 +16,13 @@ from gradcore._base.check import Array, check_array, check_bool, check_int, chec
 from gradcore.clip.gradients import (
     Gradients,
     GradNorm,
-    Key,
     check_limit,
     check_policy,
-    listed,
     owns_params,
-    pairs,
 )
 from gradcore.clip.threshold import Threshold
-from gradcore.clip.views import contiguous, copies_back, refuse_overlap
+from gradcore.clip.views import contiguous, copies_back
+from gradcore.optim.parts import Collected, Part, collect, refuse_moved, split_groups
 from gradcore.optim.schedule import Schedule
 
 __all__ = ["Group", "Optimizer"]
@@ -33,64 +31,18 @@ Check = Callable[[str, Any], Any]  # of a hyperparameter: its name and value to 
 
 
 def _rate(label: str, value: Any) -> Any:
-    return value if callable(value) else _not_negative(label, value)
+    return value if callable(value) else not_negative(label, value)
 
 
-def _not_negative(label: str, value: Any) -> float:
+def not_negative(label: str, value: Any) -> float:
     return check_number(label, value, least=0.0)
 
 
-def _betas(label: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{label}: expected two numbers, got {value!r}")
-    first, second = (check_number(label, beta, least=0.0) for beta in value)
-    if not (first < 1 and second < 1):
-        raise ValueError(f"{label}: expected two numbers of at least 0 and below 1, got {value}")
-    return first, second
-
-
-class _Moment(NamedTuple):
+class Moment(NamedTuple):
     """An array that a rule keeps for each parameter."""
 
     operand: str  # of the kernel
     needs: str | None = None  # the hyperparameter that switches it on
-
-
-@dataclass
-class _Part:
-    """A group of parameters: what the caller passed, its own hyperparameters, and its moments."""
-
-    label: str
-    given: Any  # a layer, or a dict or list of layers and pairs
-    own: dict[str, Any]
-    group: dict[str, Any] = field(default_factory=dict)  # all hyperparameters: the optimizer's and its own
-    moments: dict[str, list[Array]] = field(default_factory=dict)  # by PyTorch's names, from their first use on
-
-    def owners(self) -> list[Any]:
-        """Return the layers and models in it."""
-        given = self.given.values() if isinstance(self.given, Mapping) else self.given
-        return [self.given] if owns_params(self.given) else [member for member in given if owns_params(member)]
-
-
-@dataclass
-class _Collected:
-    """The arrays of all groups, until a layer moves its own into the buffers of a model."""
-
-    names: Sequence[Key]  # if there are several groups, each name begins with its group's index
-    params: list[Array]
-    grads: list[Array]
-    parts: list[slice]  # which of them each group has
-    buffers: list[tuple[Any, Any]]  # each layer and its flat_params, which is another array after a move
-
-    def __post_init__(self) -> None:
-        self.named_grads = self.by_name(self.grads)
-
-    def is_current(self) -> bool:
-        return all(buffer is not None and owner.flat_params is buffer for owner, buffer in self.buffers)
-
-    def by_name(self, arrays: list[Array]) -> dict[str, Array] | list[Array]:
-        """Return a dict if the parameters have names, else the list."""
-        return list(arrays) if isinstance(self.names, range) else dict(zip(map(str, self.names), arrays, strict=True))
 
 
 class Group:
@@ -178,25 +130,25 @@ class Optimizer:
     last_norm: float | None
 
     _rule: ClassVar[int]
-    _moments: ClassVar[Mapping[str, _Moment]]  # by PyTorch's names
+    _moments: ClassVar[Mapping[str, Moment]]  # by PyTorch's names
     _checks: ClassVar[Mapping[str, Check]] = {
         "lr": _rate,
-        "weight_decay": _not_negative,
+        "weight_decay": not_negative,
         "maximize": check_bool,
-        "l1": _not_negative,
+        "l1": not_negative,
     }
     _counters: ClassVar[tuple[str, ...]] = ("n_steps", "n_skipped", "n_consecutive_skips")
 
     _hyperparameters: tuple[str, ...]  # their names, in the constructor's order
-    _parts: list[_Part]
-    _collected: _Collected | None
+    _parts: list[Part]
+    _collected: Collected | None
 
     def _start(self, params: Any, arguments: Mapping[str, Any]) -> None:
         """Set everything up; `arguments` are the `locals()` of a rule's constructor."""
         vars(self).update(dict.fromkeys(self._counters, 0), last_norm=None, _collected=None)
         self._hyperparameters = tuple(name for name in arguments if name in self._checks)
         self.max_consecutive_skips = arguments["max_consecutive_skips"]
-        self._parts = _parts(params, stacklevel=5)
+        self._parts = split_groups(params, stacklevel=5)
         hyperparameters = {name: arguments[name] for name in self._hyperparameters}
         own = [part.own for part in self._parts]
         self._adopt(*self._checked(hyperparameters, own, "params"))
@@ -269,11 +221,11 @@ class Optimizer:
 
     # ---- parameters --------------------------------------------------------------------------------------------------
 
-    def _members(self) -> _Collected:
+    def _members(self) -> Collected:
         """Return the arrays of all groups, read again after a layer moved its own."""
         members = self._collected
         if members is None or not members.is_current():
-            members = self._collected = _collect(self._parts)
+            members = self._collected = collect(self._parts)
         return members
 
     @property
@@ -301,7 +253,7 @@ class Optimizer:
         array([0., 0.])
         """
         members = self._members()
-        _refuse_moved("gradient of params", members.names, members.grads)
+        refuse_moved("gradient of params", members.names, members.grads)
         for grad in members.grads:
             grad.fill(0)
 
@@ -383,7 +335,7 @@ class Optimizer:
         found = Gradients(members.named_grads, write=False)
         params = plain = members.params
         if not _kernels.plain(params, True):
-            _refuse_moved("params", members.names, params)
+            refuse_moved("params", members.names, params)
             plain = [contiguous(p) for p in params]
         grads = [found.arrays[place] for place in found.where]
         prepared = [
@@ -412,7 +364,7 @@ class Optimizer:
         self.n_consecutive_skips += 1
 
     def _prepare(
-        self, part: _Part, group: dict[str, Any], grads: list[Array], params: list[Array]
+        self, part: Part, group: dict[str, Any], grads: list[Array], params: list[Array]
     ) -> tuple[_kernels.Update, dict[str, list[Array]]]:
         """Return one group's update, ready to run, and the moments that it uses for the first time."""
         operands: dict[str, Any] = {}
@@ -423,19 +375,19 @@ class Optimizer:
                 if arrays is None:
                     arrays = new[name] = self._new_moments(group, params)
                 operands[moment.operand] = arrays
-        rates: dict[str, Any] = self._rates(part, group, self.n_steps + 1)
-        return _kernels.Update(self._rule, grads, params, l1=group["l1"], **operands, **rates), new
+        rates = {"l1": group["l1"], **self._rates(part, group, self.n_steps + 1)}
+        return _kernels.Update(self._rule, grads, params, operands, rates), new
 
     def _new_moments(self, group: dict[str, Any], params: list[Array]) -> list[Array]:
         """Return a moment of each parameter before its first use."""
         return [np.zeros(p.shape, p.dtype) for p in params]
 
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         """Return the kernel's numbers for step t; the first step is 1."""
         raise NotImplementedError
 
     def _calls(
-        self, part: _Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
+        self, part: Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
     ) -> list[Callable[..., Any]]:
         """Return the calls, none of them Python code, that run it with the gradients times the two factors."""
         return [partial(update.run, first, second)]
@@ -581,67 +533,3 @@ class Optimizer:
 
 def _arguments(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
-
-
-def _parts(given: Any, stacklevel: int) -> list[_Part]:
-    """Return the groups of an optimizer's first argument, or the only one."""
-    given = listed("params", given, stacklevel)
-    if not (isinstance(given, list) and any(isinstance(group, Mapping) for group in given)):
-        return [_Part("params", given, {})]
-    parts = []
-    for i, group in enumerate(given):
-        label = f"params[{i}]"
-        if not isinstance(group, Mapping) or "params" not in group:
-            what = type(group).__name__ if not isinstance(group, Mapping) else f"one of {sorted(map(str, group))}"
-            raise TypeError(f'{label}: expected a dict with "params", got {what}')
-        inside = f"{label}['params']"
-        own = {name: value for name, value in group.items() if name != "params"}
-        parts.append(_Part(inside, listed(inside, group["params"], stacklevel), own))
-    return parts
-
-
-def _refuse_moved(label: str, names: Sequence[Key], arrays: Sequence[Array]) -> None:
-    """Raise a ValueError for the arrays that a layer left behind, read-only, when it moved into a model's buffers."""
-    for name, a in zip(names, arrays, strict=True):
-        if not a.flags.writeable:
-            raise ValueError(
-                f"{label}[{name!r}]: is read-only; if its layer joined a model or was copied, construct the optimizer "
-                "from the model or the copy"
-            )
-
-
-def _collect(parts: Sequence[_Part]) -> _Collected:
-    """Read names and arrays of all groups, and check them."""
-    names: list[Key] = []
-    params, grads, slices, buffers, labels = [], [], [], [], []
-    for i, part in enumerate(parts):
-        keys, own_params, own_grads = pairs(part.label, part.given)
-        labels += [f"{part.label}[{key!r}]" for key in keys]
-        params += own_params
-        grads += own_grads
-        slices.append(slice(len(names), len(names) + len(keys)))
-        names += [f"{i}.{key}" for key in keys]
-        buffers += [(owner, getattr(owner, "flat_params", None)) for owner in part.owners()]
-    refuse_overlap([*labels, *(f"gradient of {label}" for label in labels)], [*params, *grads])
-    return _Collected(keys if len(parts) == 1 else names, params, grads, slices, buffers)
-
-
-class _Adaptive(Optimizer):
-    """What `Adam`, `AdamW` and `SPAM` share: two moments, and all rates but the decay."""
-
-    betas: tuple[float, float]
-    eps: float
-    _moments: ClassVar[Mapping[str, _Moment]] = {"exp_avg": _Moment("mean"), "exp_avg_sq": _Moment("square")}
-    _checks: ClassVar = {**Optimizer._checks, "betas": _betas, "eps": _not_negative}
-
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        beta1, beta2 = group["betas"]
-        return {
-            "step": group["lr"] / (1.0 - beta1**t),
-            "keep_mean": beta1,
-            "take_mean": 1.0 - beta1,
-            "keep_square": beta2,
-            "take_square": 1.0 - beta2,
-            "root": math.sqrt(1.0 - beta2**t),
-            "eps": group["eps"],
-        }

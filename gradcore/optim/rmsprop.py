@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from gradcore import _kernels
 from gradcore._base.check import check_bool
-from gradcore.optim.optimizer import Optimizer, _Moment, _not_negative, _Part
+from gradcore.optim.optimizer import Moment, Optimizer, not_negative
+from gradcore.optim.parts import Part
 from gradcore.optim.schedule import Schedule
 
 __all__ = ["RMSprop"]
@@ -72,15 +73,15 @@ class RMSprop(Optimizer):
     centered: bool
     _rule = _kernels.RMSPROP
     _moments: ClassVar = {
-        "square_avg": _Moment("square"),
-        "grad_avg": _Moment("mean", needs="centered"),
-        "momentum_buffer": _Moment("extra", needs="momentum"),
+        "square_avg": Moment("square"),
+        "grad_avg": Moment("mean", needs="centered"),
+        "momentum_buffer": Moment("extra", needs="momentum"),
     }
     _checks: ClassVar = {
         **Optimizer._checks,
-        "alpha": _not_negative,
-        "eps": _not_negative,
-        "momentum": _not_negative,
+        "alpha": not_negative,
+        "eps": not_negative,
+        "momentum": not_negative,
         "centered": check_bool,
     }
 
@@ -100,7 +101,7 @@ class RMSprop(Optimizer):
     ) -> None:
         self._start(params, locals())
 
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         return {
             "step": group["lr"],
             "l2": group["weight_decay"],

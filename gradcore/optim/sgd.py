@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from gradcore import _kernels
 from gradcore._base.check import check_bool, check_number
-from gradcore.optim.optimizer import Optimizer, _Moment, _not_negative, _Part
+from gradcore.optim.optimizer import Moment, Optimizer, not_negative
+from gradcore.optim.parts import Part
 from gradcore.optim.schedule import Schedule
 
 __all__ = ["SGD"]
@@ -76,10 +77,10 @@ class SGD(Optimizer):
     dampening: float
     nesterov: bool
     _rule = _kernels.SGD
-    _moments: ClassVar = {"momentum_buffer": _Moment("mean", needs="momentum")}
+    _moments: ClassVar = {"momentum_buffer": Moment("mean", needs="momentum")}
     _checks: ClassVar = {
         **Optimizer._checks,
-        "momentum": _not_negative,
+        "momentum": not_negative,
         "dampening": check_number,
         "nesterov": check_bool,
     }
@@ -105,7 +106,7 @@ class SGD(Optimizer):
             raise ValueError(f"{where}nesterov: needs a momentum above 0 and no dampening")
         return checked
 
-    def _rates(self, part: _Part, group: dict[str, Any], t: int) -> dict[str, float]:
+    def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         first = "momentum_buffer" not in part.moments
         return {
             "step": group["lr"],

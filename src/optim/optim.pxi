@@ -2,29 +2,38 @@
 
 SGD, ADAM, RMSPROP, ADAGRAD, SPAM = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM
 
+# The numbers of gc_update, as they are where a rule says nothing of them; of `step` every rule does.
+_RATES = {
+    "step": 0.0, "shrink": 1.0, "l2": 0.0, "l1": 0.0, "keep_mean": 0.0, "take_mean": 0.0, "keep_square": 0.0,
+    "take_square": 0.0, "eps": 0.0, "root": 1.0, "now": 0.0, "past": 0.0, "momentum": 0.0, "threshold": 0.0,
+}
+
 
 cdef class Update:
     """One step of some arrays. Nothing that may fail is left for `run`, so that all groups take theirs or none does.
 
-    mean, square and extra hold an array for each parameter, or are None where the rule has no use for them.
+    moments holds an array for each parameter under "mean", "square" and "extra", as far as the rule uses them.
     """
     cdef gc_update u
     cdef gc_span *spans
     cdef Py_ssize_t n
     cdef tuple lent  # whose memory the spans are of
 
-    def __cinit__(self, int rule, list grads, list params,
-                  *, list mean=None, list square=None, list extra=None, double l2=0, double l1=0, double shrink=1,
-                  double step, double keep_mean=0, double take_mean=0, double keep_square=0, double take_square=0,
-                  double eps=0, double root=1, double now=0, double past=0, double momentum=0, double threshold=0):
+    def __cinit__(self, int rule, list grads, list params, dict moments, dict rates):
         cdef gc_update *u = &self.u
         cdef Py_ssize_t i
         cdef int operand
+        cdef list mean = moments.get("mean"), square = moments.get("square"), extra = moments.get("extra")
         if rule != GC_SGD and square is None or rule in (GC_ADAM, GC_SPAM) and mean is None:
             raise ValueError("kernel argument: the rule needs more state")
-        u.rule, u.l2, u.l1, u.shrink, u.step = rule, l2, l1, shrink, step
-        u.keep_mean, u.take_mean, u.keep_square, u.take_square = keep_mean, take_mean, keep_square, take_square
-        u.eps, u.root, u.now, u.past, u.momentum, u.threshold = eps, root, now, past, momentum, threshold
+        cdef dict its = _RATES | rates
+        if len(its) > len(_RATES):
+            raise ValueError(f"kernel argument: expected the rates {', '.join(_RATES)}, got {', '.join(rates)}")
+        u.rule, u.step, u.shrink, u.l2, u.l1 = rule, its["step"], its["shrink"], its["l2"], its["l1"]
+        u.keep_mean, u.take_mean = its["keep_mean"], its["take_mean"]
+        u.keep_square, u.take_square = its["keep_square"], its["take_square"]
+        u.eps, u.root, u.now, u.past = its["eps"], its["root"], its["now"], its["past"]
+        u.momentum, u.threshold = its["momentum"], its["threshold"]
         self.n, self.lent = len(grads), (grads, params, mean, square, extra)
         self.spans = spans_of(grads, False, False)
         for operand, arrays in ((GC_PARAM, params), (GC_MEAN, mean), (GC_SQUARE, square), (GC_EXTRA, extra)):

@@ -44,16 +44,19 @@ cdef const Py_ssize_t *packed_steps(cnp.ndarray offsets, Py_ssize_t B) except NU
     return rows
 
 
-cdef int fill_recurrent(gc_recurrent *s, int cell, bint reverse, cnp.ndarray offsets, Py_ssize_t B,
-                        list weights, cnp.ndarray x, cnp.ndarray gates, cnp.ndarray h_in, cnp.ndarray c_in,
-                        Py_ssize_t ld_y) except -1:
+cdef int fill_recurrent(gc_recurrent *s, tuple steps, list weights, cnp.ndarray x, tape,
+                        cnp.ndarray y) except -1:
     """What forward and backward share; returns the row of the table."""
-    cdef cnp.ndarray w_ih = weights[0], w_hh = weights[1]
+    cdef int cell = steps[0]
+    cdef bint reverse = steps[1]
+    cdef cnp.ndarray offsets = steps[2]
+    cdef Py_ssize_t B = steps[3], ld_y = cnp.PyArray_DIM(y, 1)
+    cdef cnp.ndarray w_ih = weights[0], w_hh = weights[1], gates = tape[0], h_in = tape[1], c_in = tape[2]
     cdef int real = real_of(w_ih)
     cdef Py_ssize_t G = cell_of(cell).G, K = cell_of(cell).K
-    cdef bint tape = gates is not None
-    if (weights[2] is None) != (weights[3] is None) or tape != (h_in is not None) or (
-            (tape and cell_of(cell).has_c) != (c_in is not None)):
+    cdef bint taped = gates is not None
+    if (weights[2] is None) != (weights[3] is None) or taped != (h_in is not None) or (
+            (taped and cell_of(cell).has_c) != (c_in is not None)):
         raise ValueError("kernel argument: expected both biases or none, and all that the cell's tape has or nothing")
     cdef Py_ssize_t T = cnp.PyArray_SIZE(offsets) - 1
     cdef Py_ssize_t H = cnp.PyArray_DIM(w_hh, 1), F = cnp.PyArray_DIM(w_ih, 1)
@@ -119,16 +122,18 @@ def copy_rows(cnp.ndarray source, cnp.ndarray source_at, cnp.ndarray to, cnp.nda
         checked(gc_copy_rows(n, width * size, given, given_rows, target, target_rows))
 
 
-cdef int same_state(int cell, h, c) except -1:
-    if h is None or (c is not None) != cell_of(cell).has_c:
+cdef int fill_state(gc_recurrent *s, tuple state, int real, void **h, void **c) except -1:
+    if state[0] is None or (state[1] is not None) != cell_of(s.cell).has_c:
         raise ValueError("kernel argument: expected the state that the cell has")
+    h[0] = pointer(state[0], real, s.B * s.H, True)
+    c[0] = pointer(state[1], real, s.B * s.H, state[1] is not None)
     return 0
 
 
-cdef void *output_rows(gc_recurrent *s, cnp.ndarray y, cnp.ndarray y_at, Py_ssize_t column, int real,
-                       bint write) except NULL:
+cdef void *output_rows(gc_recurrent *s, tuple out, int real, bint write) except NULL:
     """Where the columns from `column` on begin, in y or dy; y_at numbers the rows, None for the first ones."""
-    cdef Py_ssize_t S = s.offsets[s.T]
+    cdef cnp.ndarray y = out[0], y_at = out[1]
+    cdef Py_ssize_t column = out[2], S = s.offsets[s.T]
     if column + s.H > s.ld_y:
         raise ValueError("kernel argument: y is too narrow")
     s.y_at = row_numbers(y_at, y)
@@ -137,19 +142,16 @@ cdef void *output_rows(gc_recurrent *s, cnp.ndarray y, cnp.ndarray y_at, Py_ssiz
     return <char *> pointer(y, real, S * s.ld_y if y_at is None else 0, write) + column * (4 if real == GC_F32 else 8)
 
 
-def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, y, y_at, Py_ssize_t column,
-                      h, c, gates, h_in, c_in, take):
+def recurrent_forward(tuple steps, list weights, x, tape, tuple out, tuple state, take):
     """Writes y[y_at, column : column + H], h, c and, unless None, gates, h_in, c_in.
 
-    take(n) lends n bytes of scratch, which are returned for the caller to give back.
+    steps: (cell, reverse, offsets, B); weights: [w_ih, w_hh, b_ih, b_hh]; tape: (gates, h_in, c_in); out: (y, y_at,
+    column); state: (h, c). take(n) lends n bytes of scratch, which are returned for the caller to give back.
     """
     cdef gc_recurrent s
-    cdef Py_ssize_t ld_y = cnp.PyArray_DIM(y, 1)
-    cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
-    same_state(cell, h, c)
-    s.y = output_rows(&s, y, y_at, column, real, True)
-    s.h = pointer(h, real, B * s.H, True)
-    s.c = pointer(c, real, B * s.H, c is not None)
+    cdef int real = fill_recurrent(&s, steps, weights, x, tape, out[0])
+    s.y = output_rows(&s, out, real, True)
+    fill_state(&s, state, real, &s.h, &s.c)
     s.work = NULL
     cdef size_t n = TABLE.real[real].recurrent.forward_work(&s)
     work = take(n)
@@ -159,29 +161,29 @@ def recurrent_forward(int cell, bint reverse, offsets, Py_ssize_t B, list weight
     return work
 
 
-def recurrent_backward(int cell, bint reverse, offsets, Py_ssize_t B, list weights, x, gates, h_in, c_in,
-                       dy, y_at, Py_ssize_t column, dh, dc, dx, bint dx_adds, list d_weights, double step_clip,
-                       dh_norm, dc_norm, take):
-    """Adds into d_weights, writes dh, dc, dh_norm, dc_norm and dx (added to when dx_adds)."""
+def recurrent_backward(tuple steps, tuple weights, tuple rows, tape, tuple out, tuple state, tuple limits, take):
+    """Adds into d_weights, writes dh, dc, dh_norm, dc_norm and dx (added to when dx_adds).
+
+    steps, tape and take are those of `recurrent_forward`; weights: (weights, d_weights); rows: (x, dx, dx_adds); out:
+    (dy, y_at, column); state: (dh, dc); limits: (step_clip, dh_norm, dc_norm).
+    """
     cdef gc_recurrent s
-    cdef Py_ssize_t ld_y = cnp.PyArray_DIM(dy, 1)
-    cdef int real = fill_recurrent(&s, cell, reverse, offsets, B, weights, x, gates, h_in, c_in, ld_y)
+    cdef list its = weights[0], d = weights[1]
+    cdef int real = fill_recurrent(&s, steps, its, rows[0], tape, out[0])
     cdef Py_ssize_t S = s.offsets[s.T]
-    same_state(cell, dh, dc)
-    if gates is None:
+    if tape[0] is None:
         raise ValueError("kernel argument: expected a tape")
-    s.dy = output_rows(&s, dy, y_at, column, real, False)
-    s.dh = pointer(dh, real, B * s.H, True)
-    s.dc = pointer(dc, real, B * s.H, dc is not None)
-    s.dx = pointer(dx, real, S * s.F, dx is not None)
-    s.dx_adds = dx_adds
-    s.dw_ih = pointer(d_weights[0], real, cnp.PyArray_SIZE(weights[0]), True)
-    s.dw_hh = pointer(d_weights[1], real, cnp.PyArray_SIZE(weights[1]), True)
-    s.db_ih = pointer(d_weights[2], real, 0 if s.b_ih == NULL else cnp.PyArray_SIZE(weights[2]), s.b_ih != NULL)
-    s.db_hh = pointer(d_weights[3], real, 0 if s.b_hh == NULL else cnp.PyArray_SIZE(weights[3]), s.b_hh != NULL)
-    s.step_clip = step_clip
-    s.dh_norm = <double *> pointer(dh_norm, GC_F64, S, dh_norm is not None)
-    s.dc_norm = <double *> pointer(dc_norm, GC_F64, S, dc_norm is not None)
+    s.dy = output_rows(&s, out, real, False)
+    fill_state(&s, state, real, &s.dh, &s.dc)
+    s.dx = pointer(rows[1], real, S * s.F, rows[1] is not None)
+    s.dx_adds = rows[2]
+    s.dw_ih = pointer(d[0], real, cnp.PyArray_SIZE(its[0]), True)
+    s.dw_hh = pointer(d[1], real, cnp.PyArray_SIZE(its[1]), True)
+    s.db_ih = pointer(d[2], real, 0 if s.b_ih == NULL else cnp.PyArray_SIZE(its[2]), s.b_ih != NULL)
+    s.db_hh = pointer(d[3], real, 0 if s.b_hh == NULL else cnp.PyArray_SIZE(its[3]), s.b_hh != NULL)
+    s.step_clip = limits[0]
+    s.dh_norm = <double *> pointer(limits[1], GC_F64, S, limits[1] is not None)
+    s.dc_norm = <double *> pointer(limits[2], GC_F64, S, limits[2] is not None)
     s.work = NULL
     cdef size_t n = TABLE.real[real].recurrent.backward_work(&s)
     work = take(n)

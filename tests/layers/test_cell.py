@@ -118,7 +118,7 @@ def test_only_the_table_knows_a_cell_by_name() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path.name not in ("reference.py", "cell.py")
+        if path.name != "cell.py" and path.parent.name != "reference"
         for line in path.read_text("utf-8").splitlines()
         if asks.search(line)
     ]

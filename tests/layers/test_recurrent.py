@@ -1111,12 +1111,12 @@ def test_kernels_refuse_steps_that_do_not_follow_each_other(offsets: list[int], 
     weights = [np.zeros(shape, np.float32) for shape in ((H, F), (H, H), (H,), (H,))]
     x, y, h = (np.zeros(shape, np.float32) for shape in ((4, F), (4, H), (2, H)))
     gates, h_in = (np.zeros((4, 64), np.float32) for _ in range(2))
-    batch = (_kernels.RNN_TANH, False, np.array(offsets, np.intp), B, weights, x)
+    steps, tape, out = (_kernels.RNN_TANH, False, np.array(offsets, np.intp), B), (gates, h_in, None), (y, None, 0)
     with pytest.raises(ValueError, match=r"^kernel argument: expected "):
-        _kernels.recurrent_forward(*batch, y, None, 0, h, None, gates, h_in, None, buffers.take)
+        _kernels.recurrent_forward(steps, weights, x, tape, out, (h, None), buffers.take)
     with pytest.raises(ValueError, match=r"^kernel argument: expected "):
         _kernels.recurrent_backward(
-            *batch, gates, h_in, None, y, None, 0, h, None, None, False, weights, 1.0, None, None, buffers.take
+            steps, (weights, weights), (x, None, False), tape, out, (h, None), (1.0, None, None), buffers.take
         )
 
 
@@ -1128,18 +1128,15 @@ def test_kernels_refuse_a_tape_or_state_without_all_its_parts(cell: str) -> None
     x, y, part, gates = (np.zeros((4, n), np.float32) for n in (F, H, 256, 256))
     c = part if has_cell else None
     whole = {"weights": weights, "gates": gates, "h_in": part, "c_in": c, "h": part, "c": c}
-    offsets = np.array([0, 4], np.intp)
+    steps, out = (kind, False, np.array([0, 4], np.intp), 4), (y, None, 0)
 
     def forward(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
-        return _kernels.recurrent_forward(
-            kind, False, offsets, 4, weights, x, y, None, 0, h, c, gates, h_in, c_in, take
-        )
+        return _kernels.recurrent_forward(steps, weights, x, (gates, h_in, c_in), out, (h, c), take)
 
     def backward(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
         return _kernels.recurrent_backward(
-            kind, False, offsets, 4, weights, x, gates, h_in, c_in, y, None, 0, h, c, None, False, weights, 1.0,
-            None, None, take,
-        )  # fmt: skip
+            steps, (weights, weights), (x, None, False), (gates, h_in, c_in), out, (h, c), (1.0, None, None), take
+        )
 
     def factors(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
         return _kernels.jacobian_factors(kind, H, np.arange(4), gates, h_in, c_in)
@@ -1174,9 +1171,9 @@ def test_a_cells_file_names_tests_and_twins_that_exist(file: Path) -> None:
             assert re.search(rf"\b{name}\(", text), name
             found.append(name)
     assert {"test_backward_agrees_with_finite_differences", "test_cell", "test_jacobian"} <= set(found)
-    twins = re.findall(r"\b_?[a-z]+_[a-z]+\b", head[head.index("reference.py") : named.start()])
+    twins = re.findall(r"\b_?[a-z]+_[a-z]+\b", head[head.index("gradcore/reference/") : named.start()])
     assert len(twins) == 3
-    assert all(hasattr(reference, twin) for twin in twins)
+    assert all(hasattr(reference.recurrent, twin) or hasattr(reference.spectral, twin) for twin in twins)
 
 
 def test_the_table_of_cells_is_that_of_the_formulas() -> None:

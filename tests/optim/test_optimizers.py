@@ -1106,8 +1106,8 @@ def test_no_group_steps_where_one_has_no_memory(rule: str, monkeypatch: pytest.M
     def state() -> str:
         return repr((pairs, opt.state_dict(), limit.state_dict()))
 
-    def update(*arguments: Any, **options: Any) -> Any:
-        made.append(_kernels.Update(*arguments, **options))
+    def update(*arguments: Any) -> Any:
+        made.append(_kernels.Update(*arguments))
         if len(made) == 2:
             raise MemoryError
         return made[-1]

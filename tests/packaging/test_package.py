@@ -79,10 +79,11 @@ def test_no_circles_within_a_folder(room: str) -> None:
 
 
 def test_the_twin_imports_numpy_only() -> None:
-    tree = ast.parse((PACKAGE / "reference.py").read_text())
-    roots = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    roots |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert roots - sys.stdlib_module_names == {"numpy"}
+    nodes = [node for file in files("reference") for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    others = {name for name in modules if not name.startswith("gradcore.reference.")}
+    assert {name.partition(".")[0] for name in others} - sys.stdlib_module_names == {"numpy"}
 
 
 def test_import_loads_neither_scipy_nor_what_training_does_not_need() -> None:

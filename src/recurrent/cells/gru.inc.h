@@ -10,7 +10,7 @@
  *                  neighbors; the weights have r, z, n. All are kept after their activation but q;   D = 4: a_r, a_z, a_n, z
  * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t, multiplies
  *                  dg by W_hh and adds the bypass, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
- * twin             gradcore/reference.py: _step_forward, _step_backward, step_jacobians
+ * twin             gradcore/reference/: _step_forward and _step_backward in recurrent.py, step_jacobians in spectral.py
  * tests            tests/layers/test_recurrent.py: test_backward_agrees_with_finite_differences[GRU],
  *                  test_saturated_gates_agree_with_the_twin[GRU];
  *                  tests/spectral/test_spectral.py: test_jacobians_against_differences_of_the_twin[GRU];

@@ -10,7 +10,7 @@
  * blocks           K = 4, G = 4: i, f, g, o, as in the weights;   D = 6: a_i, a_f, a_g, a_o, f, d
  * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t and multiplies
  *                  dg by W_hh, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
- * twin             gradcore/reference.py: _step_forward, _step_backward, step_jacobians
+ * twin             gradcore/reference/: _step_forward and _step_backward in recurrent.py, step_jacobians in spectral.py
  * tests            tests/layers/test_recurrent.py: test_backward_agrees_with_finite_differences[LSTM],
  *                  test_saturated_gates_agree_with_the_twin[LSTM];
  *                  tests/spectral/test_spectral.py: test_jacobians_against_differences_of_the_twin[LSTM];

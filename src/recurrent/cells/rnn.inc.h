@@ -6,7 +6,7 @@
  * blocks           K = 1, G = 1: h;   D = 1
  * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t and multiplies
  *                  dg by W_hh, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
- * twin             gradcore/reference.py: _step_forward, _step_backward, step_jacobians
+ * twin             gradcore/reference/: _step_forward and _step_backward in recurrent.py, step_jacobians in spectral.py
  * tests            tests/layers/test_recurrent.py: test_backward_agrees_with_finite_differences[RNN_TANH, RNN_RELU],
  *                  test_relu_lets_nan_through_in_both_passes;
  *                  tests/spectral/test_spectral.py: test_jacobians_against_differences_of_the_twin[RNN_TANH, RNN_RELU];

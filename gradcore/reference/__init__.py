@@ -1,0 +1,36 @@
+"""NumPy twins of the kernels: slow and plain, to judge the fast ones.
+
+They import NumPy only, work in the dtype of their input, and follow the formulas step by step. One file per subject.
+"""
+
+from gradcore.reference.clip import clip_grad_norm, grad_norm
+from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
+from gradcore.reference.losses import binary_cross_entropy, mse, softmax_cross_entropy
+from gradcore.reference.optim import adagrad, adam, adamw, rmsprop, sgd, spam
+from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
+from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
+
+__all__ = [
+    "RecurrentGradients",
+    "RecurrentTape",
+    "activation_backward",
+    "activation_forward",
+    "adagrad",
+    "adam",
+    "adamw",
+    "binary_cross_entropy",
+    "carried_back",
+    "clip_grad_norm",
+    "grad_norm",
+    "linear_backward",
+    "linear_forward",
+    "lyapunov_exponents",
+    "mse",
+    "recurrent_backward",
+    "recurrent_forward",
+    "rmsprop",
+    "sgd",
+    "softmax_cross_entropy",
+    "spam",
+    "step_jacobians",
+]
