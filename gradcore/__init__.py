@@ -22,11 +22,12 @@ from gradcore.clip.gradients import GradNorm
 from gradcore.clip.norm import grad_norm
 from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
 from gradcore.layers.composite import Composite
-from gradcore.layers.layer import Layer, Tape
+from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
 from gradcore.layers.pooling import LastStep
 from gradcore.layers.recurrent import GRU, LSTM, RNN
 from gradcore.layers.sequential import MLP, Sequential
+from gradcore.layers.tape import Tape
 from gradcore.optim import schedule
 from gradcore.optim.scaler import GradScaler
 from gradcore.regularizers import VanishingGradientRegularizer

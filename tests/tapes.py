@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import gradcore
-from gradcore.layers.layer import Profile, Tape
+from gradcore.layers.tape import Profile, Tape
 
 
 class ToldTape(Tape):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels
 from gradcore._base.check import Array, check_choice, check_number
 from gradcore._base.memory import Pool
-from gradcore.layers.layer import Layer, Sequences, Tape
+from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.tape import Tape
 
 __all__ = ["ELU", "GELU", "SELU", "Activation", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
@@ -218,10 +218,6 @@ class LeakyReLU(Activation):
     def negative_slope(self, value: float) -> None:
         self._constants = (check_number("negative_slope", value), 0.0)
 
-    def _describe(self) -> Iterator[str]:
-        yield f"{self.negative_slope}"
-        yield from super()._describe()
-
 
 class ELU(Activation):
     """Exponential linear unit: y = x for x > 0, alpha (exp(x) - 1) otherwise.
@@ -258,10 +254,6 @@ class ELU(Activation):
     @alpha.setter
     def alpha(self, value: float) -> None:
         self._constants = (check_number("alpha", value), 1.0)
-
-    def _describe(self) -> Iterator[str]:
-        yield f"{self.alpha}"
-        yield from super()._describe()
 
 
 class SELU(Activation):
@@ -326,10 +318,6 @@ class GELU(Activation):
         exact = check_choice("approximate", value, ("none", "tanh")) == "none"
         self._kind = _kernels.GELU if exact else _kernels.GELU_TANH
 
-    def _describe(self) -> Iterator[str]:
-        yield f"{self.approximate!r}"
-        yield from super()._describe()
-
 
 class Softplus(Activation):
     """Smooth rectified linear unit: y = log(1 + exp(beta x)) / beta, and x where beta x exceeds the threshold.
@@ -373,10 +361,6 @@ class Softplus(Activation):
     @threshold.setter
     def threshold(self, value: float) -> None:
         self._constants = (self._constants[0], check_number("threshold", value))
-
-    def _describe(self) -> Iterator[str]:
-        yield f"{self.beta}, {self.threshold}"
-        yield from super()._describe()
 
 
 _ACTIVATIONS: dict[str, type[Activation]] = {

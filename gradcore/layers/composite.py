@@ -10,6 +10,7 @@ import numpy as np
 
 from gradcore._base.check import Array, check_int
 from gradcore._base.memory import aligned_zeros
+from gradcore._base.views import Arrays
 from gradcore.layers.layer import Layer
 
 __all__ = ["Composite"]
@@ -83,7 +84,7 @@ class Composite(Layer):
         self.takes = frozenset().union(*(layer.takes for layer in self.layers))
         self.n_states = sum(layer.n_states for layer in self.layers)
         self._check_members()
-        dtypes = [layer.dtype for layer in self.layers if layer.params] or [layer.dtype for layer in self.layers]
+        dtypes = [layer.dtype for layer in self.layers if _has_dtype(layer)] or [layer.dtype for layer in self.layers]
         super().__init__(dtype=dtypes[0] if dtypes else np.float32)
         for layer in self.layers:
             _OWNERS[layer] = ref(self)
@@ -105,7 +106,7 @@ class Composite(Layer):
                 raise ValueError(
                     f"{label}: {layer!r} belongs to another model; copy.deepcopy gives an independent layer"
                 )
-        dtypes = {layer.dtype: label for label, layer in reversed(members.items()) if layer.params}
+        dtypes = {layer.dtype: label for label, layer in reversed(members.items()) if _has_dtype(layer)}
         if len(dtypes) > 1:
             found = " and ".join(f"{dtype} ({label})" for dtype, label in reversed(dtypes.items()))
             raise TypeError(f"layers: expected one dtype, got {found}")
@@ -131,6 +132,20 @@ class Composite(Layer):
             start = part.stop
         self._params.follow(params, flat_params)
         self._grads.follow(grads, flat_grads)
+
+    @property
+    def buffers(self) -> Arrays:
+        """What the members keep besides their parameters, by their names and its own."""
+        found = {
+            f"{prefix}.{name}": array
+            for prefix, layer in zip(self.names, self.layers, strict=True)
+            for name, array in layer.buffers.items()
+        }
+        return Arrays("buffers", found)
+
+    @buffers.setter
+    def buffers(self, values: Any) -> None:
+        self.buffers.load(values)
 
     def _refuse_reentry(self) -> None:
         for layer in self.layers:
@@ -160,6 +175,13 @@ class Composite(Layer):
         super().__setstate__(state)
         for layer in self.layers:
             _OWNERS[layer] = ref(self)
+
+    def __repr__(self) -> str:
+        try:
+            self.config()
+        except AttributeError:  # a subclass with other arguments, of which the members tell enough
+            return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
+        return super().__repr__()
 
     def __call__(self, x: Any) -> Any:
         """Return the output, without dropout and without a tape; for subclasses to write.
@@ -241,6 +263,11 @@ class Composite(Layer):
             if name not in self.takes:
                 raise ValueError(f"{name}: no layer of this model takes it")
         return given
+
+
+def _has_dtype(layer: Layer) -> bool:
+    """Return whether arrays of the layer fix its dtype."""
+    return bool(layer.params or layer.buffers)
 
 
 def _set_dtype(layer: Layer, dtype: np.dtype[Any]) -> None:

@@ -1,114 +1,23 @@
-"""The base of every layer and model: one flat buffer of parameters, one of gradients, and named views of both."""
+"""The base of every layer and model."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
-from gradcore._base.check import Array, as_array, check_array, check_dtype, check_names, check_room, describe_shape
+from gradcore._base.check import Array, as_array, check_array, check_dtype, check_room, describe_shape
 from gradcore._base.lock import Turn
 from gradcore._base.memory import aligned_zeros
+from gradcore._base.views import Arrays, Views, split
+from gradcore.layers.tape import Tape
 
-__all__ = ["Layer", "Member", "Profile", "Tape"]
-
-
-class Views(dict[str, Array]):
-    """Hold the named views of one flat buffer: `params` or `grads` of a layer.
-
-    It reads like any dict. Assigning to a name copies the values into the view, after a check of dtype and shape;
-    names cannot be added or removed. So no array here can come apart from the buffer. A copy is a plain dict.
-
-    Parameters
-    ----------
-    label : str
-        What errors call it.
-    arrays : dict of str to ndarray
-        The views.
-    flat : ndarray, (n,)
-        The buffer.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> layer = gradcore.Linear(2, 1)
-    >>> layer.params.update(weight=np.ones((1, 2), np.float32), bias=np.zeros(1, np.float32))
-    >>> layer.params["weight"] *= 2
-    >>> layer.flat_params
-    array([2., 2., 0.], dtype=float32)
-    """
-
-    def __init__(self, label: str, arrays: Mapping[str, Array], flat: Array) -> None:
-        super().__init__(arrays)
-        self._label, self.flat = label, flat
-
-    def move(self, flat: Array) -> None:
-        """Move the values into another buffer."""
-        self.follow(split(flat, {name: view.shape for name, view in self.items()}), flat, keep=True)
-
-    def follow(self, arrays: Mapping[str, Array], flat: Array, *, keep: bool = False) -> None:
-        """Hold these views of another buffer from now on.
-
-        Views of the old one become read-only: who still has some, an optimizer perhaps, would change what no layer
-        reads any more, and learns so from an error.
-        """
-        for name, view in arrays.items():
-            old = self.get(name)
-            if old is not None and old is not view:
-                if keep:
-                    view[...] = old
-                old.flags.writeable = False
-            super().__setitem__(name, view)
-        self.flat.flags.writeable = False
-        self.flat = flat
-
-    def load(self, label: str, values: Any) -> None:
-        """Copy in a value for each name; `label` is what errors call the mapping."""
-        check_names(label, values, self)
-        self.update(values)
-
-    def update(self, *values: Any, **named: Any) -> None:
-        """Copy in the values of these names; nothing is changed unless all of them fit."""
-        given = dict(*values, **named)
-        for name in given:
-            if name not in self:
-                raise KeyError(f"{self._label}: expected one of {', '.join(self)}, got {name!r}")
-        checked = {}
-        for name, value in given.items():
-            if value is not self[name]:  # as after params[name] *= 2
-                fits = check_array(name, value, self.flat.dtype, self[name].shape)
-                checked[name] = fits.copy() if np.may_share_memory(fits, self.flat) else fits
-        for name, value in checked.items():
-            self[name][...] = value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.update({name: value})
-
-    def __ior__(self, values: Any) -> Views:  # type: ignore[override,misc]
-        self.update(values)
-        return self
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise TypeError(f"{self._label}: names cannot be added or removed")
-
-    __delitem__ = clear = pop = popitem = setdefault = _refuse
-
-    def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[dict[str, Array]]]:
-        return dict, (dict(self),)
-
-
-def split(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Return views of these shapes, one behind the other."""
-    views, start = {}, 0
-    for name, shape in shapes.items():
-        end = start + math.prod(shape)
-        views[name] = flat[start:end].reshape(shape)
-        start = end
-    return views
+__all__ = ["Layer"]
 
 
 class Sequences(NamedTuple):
@@ -132,13 +41,16 @@ class Layer:
 
     A subclass names its parameters and their shapes, and writes `forward`, which returns the output and a `Tape`, and
     `backward`, which adds to `grads` and returns the gradient with respect to x. It then works in models, with the
-    optimizers, in `fit`, and with everything else that takes a layer. One that infers in another way than it trains
+    optimizers, in `fit`, and with everything else that takes a layer. It keeps each argument of its constructor as an
+    attribute of the same name, from which `config` and `repr` follow. One that infers in another way than it trains
     also writes `__call__`; one that is made of other layers begins from `Composite`.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int, optional
         The shape of each parameter, which is zero to begin with.
+    buffers : mapping of str to ndarray, optional
+        What the layer keeps besides its parameters, such as running means, and how it begins; it is copied.
     dtype : dtype
         The dtype of parameters, inputs and outputs, float32 or float64.
 
@@ -177,6 +89,8 @@ class Layer:
     >>> norm = gradcore.optim.SGD(model, lr=0.1).step(max_norm=1.0)
     >>> list(norm.per_array), dx.shape
     (['0.weight', '0.bias', '1.weight'], (2, 3))
+    >>> model[1]
+    Scale(4)
     """
 
     takes: frozenset[str] = frozenset()
@@ -185,9 +99,16 @@ class Layer:
     dtype: np.dtype[Any]
     _params: Views
     _grads: Views
+    _buffers: Arrays
     _adding: Turn  # to the gradients
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]] | None = None, *, dtype: DTypeLike = np.float32) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        buffers: Mapping[str, ArrayLike] | None = None,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         self.dtype = check_dtype(dtype)
         self._adding = Turn()
         shapes = {} if shapes is None else shapes
@@ -196,6 +117,11 @@ class Layer:
         params, grads = aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype)
         self._params = Views("params", split(params, shapes), params)
         self._grads = Views("grads", split(grads, shapes), grads)
+        started = {} if buffers is None else buffers
+        for name in started:
+            if name in shapes:
+                raise ValueError(f"buffers: {name!r} is the name of a parameter")
+        self._buffers = Arrays("buffers", {name: np.array(as_array(name, value)) for name, value in started.items()})
 
     def _bind(self, flat_params: Array, flat_grads: Array) -> None:
         """Move parameters and gradients into these buffers, which a model does with its members."""
@@ -213,7 +139,7 @@ class Layer:
     @params.setter
     def params(self, values: Any) -> None:
         if values is not self._params:
-            self._params.load("params", values)
+            self._params.load(values)
 
     @property
     def grads(self) -> Views:
@@ -223,7 +149,16 @@ class Layer:
     @grads.setter
     def grads(self, values: Any) -> None:
         if values is not self._grads:
-            self._grads.load("grads", values)
+            self._grads.load(values)
+
+    @property
+    def buffers(self) -> Arrays:
+        """What the layer keeps besides its parameters, by name; assigning copies, as for `params`."""
+        return self._buffers
+
+    @buffers.setter
+    def buffers(self, values: Any) -> None:
+        self.buffers.load(values)
 
     @property
     def flat_params(self) -> Array:
@@ -245,13 +180,15 @@ class Layer:
 
     # Copies and pickles carry the named arrays, and get flat buffers of their own: a copy of a view is not a view.
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_params": dict(self._params), "_grads": dict(self._grads)}
+        named = {"_params": self._params, "_grads": self._grads, "_buffers": self._buffers}
+        return vars(self) | {name: dict(arrays) for name, arrays in named.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         n = sum(p.size for p in state["_params"].values())
         empty = np.empty(0, self.dtype)
         self._params, self._grads = Views("params", state["_params"], empty), Views("grads", state["_grads"], empty)
+        self._buffers = Arrays("buffers", state["_buffers"])
         self._bind(aligned_zeros(n, self.dtype), aligned_zeros(n, self.dtype))
 
     def __copy__(self) -> Layer:
@@ -278,7 +215,7 @@ class Layer:
             self.flat_grads.fill(0)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of every parameter, by name.
+        """Return a copy of every parameter and buffer, by name.
 
         Returns
         -------
@@ -291,15 +228,15 @@ class Layer:
         >>> list(gradcore.Linear(3, 2).state_dict())
         ['weight', 'bias']
         """
-        return {name: value.copy() for name, value in self.params.items()}
+        return {name: value.copy() for name, value in (self.params | self.buffers).items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Copy parameters in; change nothing unless all of them fit.
+        """Copy parameters and buffers in; change nothing unless all of them fit.
 
         Parameters
         ----------
         state_dict : mapping of str to ndarray
-            An array for each name in `params`, of the same shape and the layer's dtype.
+            An array for each name in `params` and `buffers`, of the same shape and dtype.
 
         Raises
         ------
@@ -316,7 +253,7 @@ class Layer:
         >>> bool((layer.flat_params == other.flat_params).all())
         True
         """
-        self._params.load("state_dict", state_dict)
+        Arrays("state_dict", self.params | self.buffers).load(state_dict)
 
     def __call__(self, x: Any) -> Any:
         """Return the output in inference, without keeping a tape.
@@ -452,211 +389,59 @@ class Layer:
         """
         return Sequences()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self._describe())})"
+    def config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, but for `rng`, by name.
 
-    def _describe(self) -> Iterator[str]:
-        """Yield the constructor's arguments as they would be written, but for defaults."""
-        if self.dtype != np.float32:
-            yield f"dtype={self.dtype.name!r}"
+        Another layer of the same kind is ``type(layer)(**layer.config())``. Of a model the members themselves are among
+        the arguments; `copy.deepcopy` gives another one.
+
+        Returns
+        -------
+        dict of str to object
+            The arguments; the dtype is text.
+
+        Raises
+        ------
+        AttributeError
+            If a layer of your own keeps an argument under no attribute of that name.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> gradcore.Linear(3, 2, bias=False).config()
+        {'in_features': 3, 'out_features': 2, 'bias': False, 'dtype': 'float32'}
+        """
+        return {argument.name: self._argument(argument.name) for argument in self._arguments()}
+
+    def _arguments(self) -> list[inspect.Parameter]:
+        return [argument for name, argument in inspect.signature(type(self)).parameters.items() if name != "rng"]
+
+    def _argument(self, name: str) -> Any:
+        if name == "dtype":
+            return self.dtype.name
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise AttributeError(f"config: {type(self).__name__} keeps its argument {name!r} in no attribute") from None
+
+    def __repr__(self) -> str:
+        written: list[str] = []
+        for argument in self._arguments():
+            name, default = argument.name, argument.default
+            try:
+                value = self._argument(name)
+            except AttributeError:
+                written.append("...")
+                continue
+            if argument.kind is argument.VAR_POSITIONAL:
+                written += map(repr, value)
+            elif default is argument.empty and argument.kind is not argument.KEYWORD_ONLY:
+                written.append(repr(value))
+            elif repr(value) != repr(np.dtype(default).name if name == "dtype" else default):
+                written.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(written)})"
 
 
 def _assign(name: str, flat: Array, values: Any) -> None:
     if values is not flat:
         flat[...] = check_array(name, values, flat.dtype, flat.shape)
-
-
-class Profile(NamedTuple):
-    """Hold the norms of the gradient over time in one layer and direction.
-
-    Parameters
-    ----------
-    name : str
-        Such as "l0" or "l1_reverse", as in the names of parameters; "2.l0" for the member of a model.
-    reverse : bool
-        Whether the direction runs from the last time step to the first.
-    dh_norm : ndarray, (T,), float64
-        The L2 norm over batch and units of dL/dh_t.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> layer = gradcore.GRU(3, 4)
-    >>> y, tape = layer.forward(np.ones((6, 2, 3), np.float32))
-    >>> dx = layer.backward(tape, np.ones_like(y))
-    >>> (profile,) = tape.profiles()
-    >>> profile.name, profile.reverse, profile.dh_norm.shape
-    ('l0', False, (6,))
-    """
-
-    name: str
-    reverse: bool
-    dh_norm: Array
-
-
-class Member(NamedTuple):
-    """Hold one tape of those that `Tape.walk` yields, and what is known of the gradient at its layer.
-
-    Parameters
-    ----------
-    name : str
-        Such as "2" or "0.1", as the names of its parameters begin; "" for the model or layer itself.
-    path : tuple of int
-        Which of the model's tapes, which of that one's, and so on.
-    tape : Tape
-        The tape.
-    in_chain : bool
-        Whether every model around it applies its layers one after the other.
-    dx_norm : float or None
-        The L2 norm of dL/d(input); None where it is not known.
-    dy_norm : float or None
-        The L2 norm of dL/dy; None where it is not known.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> model = gradcore.MLP([3, 2])
-    >>> y, tape = model.forward(np.ones((4, 3), np.float32))
-    >>> dx = model.backward(tape, np.ones((4, 2), np.float32))
-    >>> whole, linear = tape.walk()
-    >>> linear.name, linear.in_chain, round(linear.dy_norm, 4)
-    ('0', True, 2.8284)
-    """
-
-    name: str
-    path: tuple[int, ...]
-    tape: Tape
-    in_chain: bool
-    dx_norm: float | None = None
-    dy_norm: float | None = None
-
-    def profiles(self) -> Iterator[Profile]:
-        """Yield the norms over time with full names.
-
-        Yields
-        ------
-        Profile
-            Those of a layer and direction.
-        """
-        for profile in self.tape.profiles():
-            yield profile._replace(name=f"{self.name}.{profile.name}" if self.path else profile.name)
-
-
-class Tape:
-    """Keep what `backward` needs of a forward pass, and tell what `backward` has met.
-
-    It keeps arrays, not copies, so leave x and y unchanged until `backward`. The methods and properties of a subclass
-    tell more; here they tell nothing.
-
-    Parameters
-    ----------
-    layer : Layer
-        The layer, whose `forward` makes the tape.
-    shape : tuple of int
-        The shape of y.
-    *kept : object
-        What the layer's `backward` needs.
-    tapes : sequence of Tape
-        The tapes of the layers that it consists of.
-
-    Examples
-    --------
-    >>> import numpy as np, gradcore
-    >>> y, tape = gradcore.Linear(3, 2).forward(np.ones((5, 3), np.float32))
-    >>> tape
-    <Tape of Linear(3, 2): y (5, 2)>
-    """
-
-    def __init__(self, layer: Layer, shape: tuple[int, ...], *kept: Any, tapes: Sequence[Tape] = ()) -> None:
-        for i, tape in enumerate(tapes):
-            if not isinstance(tape, Tape):
-                raise TypeError(f"tapes[{i}]: expected a Tape, got {type(tape).__name__}")
-        if tapes and len(tapes) != len(layer.names):
-            raise ValueError(f"tapes: expected one for each of {len(layer.names)} layers, got {len(tapes)}")
-        self.layer, self.shape, self.kept, self.tapes = layer, shape, kept, tuple(tapes)
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether `tapes` belong to layers that are applied one after the other."""
-        return False
-
-    @property
-    def first_nonfinite(self) -> tuple[int, int, int] | None:
-        """Where the backward pass first met a value that is not finite: (layer, direction, t), or None."""
-        return None
-
-    @property
-    def state(self) -> Any:
-        """The final states of the recurrent layers that it consists of, a tuple in their order."""
-        return self._gather("state")
-
-    @property
-    def dstate(self) -> Any:
-        """The gradients with respect to their initial states, likewise; None before `backward`."""
-        found = self._gather("dstate")
-        return None if any(each is None for each in found) else found
-
-    def _gather(self, name: str) -> tuple[Any, ...]:
-        found: list[Any] = []
-        for tape in self.tapes:
-            if tape.tapes:
-                found += tape._gather(name)
-            elif tape.layer.n_states:
-                found.append(getattr(tape, name))
-        return tuple(found)
-
-    def profiles(self) -> Iterator[Profile]:
-        """Yield the norms of the gradient over time, for each layer and direction.
-
-        Yields
-        ------
-        Profile
-            The name, the direction and the norms.
-        """
-        yield from ()
-
-    def norms_at(self, i: int) -> tuple[float | None, float | None]:
-        """Return the norms of dL/d(input) and dL/dy of layer i of those in `tapes`.
-
-        Parameters
-        ----------
-        i : int
-            Which layer.
-
-        Returns
-        -------
-        tuple of two floats
-            The norms; None for one that is not known.
-        """
-        return None, None
-
-    def walk(self) -> Iterator[Member]:
-        """Yield this tape, and all those of which it consists.
-
-        Yields
-        ------
-        Member
-            A tape, its place, and the norms of the gradient there.
-
-        Examples
-        --------
-        >>> import numpy as np, gradcore
-        >>> model = gradcore.Sequential(gradcore.GRU(3, 4, bidirectional=True), gradcore.Linear(8, 1))
-        >>> y, tape = model.forward(np.ones((6, 2, 3), np.float32))
-        >>> dx = model.backward(tape, np.ones_like(y))
-        >>> [member.name for member in tape.walk()]
-        ['', '0', '1']
-        >>> [profile.name for member in tape.walk() for profile in member.profiles()]
-        ['0.l0', '0.l0_reverse']
-        """
-        yield from self._walk(Member("", (), self, in_chain=True))
-
-    def _walk(self, member: Member) -> Iterator[Member]:
-        yield member
-        in_chain = member.in_chain and self.is_chain
-        for i, tape in enumerate(self.tapes):
-            name = f"{member.name}.{self.layer.names[i]}" if member.name else self.layer.names[i]
-            yield from tape._walk(Member(name, (*member.path, i), tape, in_chain, *self.norms_at(i)))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.layer!r}: y {self.shape}>"

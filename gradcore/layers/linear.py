@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,7 +10,8 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels, init
 from gradcore._base.check import Array, check_bool, check_int
 from gradcore._base.memory import Pool
-from gradcore.layers.layer import Layer, Sequences, Tape
+from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.tape import Tape
 
 __all__ = ["Generator", "Linear"]
 
@@ -58,8 +58,9 @@ class Linear(Layer):
     ) -> None:
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
+        self.bias = check_bool("bias", bias)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
-        super().__init__(shapes | ({"bias": (self.out_features,)} if check_bool("bias", bias) else {}), dtype=dtype)
+        super().__init__(shapes | ({"bias": (self.out_features,)} if self.bias else {}), dtype=dtype)
         self._pool = Pool()
         bound = 1 / math.sqrt(max(self.in_features, 1))
         init.uniform_(self.flat_params, -bound, bound, rng=rng)
@@ -147,9 +148,3 @@ class Linear(Layer):
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before
-
-    def _describe(self) -> Iterator[str]:
-        yield f"{self.in_features}, {self.out_features}"
-        if "bias" not in self.params:
-            yield "bias=False"
-        yield from super()._describe()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gradcore._base.check import Array, check_bool, check_lengths, check_room
-from gradcore.layers.layer import Layer, Sequences, Tape
+from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.tape import Tape
 
 __all__ = ["LastStep"]
 
@@ -150,8 +150,3 @@ class LastStep(Layer):
                 "state from its tape.state"
             )
         return Sequences()
-
-    def _describe(self) -> Iterator[str]:
-        if self.batch_first:
-            yield "batch_first=True"
-        yield from super()._describe()

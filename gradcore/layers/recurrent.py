@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -86,11 +84,6 @@ class RNN(Recurrent):
             input_size, hidden_size, num_layers,
             bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
         )  # fmt: skip
-
-    def _describe(self) -> Iterator[str]:
-        yield from super()._describe()
-        if self.nonlinearity != "tanh":
-            yield f"nonlinearity={self.nonlinearity!r}"
 
 
 class LSTM(Recurrent):

@@ -11,7 +11,7 @@ from gradcore._base.check import (
     check_index,
 )
 from gradcore.layers.functional import Trace
-from gradcore.layers.layer import Profile, Tape
+from gradcore.layers.tape import Profile, Tape
 from gradcore.layers.telemetry import Telemetry
 
 __all__ = ["RecurrentTape", "State", "Step"]

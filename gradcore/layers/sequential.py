@@ -14,8 +14,9 @@ from gradcore._base.check import Array, as_list, check_choice, check_int, check_
 from gradcore.clip.norm import norm_of
 from gradcore.layers.activations import _ACTIVATIONS
 from gradcore.layers.composite import Composite
-from gradcore.layers.layer import Layer, Sequences, Tape
+from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.linear import Generator, Linear
+from gradcore.layers.tape import Tape
 
 __all__ = ["MLP", "Sequential", "SequentialTape"]
 
@@ -314,9 +315,6 @@ class Sequential(Composite):
         tape.norms = [*norms, norm_of(d)][::-1]
         return d
 
-    def _describe(self) -> Iterator[str]:
-        yield from (repr(layer) for layer in self.layers)
-
 
 # How each initializer fills a weight that an activation of this name follows; the others need more arguments.
 _INITS: dict[str, Callable[[Array, str, Generator], Array]] = {
@@ -388,21 +386,11 @@ class MLP(Sequential):
         check_choice("activation", activation, _ACTIVATIONS)
         check_choice("init", init, _INITS)
         rng = check_rng(rng)
-        layers: list[Layer] = []
+        layers: list[Any] = []
         for n_in, n_out in itertools.pairwise(checked):
             layer = Linear(n_in, n_out, bias, dtype=dtype, rng=rng)
             layer.flat_params.fill(0)
             _INITS[init](layer.params["weight"], activation, rng)
             layers += [layer, _ACTIVATIONS[activation](dtype=dtype)]
         super().__init__(*layers[:-1])
-        self.sizes, self.activation, self.init = tuple(checked), activation, init
-
-    def _describe(self) -> Iterator[str]:
-        yield f"{list(self.sizes)}"
-        if self.activation != "relu":
-            yield f"{self.activation!r}"
-        if self.init != "kaiming_normal":
-            yield f"init={self.init!r}"
-        if "bias" not in self.layers[0].params:
-            yield "bias=False"
-        yield from Layer._describe(self)
+        self.sizes, self.activation, self.init, self.bias = tuple(checked), activation, init, layers[0].bias

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -143,15 +143,6 @@ class Recurrent(Layer):
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         before.refuse_other_axes(where, self.batch_first)
         return Sequences(where, self.batch_first, self.bidirectional)
-
-    def _describe(self) -> Iterator[str]:
-        yield f"{self.input_size}, {self.hidden_size}"
-        if self.num_layers != 1:
-            yield f"num_layers={self.num_layers}"
-        for name, default in (("bias", True), ("batch_first", False), ("dropout", 0.0), ("bidirectional", False)):
-            if getattr(self, name) != default:
-                yield f"{name}={getattr(self, name)}"
-        yield from super()._describe()
 
     # ---- argument checks ------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradcore._base.check import Array
-from gradcore.layers.layer import Member, Profile, Tape
 from gradcore.layers.ragged import _Batch
+from gradcore.layers.tape import Member, Profile, Tape
 
 __all__ = ["StepTelemetry", "Telemetry"]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from gradcore._base.check import Array
 from gradcore.layers.composite import Composite
-from gradcore.layers.layer import Tape
 from gradcore.layers.recurrent_tape import RecurrentTape
+from gradcore.layers.tape import Tape
 
 __all__: list[str] = []  # for the package only
 

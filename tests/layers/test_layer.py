@@ -17,8 +17,8 @@ from tools import HANG, python, same_bits, supported_isas
 
 import gradcore
 from gradcore import optim
+from gradcore._base.views import Views
 from gradcore.clip.norm import norm_of
-from gradcore.layers.layer import Views
 from gradcore.layers.telemetry import StepTelemetry
 
 LAYERS = {

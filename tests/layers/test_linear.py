@@ -520,7 +520,7 @@ def test_bad_constants_are_refused_and_change_nothing(layer: Any, constant: str,
 
 def test_reprs_say_how_the_layer_was_built() -> None:
     assert repr(gradcore.Linear(3, 2, bias=False)) == "Linear(3, 2, bias=False)"
-    assert repr(gradcore.Sequential(gradcore.LeakyReLU(0.3))) == "Sequential(LeakyReLU(0.3))"
+    assert repr(gradcore.Sequential(gradcore.LeakyReLU(0.3))) == "Sequential(LeakyReLU(negative_slope=0.3))"
 
 
 # ---- LastStep ------------------------------------------------------------------------------------------------------
@@ -925,11 +925,12 @@ def test_a_model_is_a_collection_of_its_layers() -> None:
 
 
 REPRS = {
-    "Linear(3, 2, bias=False)", "Linear(3, 2, dtype='float64')", "Tanh()", "Softplus(2.0, 3.0)", "GELU('tanh')",
-    "LeakyReLU(0.3)", "LastStep(batch_first=True)", "RNN(3, 4, num_layers=2, bias=False, nonlinearity='relu')",
-    "LSTM(3, 4, num_layers=2, dropout=0.5, bidirectional=True, dtype='float64')", "GRU(3, 4, batch_first=True)",
-    "MLP([3, 4, 2])", "MLP([3, 2], 'tanh', init='orthogonal', bias=False, dtype='float64')",
-    "Sequential(GRU(3, 4), LastStep(), Sequential(Linear(4, 2)), MLP([2, 1]))", "Sequential()",
+    "Linear(3, 2, bias=False)", "Linear(3, 2, dtype='float64')", "Tanh()", "Softplus(beta=2.0, threshold=3.0)",
+    "GELU(approximate='tanh')", "ELU()", "LeakyReLU(negative_slope=0.3)", "LastStep(batch_first=True)",
+    "RNN(3, 4, num_layers=2, nonlinearity='relu', bias=False)", "GRU(3, 4, batch_first=True)",
+    "LSTM(3, 4, num_layers=2, dropout=0.5, bidirectional=True, dtype='float64')", "MLP((3, 4, 2))",
+    "MLP((3, 2), activation='tanh', init='orthogonal', bias=False, dtype='float64')",
+    "Sequential(GRU(3, 4), LastStep(), Sequential(Linear(4, 2)), MLP((2, 1)))", "Sequential()",
 }  # fmt: skip
 
 
