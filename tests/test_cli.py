@@ -171,11 +171,12 @@ EXTREMES += [("--steps", "1"), ("--batch", "1"), ("--hidden", "1")]
 def test_extremes_end_in_a_diagnosis(
     options: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    found = tmp_path / "diagnosis.json"
     argv = ["diagnose", "sunspots", "--steps", "8", "--hidden", "6", "--batch", "3", "--seq-len", "40", *options]
-    status, _, err = run(*argv, "--out", str(out), capsys=capsys)
+    target = ["--out", str(tmp_path)] if "--gain" in options else ["--json", str(found)]  # the former draws figures
+    status, _, err = run(*argv, *target, capsys=capsys)
     assert (status, err) == (0, "")
-    strict((out / "diagnosis.json").read_text("utf-8"))
+    strict(found.read_text("utf-8"))
 
 
 # ---- everything wrong ends in one line -------------------------------------------------------------------------------
@@ -540,7 +541,7 @@ def test_help_fits_eighty_columns(argv: list[str], capsys: pytest.CaptureFixture
             assert f"--{name}" in out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_any_encoding_of_the_terminal(encoding: str) -> None:
     command = [sys.executable, "-m", "gradcore", "diagnose", "adding", *QUICK]
     env = {**ENV, "PYTHONIOENCODING": encoding}

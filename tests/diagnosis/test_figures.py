@@ -19,7 +19,7 @@ from gradcore.diagnosis.wording import number
 
 def png(figure: Any) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer)
+    figure.savefig(buffer, dpi=40)
     return buffer.getvalue()
 
 

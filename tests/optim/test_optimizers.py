@@ -998,7 +998,7 @@ def test_groups_agree_with_the_twin(rule: str, options: dict[str, Any], dtype: A
     twin = {name: p.astype(np.float64) for name, (p, _) in pairs.items()}
     states: dict[str, dict[str, Array]] = {name: {} for name in pairs}
     opt = make(rule, two_groups(pairs, OTHERS[rule]), **options)
-    for t in range(1, 101):
+    for t in range(1, 31):
         draw()
         for _, g in pairs.values():
             np.multiply(g, 1000, out=g)

@@ -210,10 +210,10 @@ def test_a_handler_that_does_not_raise_changes_nothing(name: str, num_threads: N
 
 
 MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {  # and the shape of x, as wide as the model is
-    "LSTM": (lambda: gradcore.LSTM(8, 512, rng=np.random.default_rng(0)), (500, 32, 8)),
-    "stack": (lambda: gradcore.GRU(8, 256, 2, bidirectional=True, rng=np.random.default_rng(0)), (250, 32, 8)),
-    "linear": (lambda: gradcore.Linear(2048, 2048, rng=np.random.default_rng(0)), (4096, 2048)),
-    "Sequential": (lambda: gradcore.Sequential(gradcore.LSTM(8, 512), gradcore.Linear(512, 4)), (500, 32, 8)),
+    "LSTM": (lambda: gradcore.LSTM(8, 512, rng=np.random.default_rng(0)), (200, 32, 8)),
+    "stack": (lambda: gradcore.GRU(8, 256, 2, bidirectional=True, rng=np.random.default_rng(0)), (100, 32, 8)),
+    "linear": (lambda: gradcore.Linear(2048, 2048, rng=np.random.default_rng(0)), (2048, 2048)),
+    "Sequential": (lambda: gradcore.Sequential(gradcore.LSTM(8, 512), gradcore.Linear(512, 4)), (200, 32, 8)),
 }
 
 

@@ -756,7 +756,7 @@ def test_a_full_disk_at_100_places_leaves_the_old_file(path: Path) -> None:
     assert load_checkpoint(path)["step"] == 2
 
 
-KILLS = 200 if LONG else 50
+KILLS = 200 if LONG else 25
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
