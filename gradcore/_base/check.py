@@ -208,7 +208,7 @@ def describe_shape(shape: Sequence[int | str | None]) -> str:
 def check_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
     """Return `value` as a C-contiguous, aligned array of exactly this dtype, copied only if its layout requires it.
 
-    A string in `shape`, such as "T", stands for any size, and the same string twice for the same size.
+    A string in `shape`, such as "T", stands for any size.
     """
     given = as_array(name, value)
     if given.dtype != dtype:
@@ -217,10 +217,10 @@ def check_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int
         how = f"{name}.astype(numpy.{dtype})" if hasattr(value, "astype") else f"numpy.asarray({name}, numpy.{dtype})"
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}; convert it with {how}")
     if given.shape != shape:
-        sizes: dict[str, int] = {}
         fits = given.ndim == len(shape)
         for want, n in zip(shape, given.shape, strict=False):
-            fits = fits and n == (sizes.setdefault(want, n) if isinstance(want, str) else want)
+            if want != n and not isinstance(want, str):
+                fits = False
         if not fits:
             raise ValueError(f"{name}: expected shape {describe_shape(shape)}, got {given.shape}")
     flags = given.flags

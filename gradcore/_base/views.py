@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from gradcore._base.check import Array, check_array, check_names
@@ -101,6 +101,7 @@ class Views(Arrays):
     def __init__(self, label: str, arrays: Mapping[str, Array], flat: Array) -> None:
         super().__init__(label, arrays)
         self.flat = flat
+        self._lists: list[list[Array | None]] | None = None
 
     def move(self, flat: Array) -> None:
         """Move the values into another buffer."""
@@ -120,7 +121,16 @@ class Views(Arrays):
                 old.flags.writeable = False
             dict.__setitem__(self, name, view)
         self.flat.flags.writeable = False
-        self.flat = flat
+        self.flat, self._lists = flat, None
+
+    def lists(self, names: Sequence[Sequence[str]]) -> list[list[Array | None]]:
+        """Return the views of these names, always the same ones, None for one that there is not.
+
+        They are made once for each buffer.
+        """
+        if self._lists is None:
+            self._lists = [[self.get(name) for name in each] for each in names]
+        return self._lists
 
 
 def split(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

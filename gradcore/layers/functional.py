@@ -79,10 +79,18 @@ class Rows(NamedTuple):
     c: Array | None = None
 
 
+class _Layout(NamedTuple):
+    """How the kernels of an instruction set lay out a tape."""
+
+    isa: str
+    gates: int  # the elements of a row
+    state: int
+    lanes: int  # how many units stand together in a row of the gates
+
+
 @cache
-def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> tuple[str, int, int, int]:
-    """Return the instruction set in use, and how its kernels lay out a tape."""
-    return _kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H)
+def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> _Layout:
+    return _Layout(_kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H))
 
 
 class Trace:
@@ -126,19 +134,16 @@ class Trace:
         self.masks: list[Array] = []
         self._arrays: list[Rows] = []
         self._pool = pool
-        self._layout = _layout(dtype, len(cell.kept), H)
-        _, gates_row, state_row, self._lanes = self._layout
+        layout = self._layout = _layout(dtype, len(cell.kept), H)
         S, line = batch.n_rows, ALIGNMENT // dtype.itemsize
-        widths = [gates_row, *[state_row for _ in cell.states]]
-        sizes = [-(-S * width // line) * line for width in widths]
-        buffer = pool.empty((n * sum(sizes),), dtype)  # comes back when its last view is gone
-        start = 0
-        for _ in range(n):
-            views: list[Array] = []
-            for width, size in zip(widths, sizes, strict=True):
-                views.append(buffer[start : start + S * width].reshape(S, width))
-                start += size
-            self._arrays.append(Rows(*views))
+        parts: list[tuple[int, int]] = []  # where each begins, and how wide its rows are
+        end = 0
+        for width in (layout.gates, *(layout.state,) * len(cell.states)):
+            parts.append((end, width))
+            end += -(-S * width // line) * line
+        whole = pool.empty((n, end), dtype)  # comes back when its last view is gone
+        for own in whole:
+            self._arrays.append(Rows(*[own[start : start + S * width].reshape(S, width) for start, width in parts]))
 
     @property
     def arrays(self) -> list[Rows]:
@@ -151,8 +156,8 @@ class Trace:
         here = _layout(self.dtype, len(self.cell.kept), self.hidden_size)
         if here != self._layout:
             raise ValueError(
-                f"tape: was made with the instruction set {self._layout[0]}, and this process uses {here[0]}; "
-                f"run forward again here, or set GRADCORE_ISA={self._layout[0]}"
+                f"tape: was made with the instruction set {self._layout.isa}, and this process uses {here.isa}; "
+                f"run forward again here, or set GRADCORE_ISA={self._layout.isa}"
             )
 
     def __len__(self) -> int:
@@ -180,8 +185,8 @@ class Trace:
             The gates; all but the q of GRU are after their activation.
         """
         K, H = len(self.cell.kept), self.hidden_size
-        padded = -(-H // self._lanes) * self._lanes
-        blocks = self.arrays[index].gates[row, : K * padded].reshape(-1, K, self._lanes)
+        padded = -(-H // self._layout.lanes) * self._layout.lanes
+        blocks = self.arrays[index].gates[row, : K * padded].reshape(-1, K, self._layout.lanes)
         return np.asarray(blocks.swapaxes(0, 1).reshape(K, padded)[list(self.cell.kept), :H])
 
 
@@ -340,7 +345,7 @@ def run(
             out = y, y_at, direction * H
             pool.give(_kernels.recurrent_forward(steps, weights[k], rows, tape, out, hc, pool.take))
         rows = y
-    return rows.reshape(T, B, D * H), tuple(batch.unsort(part) for part in states), trace
+    return rows.reshape(T, B, D * H), batch.unsort(states), trace
 
 
 def back(
@@ -354,6 +359,8 @@ def back(
     turn: Turn | None = None,
 ) -> Gradients:
     """Propagate the gradient back through time, and add dL/d(weights) to `grads`.
+
+    A trace that was unpickled has to pass `Trace.check_layout` first.
 
     Parameters
     ----------
@@ -391,7 +398,8 @@ def back(
     array([[3.]])
     """
     cell, batch, D, H, pool = trace.cell, trace.batch, trace.num_directions, trace.hidden_size, trace._pool
-    arrays, n, turn = trace.arrays, len(trace), Turn() if turn is None else turn
+    arrays, turn = trace._arrays, Turn() if turn is None else turn
+    n = len(arrays)
     dstates = packed_state(cell, dstate, batch, (n, batch.B, H), trace.dtype)
     dh_norm = np.zeros((n, batch.n_rows))
     dc_norm = np.zeros((n, batch.n_rows)) if len(dstates) > 1 else None
@@ -412,4 +420,4 @@ def back(
         if layer and trace.masks:
             dx = dropped(dx, trace.masks[layer - 1])
         d_rows, y_at = dx, None
-    return Gradients(batch.unpack(d_rows), tuple(batch.unsort(part) for part in dstates), dh_norm, dc_norm)
+    return Gradients(batch.unpack(d_rows), batch.unsort(dstates), dh_norm, dc_norm)

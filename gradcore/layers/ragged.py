@@ -70,8 +70,9 @@ class _Batch:
         """Return a copy, (L*D, B, H), with the sequences in packed order."""
         return state.copy() if self.order is None else state.take(self.order, axis=1)
 
-    def unsort(self, state: Array) -> Array:
-        return state if self.rank is None else state.take(self.rank, axis=1)
+    def unsort(self, parts: list[Array]) -> tuple[Array, ...]:
+        """Return the parts of a state with the sequences in the caller's order."""
+        return tuple(parts if self.rank is None else [part.take(self.rank, axis=1) for part in parts])
 
     def rows_of(self, b: int) -> Array:
         """Return the rows of sequence b, step by step."""

@@ -96,15 +96,15 @@ class RecurrentTape(Tape):
     layer: Any
     state: State = None
     dstate: State = None
+    telemetry: Telemetry | None = None
+    omega: Array | None = None
+    keeps_given: bool = False
+    given: tuple[Any, ...] | None = None
 
     def __init__(self, layer: Any, trace: Trace) -> None:
         self.trace, batch = trace, trace.batch
         outputs = (batch.T, batch.B, layer.num_directions * layer.hidden_size)
         super().__init__(layer, (outputs[1], outputs[0], outputs[2]) if layer.batch_first else outputs)
-        self.telemetry: Telemetry | None = None
-        self.omega: Array | None = None
-        self.keeps_given = False
-        self.given: tuple[Any, ...] | None = None
 
     @property
     def first_nonfinite(self) -> tuple[int, int, int] | None:

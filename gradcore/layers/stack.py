@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -136,10 +135,6 @@ class Recurrent(Layer):
         shape = (self.num_layers * self.num_directions, check_int("batch_size", batch_size), self.hidden_size)
         return self._as_state(tuple(np.zeros(shape, self.dtype) for _ in self.cell.states))
 
-    def _weights(self, arrays: dict[str, Array]) -> list[list[Array | None]]:
-        """Return [w_ih, w_hh, b_ih, b_hh] of each layer and direction, from params or from grads."""
-        return [[arrays.get(name) for name in names] for names in self._names]
-
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         before.refuse_other_axes(where, self.batch_first)
         return Sequences(where, self.batch_first, self.bidirectional)
@@ -176,8 +171,8 @@ class Recurrent(Layer):
             raise TypeError("dy: expected an array, got None; it can be None only with a dstate")
         return np.zeros(shape, self.dtype)
 
-    def _as_state(self, parts: Iterable[Array]) -> State:
-        return tuple(parts) if len(self.cell.states) > 1 else next(iter(parts))
+    def _as_state(self, parts: Parts) -> State:
+        return parts if len(parts) > 1 else parts[0]
 
     # ---- the passes ----------------------------------------------------------------------------------------------
 
@@ -258,9 +253,9 @@ class Recurrent(Layer):
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B = x.shape[:2]
         check_room((T + self.num_layers) * (B + 1) * 8 * self.hidden_size)  # an x without elements can have any T
-        ends = check_lengths(lengths, T, B)
+        ends, parts = check_lengths(lengths, T, B), self._check_state("state", state, B)
         y, final, trace = run(
-            self.cell, self._weights(self._params), x, self._check_state("state", state, B), ends,
+            self.cell, self._params.lists(self._names), x, parts, ends,
             num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout else None,
             keep=keep, pool=self._pool,
         )  # fmt: skip
@@ -327,7 +322,7 @@ class Recurrent(Layer):
         self._refuse_reentry()
         try:
             found = back(
-                self._weights(self._params), self._weights(self._grads), tape.trace, checked_dy, parts,
+                self._params.lists(self._names), self._grads.lists(self._names), tape.trace, checked_dy, parts,
                 step_clip=clip, turn=self._adding,
             )  # fmt: skip
         except BaseException:

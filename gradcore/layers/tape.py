@@ -112,11 +112,12 @@ class Tape:
     """
 
     def __init__(self, layer: Any, shape: tuple[int, ...], *kept: Any, tapes: Sequence[Tape] = ()) -> None:
-        for i, tape in enumerate(tapes):
-            if not isinstance(tape, Tape):
-                raise TypeError(f"tapes[{i}]: expected a Tape, got {type(tape).__name__}")
-        if tapes and len(tapes) != len(layer.names):
-            raise ValueError(f"tapes: expected one for each of {len(layer.names)} layers, got {len(tapes)}")
+        if tapes:
+            for i, tape in enumerate(tapes):
+                if not isinstance(tape, Tape):
+                    raise TypeError(f"tapes[{i}]: expected a Tape, got {type(tape).__name__}")
+            if len(tapes) != len(layer.names):
+                raise ValueError(f"tapes: expected one for each of {len(layer.names)} layers, got {len(tapes)}")
         self.layer, self.shape, self.kept, self.tapes = layer, shape, kept, tuple(tapes)
 
     @property

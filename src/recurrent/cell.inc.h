@@ -40,16 +40,18 @@ typedef struct {
     const ptrdiff_t *y_at; /* (n,) */
 } FN(cell_rows);
 
-INLINE FN(cell_row) FN(row_of)(const FN(cell_rows) *rows, ptrdiff_t b)
+/* From row b - 1 to row b. */
+INLINE void FN(to_next_row)(const FN(cell_rows) *rows, FN(cell_row) *row, ptrdiff_t b)
 {
-    FN(cell_row) row = rows->first;
-    row.pre += b * rows->pre_row;
-    row.h += b * row.H;
-    if (row.c) row.c += b * row.H;
-    row.y += (rows->y_at ? rows->y_at[b] : b) * rows->y_row;
-    if (row.gates) row.gates += b * rows->gates_row;
-    if (row.c_in) row.c_in += b * rows->state_row;
-    return row;
+    row->pre += rows->pre_row;
+    row->h += row->H;
+    if (row->c) row->c += row->H;
+    if (!rows->y_at)
+        row->y += rows->y_row;
+    else if (b < rows->n)
+        row->y += (rows->y_at[b] - rows->y_at[b - 1]) * rows->y_row;
+    if (row->gates) row->gates += rows->gates_row;
+    if (row->c_in) row->c_in += rows->state_row;
 }
 
 /* To the tape: past the caches when it is too long for them. */

@@ -159,7 +159,7 @@ INLINE void FN(begin_step)(const FN(forward_plan) *plan, FN(cell_rows) *rows, pt
     rows->first.c_in = c_in ? c_in + row * plan->h_row : NULL;
     rows->first.h = h + first * H;
     rows->first.c = c ? c + first * H : NULL;
-    rows->first.y = s->y_at ? y : y + row * s->ld_y;
+    rows->first.y = y + (s->y_at && n ? s->y_at[row] : row) * s->ld_y;
 }
 
 /* Gates, state and output of a panel from its pre-activations. */

@@ -47,12 +47,11 @@ INLINE void FN(gru_backward)(const FN(cell_row) *p, ptrdiff_t j)
     FN(v_put)(p->bypass + j, FN(v_mul)(dh, z), live);       /* inverts (f7) */
 }
 
-static void FN(gru_step)(const FN(cell_rows) *given)
+static void FN(gru_step)(const FN(cell_rows) *restrict rows)
 {
-    const FN(cell_rows) rows = *given;
-    for (ptrdiff_t b = 0; b < rows.n; b++) {
-        const FN(cell_row) row = FN(row_of)(&rows, b);
-        for (ptrdiff_t j = row.u0; j < row.u1; j += V) FN(gru_forward)(&row, j);
+    for (ptrdiff_t j = rows->first.u0; j < rows->first.u1; j += V) {
+        FN(cell_row) row = rows->first;
+        for (ptrdiff_t b = 0; b < rows->n; b++, FN(to_next_row)(rows, &row, b)) FN(gru_forward)(&row, j);
     }
 }
 

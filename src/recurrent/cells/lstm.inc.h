@@ -57,12 +57,11 @@ INLINE void FN(lstm_backward)(const FN(cell_row) *p, ptrdiff_t j)
     FN(v_put)(do_, FN(d_sigmoid)(FN(v_mul)(dh, tanh_c), o), live); /* do = dh tanh(c_t) o (1 - o) */
 }
 
-static void FN(lstm_step)(const FN(cell_rows) *given)
+static void FN(lstm_step)(const FN(cell_rows) *restrict rows)
 {
-    const FN(cell_rows) rows = *given;
-    for (ptrdiff_t b = 0; b < rows.n; b++) {
-        const FN(cell_row) row = FN(row_of)(&rows, b);
-        for (ptrdiff_t j = row.u0; j < row.u1; j += V) FN(lstm_forward)(&row, j);
+    for (ptrdiff_t j = rows->first.u0; j < rows->first.u1; j += V) {
+        FN(cell_row) row = rows->first;
+        for (ptrdiff_t b = 0; b < rows->n; b++, FN(to_next_row)(rows, &row, b)) FN(lstm_forward)(&row, j);
     }
 }
 

@@ -28,13 +28,11 @@ INLINE void FN(rnn_backward)(const FN(cell_row) *p, ptrdiff_t j, int relu)
     FN(v_put)(p->dg + j, dg, p->u1 - j);
 }
 
-INLINE void FN(rnn_step)(const FN(cell_rows) *given, int relu)
+INLINE void FN(rnn_step)(const FN(cell_rows) *restrict rows, int relu)
 {
-    const FN(cell_rows) rows = *given;
-    for (ptrdiff_t b = 0; b < rows.n; b++) {
-        const FN(cell_row) row = FN(row_of)(&rows, b);
+    FN(cell_row) row = rows->first;
+    for (ptrdiff_t b = 0; b < rows->n; b++, FN(to_next_row)(rows, &row, b))
         for (ptrdiff_t j = row.u0; j < row.u1; j += V) FN(rnn_forward)(&row, j, relu);
-    }
 }
 
 INLINE void FN(rnn_step_back)(const FN(cell_row) *given, int relu)
