@@ -11,7 +11,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,20 +20,17 @@ from gradcore._base.files import json_text, write_atomically
 from gradcore._base.threads import info as machine_info
 from gradcore.data import SourceError
 from gradcore.data.sources import SOURCES
-from gradcore.diagnosis import parts
+from gradcore.diagnosis import Study
 from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, configure
-from gradcore.diagnosis.pipeline import SAMPLES, study
-from gradcore.diagnosis.wording import VERBS, growth, number, per_step
+from gradcore.diagnosis.pipeline import study
+from gradcore.diagnosis.text import Printer
 from gradcore.layers.cell import BY_NAME
-from gradcore.training.monitor import SEVERITIES
 
 if TYPE_CHECKING:
     import typer
 
 __all__ = ["main"]
 
-WIDTH = 80
-SHOWN_FINDINGS = 4
 STANDARD_OUTPUT = Path("-")
 MISSING = 'the command line needs typer, rich and matplotlib: pip install "gradcore[cli]"'
 
@@ -164,6 +160,7 @@ def _app() -> "typer.Typer":
         lr: Annotated[float, typer.Option(help="Learning rate.")] = plain.lr,
         optimizer: Annotated[str, typer.Option(metavar="NAME", help=f"One of {optimizers}.")] = plain.optimizer,
         seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = plain.seed,
+        seeds: Annotated[int, typer.Option(help="Number of seeds that each trial starts from.")] = plain.seeds,
         out: Annotated[
             Path | None, typer.Option(metavar="DIR", help="Write figures and diagnosis.json to this folder.")
         ] = None,
@@ -173,6 +170,7 @@ def _app() -> "typer.Typer":
         config = configure(
             source, target=target, cell=cell, hidden=hidden, layers=layers, init=init, gain=gain, seq_len=seq_len,
             batch=batch, steps=steps, lr=lr, optimizer=optimizer, seed=seed,
+            seeds=seeds,
         )  # fmt: skip
         return lambda: _diagnose(config, out, json)
 
@@ -190,7 +188,7 @@ def _diagnose(config: Config, out: Path | None, json: Path | None) -> None:
     if out:
         _check_folder(out)
     with _json_file(json) as write:
-        found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else _Printer())
+        found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else Printer())
         if out:
             names = _write_folder(out, found)
             if json != STANDARD_OUTPUT:
@@ -270,7 +268,7 @@ def _temporary_folder(near: Path, option: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_folder(folder: Path, found: parts.Study) -> list[str]:
+def _write_folder(folder: Path, found: Study) -> list[str]:
     from gradcore.diagnosis.figures import figures
 
     with _temporary_folder(folder, "--out") as temporary:
@@ -287,154 +285,3 @@ def _write_folder(folder: Path, found: parts.Study) -> list[str]:
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.rename(ready, folder)
     return names
-
-
-# ---- text ------------------------------------------------------------------------------------------------------------
-
-
-class _Printer:
-    """Print each part of a study as it comes."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self.configured: parts.Trial | None = None
-        self.forecast: parts.TimeForecast | None = None
-        self.comparing = False  # whether the table of trials has begun
-        self.show: dict[type, Callable[[Any], None]] = {
-            parts.Start: self.start,
-            parts.TimeForecast: self.show_forecast,
-            parts.Measurement: self.measurement,
-            parts.Comparison: self.comparison,
-            parts.Trial: self.trial,
-            parts.ClipThresholds: self.thresholds,
-            parts.Suggestions: self.suggestions,
-            parts.Outcome: self.outcome,
-        }
-
-    def __call__(self, part: Any) -> None:
-        self.show[type(part)](part)
-
-    def head(self, text: str) -> None:
-        self.console.print(f"\n{text}", style="bold")
-
-    def text(self, text: str, indent: int = 2) -> None:
-        lead = " " * indent
-        hang = lead + "  " * text.startswith("- ")
-        self.console.print(textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=hang))
-
-    def start(self, start: parts.Start) -> None:
-        config = start.config
-        self.console.print(f"gradcore {start.machine['version']}: {start.task}", style="bold")
-        layers = f", {config.layers} layers" if config.layers > 1 else ""
-        self.text(
-            f"{config.cell.upper()} of {config.hidden} units{layers}, {start.n_parameters} parameters, with "
-            f"{config.init} recurrent weights of gain {number(config.gain)}; {start.steps_back + 1} steps a sequence, "
-            f"{config.batch} sequences a batch, {config.optimizer} at {number(config.lr)}, {config.steps} steps, seed "
-            f"{config.seed}."
-        )
-        if config.source == "sunspots" and {"init": config.init, "gain": config.gain} == SUNSPOTS:
-            self.text("This default is chosen to explode; use --init default for a well-behaved start.")
-
-    def show_forecast(self, forecast: parts.TimeForecast) -> None:
-        self.forecast = forecast
-        self.head("1. Forecast, from the weights and the states that they lead through")
-        print(f"  {'matrix':24} {'spectral radius':>16} {'spectral norm':>16}")
-        for matrix in forecast.matrices:
-            print(f"  {matrix.name:24} {number(matrix.radius):>16} {number(matrix.norm):>16}")
-        print(f"  {'Lyapunov exponents':24} {'largest, ln/step':>16} {'above 0':>16} {'dimension':>16}")
-        for found in forecast.spectra:
-            above = f"{int((found.exponents > 0).sum())} of {len(found.exponents)}"
-            print(f"  {found.name:24} {found.largest:16.4f} {above:>16} {found.filled:>16}")
-        for condition in forecast.conditions:
-            sign = ">" if condition.of == "explodes" else "<"
-            state = "holds" if condition.holds else "does not hold"
-            purpose = {"explodes": "explosion", "vanishes": "vanishing"}[condition.of]
-            role = f"an asymptotic indicator of {purpose}"
-            if condition.kind != "asymptotic":
-                role = f"{condition.kind} for {purpose}"
-            value = f"{condition.value:.4f}" if "ln per step" in condition.name else number(condition.value)
-            self.text(f"- {condition.name} {sign} {number(condition.limit)}: {state} ({value}); {role}.")
-            self.text(condition.meaning, 4)
-        change = growth(forecast.rate, forecast.factor, forecast.horizon)
-        self.text(f"Along {SAMPLES} real sequences the gradient {VERBS[forecast.verdict]}: it changes by {change}.")
-
-    def measurement(self, measurement: parts.Measurement) -> None:
-        assert self.forecast is not None
-        self.head("2. Measurement: |dL/dh_t| for the loss of the last step")
-        T = measurement.norms.shape[1]
-        shown = sorted({round(i * (T - 1) / 6) for i in range(7)})
-        print(f"  {'time step':22}" + "".join(f"{t:>8}" for t in shown))
-        for name, row, curve in zip(measurement.names, measurement.norms, self.forecast.curves, strict=True):
-            for kind, norms in (("measured", row), ("forecast", row[-1] * curve)):
-                print(f"  {f'{name}, {kind}':22}" + "".join(f"{number(norms[t]):>8}" for t in shown))
-        change = growth(measurement.rate, measurement.factor, self.forecast.horizon)
-        self.text(
-            f"On its way back the gradient {VERBS[measurement.verdict]}: it changes by {change} (forecast "
-            f"{per_step(self.forecast.rate)} a step)."
-        )
-
-    def comparison(self, comparison: parts.Comparison) -> None:
-        stack = len(comparison.layers) > 1  # else no layer's gradient arrives in another
-        above = f" {'with above':>12}" if stack else ""
-        print(f"  {'rate, ln per step':22} {'predicted':>12} {'at most':>12}{above} {'measured':>12}")
-        for layer in comparison.layers:
-            above = f" {layer.with_above:12.4f}" if stack else ""
-            print(f"  {layer.name:22} {layer.predicted:12.4f} {layer.upper_bound:12.4f}{above} {layer.measured:12.4f}")
-
-    def trial(self, trial: parts.Trial) -> None:
-        if self.configured is None:
-            self.configured = trial
-            self.head("3. Training as configured")
-            self.text(
-                f"The loss ends at {number(trial.loss)} (mean of the last tenth), after norms of up to "
-                f"{number(trial.largest_norm)}; {trial.nonfinite_steps} of {len(trial.history)} steps were not finite; "
-                f"{trial.seconds:.1f} s."
-            )
-            findings = sorted(trial.findings, key=lambda finding: SEVERITIES.index(finding.severity))
-            for finding in findings[:SHOWN_FINDINGS]:
-                self.text(f"- {finding}")
-            if len(findings) > SHOWN_FINDINGS:
-                self.text(f"- {len(findings) - SHOWN_FINDINGS} more findings are in the JSON.")
-        else:
-            if not self.comparing:
-                self.comparing = True
-                print(f"  {'trial':29} {'loss':>9} {'largest norm':>12} {'clipped':>7} {'not finite':>10} {'s':>6}")
-                self.row(self.configured)
-            self.row(trial)
-
-    def row(self, trial: parts.Trial) -> None:
-        print(
-            f"  {trial.name[:29]:29} {number(trial.loss):>9} {number(trial.largest_norm):>12} "
-            f"{trial.clipped_steps:7} {trial.nonfinite_steps:10} {trial.seconds:6.1f}",
-            flush=True,
-        )
-
-    def thresholds(self, thresholds: parts.ClipThresholds) -> None:
-        self.head("4. Thresholds and remedies")
-        low, middle, high = map(number, thresholds.norm_quantiles)
-        self.text(
-            f"Clip the norm at {number(thresholds.max_norm)}: {thresholds.reason} (first {thresholds.steps_seen} "
-            f"steps: median {middle}, 5 % to 95 % {low} to {high}, output layer {number(thresholds.output_norm)}). "
-            f"Clip each time step at {number(thresholds.step_clip)}: the norm with which a sequence's gradient enters "
-            f"at its last step."
-        )
-
-    def suggestions(self, suggestions: parts.Suggestions) -> None:
-        assert self.forecast is not None
-        for suggestion in suggestions.tried:
-            change = growth(suggestion.predicted, suggestion.factor, self.forecast.horizon)
-            self.text(
-                f"- Suggested: {suggestion.name}, {suggestion.reason}. Forecast: the gradient "
-                f"{VERBS[suggestion.verdict]}, {change} (measured: {per_step(suggestion.measured)} a step)."
-            )
-        for reason in suggestions.missing:
-            self.text(f"- {reason}")
-
-    def outcome(self, outcome: parts.Outcome) -> None:
-        self.head("5. Verdict")
-        self.text(outcome.finding)
-        self.text(outcome.advice)
-        self.head("Python")
-        self.console.print(outcome.python)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gradcore._base.check import FLOAT32, Array, check_int
+from gradcore._base.check import Array, check_int
+from gradcore.data.errors import SourceError
+from gradcore.data.forecasting import forecast_task
 from gradcore.data.tasks import Task, adding_task, copy_task, one_hot, temporal_order_task
 
 __all__ = ["SOURCES", "SourceError", "load"]
@@ -23,19 +25,6 @@ MAKERS = {"adding": adding_task, "temporal-order": temporal_order_task, "copy": 
 
 SOURCES = ("sunspots", *MAKERS)
 """Names of the sources that come with the package."""
-
-
-class SourceError(ValueError):
-    """Say in one line why a source cannot be learned from, and where the fault is.
-
-    Examples
-    --------
-    >>> import gradcore
-    >>> gradcore.data.load("nowhere.csv")
-    Traceback (most recent call last):
-    ...
-    gradcore.data.sources.SourceError: nowhere.csv: no such file, and not one of the tasks sunspots, adding, ...
-    """
 
 
 def load(source: str | os.PathLike[str], seq_len: int | None = None, *, target: str | int | None = None) -> Task:
@@ -104,19 +93,18 @@ def _check_long_enough(source: str, n: int, what: str, steps: int) -> None:
 
 
 def _forecast_task(title: str, source: str, values: Array, steps: int) -> Task:
-    """Forecast the value that follows `steps` standardized ones."""
-    _check_long_enough(source, len(values), "values", steps)
-    scaled = values / np.abs(values).max() if values.any() else values  # squares of the values may overflow
-    deviation = scaled.std()
-    if not deviation > CONSTANT * np.abs(scaled).max():
-        raise SourceError(f"{source}: every value is {values[0]:g}; a constant series has nothing to learn")
-    series = ((scaled - scaled.mean()) / deviation).astype(FLOAT32)
+    from types import SimpleNamespace
 
-    def draw(rng: np.random.Generator, batch: int) -> tuple[Array, Array]:
-        start = rng.integers(0, len(series) - steps, batch)
-        return series[start + np.arange(steps)[:, None]][..., None], series[start + steps][:, None]
-
-    return Task(f"next value of {title}", source, 1, 1, steps, False, False, 1.0, draw)
+    series = SimpleNamespace(
+        source=source,
+        target=title,
+        inputs=(title,),
+        parts=(values[:, None],),
+        targets=(values,),
+        classes=None,
+        facts={},
+    )
+    return forecast_task(title, series, steps)
 
 
 def _character_task(source: str, text: str, steps: int) -> Task:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from gradcore.losses import mse, softmax_cross_entropy
 
 __all__ = ["Batches", "Task", "adding", "copy", "temporal_order"]
 
+HELD_OUT_SEED = 2**32 - 5  # of sequences that are drawn to judge a model by
 ORDER_SYMBOLS = 6  # A, B and four distractors
 COPY_SYMBOLS, COPY_LENGTH = 10, 10  # eight symbols, the blank and the signal; ten of them to remember
 
@@ -231,6 +232,21 @@ class Batches:
             yield self.task.draw(rng, self.batch)
 
 
+class HeldOut(NamedTuple):
+    """What a model is judged by: sequences that it is not trained on, and what is reached on them without a model.
+
+    Parameters
+    ----------
+    draw : callable
+        ``draw(n) -> (x, target)`` returns at most n of the sequences, the same ones each time.
+    baselines : mapping of str to float
+        The losses on them of "constant", the best answer that ignores the input, "last_value" and "seasonal".
+    """
+
+    draw: Callable[[int], tuple[Array, Array]]
+    baselines: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Task:
     """Something to learn: its sizes, its loss and its batches. `load` makes one.
@@ -255,6 +271,10 @@ class Task:
         Loss of the best answer that ignores the input.
     draw : callable
         ``draw(rng, batch) -> (x, target)`` with x float32, (T, B, input_size).
+    held_out : HeldOut, optional
+        What a model is judged by. By default sequences that `draw` draws from another seed, with `baseline`.
+    facts : mapping, optional
+        What was read from a file, in JSON's types.
 
     Examples
     --------
@@ -273,6 +293,40 @@ class Task:
     classes: bool
     baseline: float
     draw: Callable[[np.random.Generator, int], tuple[Array, Array]]
+    held_out: HeldOut | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def baselines(self) -> Mapping[str, float]:
+        """The losses, on what is held out, of answers that need no model."""
+        return {"constant": self.baseline} if self.held_out is None else self.held_out.baselines
+
+    def test(self, n: int = 512) -> tuple[Array, Array]:
+        """Return sequences to judge a model by, the same ones each time.
+
+        Parameters
+        ----------
+        n : int
+            How many at most.
+
+        Returns
+        -------
+        x : ndarray, (T, B, input_size)
+            The sequences. Their targets are never among those that `draw` draws.
+        target : ndarray
+            The targets.
+
+        Examples
+        --------
+        >>> from gradcore.data import load
+        >>> x, target = load("sunspots").test()
+        >>> x.shape[1] == target.shape[0]
+        True
+        """
+        n = check_int("n", n, least=1)
+        if self.held_out is None:
+            return self.draw(np.random.default_rng(HELD_OUT_SEED), n)
+        return self.held_out.draw(n)
 
     def loss(self, y: Array, target: Array) -> tuple[float, Array]:
         """Compute the loss, the mean over the targets, and its gradient with respect to y.

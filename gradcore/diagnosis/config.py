@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcore._base.check import check_choice, check_int, check_number
@@ -55,6 +55,8 @@ class Config:
         Rule of the update.
     seed : int
         Seed of weights and batches.
+    seeds : int
+        Number of seeds from that on that each trial starts from.
     gate_bias : float, optional
         Bias of the gate that keeps the state, for LSTM and GRU; by default the layer's own.
 
@@ -84,12 +86,13 @@ class Config:
     lr: float = 0.02
     optimizer: str = "sgd"
     seed: int = 0
+    seeds: int = 3
     gate_bias: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("cell", BY_NAME), ("init", INITS), ("optimizer", OPTIMIZERS)):
             check_choice(name, getattr(self, name), known)
-        for name in ("hidden", "layers", "batch", "steps"):
+        for name in ("hidden", "layers", "batch", "steps", "seeds"):
             check_int(name, getattr(self, name), least=1)
         check_int("seed", self.seed)
         check_number("gain", self.gain, above=0.0, most=LARGEST_GAIN)
@@ -130,7 +133,10 @@ class Config:
         ]
         rule = call(f"gradcore.optim.{OPTIMIZERS[self.optimizer]}", Name("model"), lr=self.lr)
         optimizer = Recipe([Let("optimizer", rule)], "optimizer", takes=["model"])
-        return Problem(Recipe(model, "model"), Recipe(data, "batches"), task.loss, optimizer)
+        return Problem(
+            Recipe(model, "model"), Recipe(data, "batches"), task.loss, optimizer,
+            test=task.test, vary=lambda **changes: replace(self, **changes).problem(task), lr=self.lr,
+        )  # fmt: skip
 
     def _start(self) -> list[Step]:
         """The start of the recurrent matrices, where it is not the layer's own."""

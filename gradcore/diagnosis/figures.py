@@ -13,6 +13,7 @@ import numpy as np
 
 from gradcore._base.check import Array, as_array, as_list, check_int, check_real, check_reals, check_room
 from gradcore.diagnosis.parts import Study
+from gradcore.diagnosis.verdict import plus_minus
 from gradcore.diagnosis.wording import VERBS, number, per_step
 
 if TYPE_CHECKING:
@@ -393,8 +394,8 @@ def figures(study: Study) -> dict[str, Figure]:
     configured, clipped = trials[0], trials[1]
     inside = [matrix.eigenvalues for matrix in forecast.matrices]
     outside = sum(int((np.abs(values) > 1).sum()) for values in inside)
-    finite = [trial for trial in trials if math.isfinite(trial.loss)]
-    best = min(finite, key=lambda trial: trial.loss) if finite else None
+    finite = [trial for trial in trials if math.isfinite(trial.held_out_loss)]
+    best = min(finite, key=lambda trial: trial.held_out_loss) if finite else None
     liveliest = max(forecast.spectra, key=lambda spectrum: spectrum.largest)
     above = sum(int((spectrum.exponents > 0).sum()) for spectrum in forecast.spectra)
     unfinished = f", {configured.nonfinite_steps} steps not finite" if configured.nonfinite_steps else ""
@@ -402,8 +403,8 @@ def figures(study: Study) -> dict[str, Figure]:
         "time_steps": plot_time_steps(
             measurement.norms,
             measurement.norms[:, -1:] * forecast.curves,
-            title=f"The gradient {VERBS[measurement.verdict]}: ×{per_step(measurement.rate)} a step, "
-            f"×{number(measurement.factor)} over {forecast.horizon} steps",
+            title=f"The gradient {VERBS[measurement.verdict]}: ×{number(measurement.factor)} over {forecast.horizon} "
+            f"steps, with a slope of ×{per_step(measurement.rate)} a step",
             names=measurement.names,
         ),
         "training": plot_training(
@@ -421,7 +422,9 @@ def figures(study: Study) -> dict[str, Figure]:
         ),
         "trials": plot_trials(
             {trial.name: trial.history.loss for trial in trials},
-            title=f"Lowest loss: {best.name}, {number(best.loss)}" if best else "No trial kept a finite loss",
-            baseline=study.start.baseline,
+            title=f"Lowest loss on what is held out: {best.name}, {plus_minus(best)}"
+            if best
+            else "No trial kept a finite loss",
+            baseline=study.start.baselines["constant"],
         ),
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from gradcore._base.check import Array
 from gradcore._base.files import jsonable
 from gradcore._base.html import html_table
 from gradcore.diagnosis.config import Config
+from gradcore.diagnosis.trials import ClipThresholds, Conclusion, Outcome, Suggestions, Trial
 from gradcore.diagnosis.wording import number, per_step
 from gradcore.spectral import Condition, LayerGrowth
 from gradcore.spectral.verdict import Verdict
@@ -20,24 +23,17 @@ from gradcore.training.history import History
 from gradcore.training.monitor import Finding
 
 __all__ = [
-    "ClipThresholds",
     "Comparison",
-    "Conclusion",
     "Diagnosis",
     "LayerRates",
+    "Length",
     "Matrix",
     "Measurement",
-    "Outcome",
     "Spectrum",
     "Start",
     "Study",
-    "Suggestion",
-    "Suggestions",
     "TimeForecast",
-    "Trial",
 ]
-
-Kind = Literal["explodes", "vanishes", "stable", "diverged", "nothing_to_learn"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,10 @@ class Start:
         What was asked for.
     task : str
         Name of the task.
-    baseline : float
-        Loss of the best constant answer.
+    data : dict
+        What was read, in JSON's types; empty for a task of the literature.
+    baselines : dict of str to float
+        Losses, on the sequences held out, of answers that need no model.
     input_size, output_size : int
         Sizes of the task.
     steps_back : int
@@ -63,20 +61,20 @@ class Start:
 
     Examples
     --------
-    >>> import gradcore
     >>> from gradcore.diagnosis.config import Config, task_of
     >>> from gradcore.diagnosis.parts import Start
     >>> config = Config("adding")
     >>> task = task_of(config)
     >>> size = config.problem(task).model().flat_params.size
-    >>> start = Start(config, task.name, task.baseline, task.input_size, task.output_size, 99, size, gradcore.info())
+    >>> start = Start(config, task.name, {}, task.baselines, task.input_size, task.output_size, 99, size, {})
     >>> start.config.source, start.n_parameters
     ('adding', 4417)
     """
 
     config: Config
     task: str
-    baseline: float
+    data: Mapping[str, Any]
+    baselines: Mapping[str, float]
     input_size: int
     output_size: int
     steps_back: int
@@ -218,13 +216,19 @@ class Measurement:
     norms : ndarray, (layers, T)
         L2 norm of dL/dh at each time step.
     rates : tuple of float
-        Growth of each row, natural logarithm per step back; NaN where there is no gradient.
+        Growth of each row, natural logarithm per step back, as `gradcore.spectral.measure_growth` fits it; NaN where
+        there is no gradient.
     rate : float
         The largest of them.
     factor : float
-        By how much the norm changes over the horizon at that rate.
+        By how much the norm of that row changes over the horizon: over the whole sequence the ratio of its norms, over
+        another horizon, or where a norm underflows, what the rate comes to.
     verdict : {"explodes", "vanishes", "stable"}
-        What that amounts to.
+        What that factor amounts to.
+    n_sequences, n_growing : int
+        Number of sequences whose gradient can be followed in the row of that rate, and of those where it grows.
+    median_rate : float
+        The median of their rates. A norm over all sequences follows the one that grows most.
 
     Examples
     --------
@@ -242,6 +246,37 @@ class Measurement:
     names: tuple[str, ...]
     norms: Array
     rates: tuple[float, ...]
+    rate: float
+    factor: float
+    verdict: Verdict
+    n_sequences: int = 0
+    n_growing: int = 0
+    median_rate: float = math.nan
+
+
+@dataclass(frozen=True)
+class Length:
+    """What is measured with sequences of another length.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps of a sequence.
+    rate : float
+        Growth, natural logarithm per step back.
+    factor : float
+        By how much the norm changes over the sequence.
+    verdict : {"explodes", "vanishes", "stable"}
+        What that amounts to.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Length
+    >>> Length(50, -0.1, 0.0074, "vanishes").steps
+    50
+    """
+
+    steps: int
     rate: float
     factor: float
     verdict: Verdict
@@ -299,212 +334,6 @@ class Comparison:
     layers: tuple[LayerRates, ...]
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """A change of the start that may let gradients last, and what it does to them before training.
-
-    Parameters
-    ----------
-    name : str
-        What it is, in words.
-    changes : dict
-        The options of `Config` that it sets.
-    reason : str
-        Why.
-    predicted, measured : float
-        Rate of the changed model: forecast and measured.
-    factor : float
-        Forecast change of the gradient's norm over the sequence.
-    verdict : {"explodes", "vanishes", "stable"}
-        What the forecast amounts to.
-
-    Examples
-    --------
-    >>> from gradcore.diagnosis.parts import Suggestion
-    >>> suggestion = Suggestion("gain 1.4", {"gain": 1.4}, "to keep the gradient's norm", 0.001, 0.002, 1.1, "stable")
-    >>> suggestion.changes, suggestion.verdict
-    ({'gain': 1.4}, 'stable')
-    """
-
-    name: str
-    changes: dict[str, Any]
-    reason: str
-    predicted: float
-    measured: float
-    factor: float
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Suggestions:
-    """Changes of the start.
-
-    Parameters
-    ----------
-    tried : tuple of Suggestion
-        Those that become trials.
-    missing : tuple of str
-        Why there is none where there might have been one.
-
-    Examples
-    --------
-    >>> from gradcore.diagnosis.parts import Suggestions
-    >>> Suggestions((), ("The configured gain is the one that is forecast to keep the gradient's norm.",)).tried
-    ()
-    """
-
-    tried: tuple[Suggestion, ...]
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A training run.
-
-    Parameters
-    ----------
-    name : str
-        The remedy, or "as configured".
-    changes : dict
-        What the remedy sets.
-    max_norm, step_clip : float or None
-        Clipping thresholds.
-    loss : float
-        Mean of the last tenth of the steps.
-    largest_norm : float
-        The largest finite gradient norm, before clipping.
-    clipped_steps, nonfinite_steps : int
-        Number of steps that were clipped, and whose loss or norm was not finite.
-    seconds : float
-        How long it took.
-    findings : tuple of Finding
-        What `GradientMonitor` reported.
-    history : History
-        The whole course.
-    python : str
-        Python that repeats the run.
-
-    Examples
-    --------
-    >>> from gradcore.diagnosis.config import Config, task_of
-    >>> from gradcore.diagnosis.stages import train
-    >>> config = Config("adding", steps=5)
-    >>> trial = train(config.problem(task_of(config)), "as configured", {})
-    >>> trial.max_norm, trial.nonfinite_steps, len(trial.history)
-    (None, 0, 5)
-    """
-
-    name: str
-    changes: dict[str, Any]
-    max_norm: float | None
-    step_clip: float | None
-    loss: float
-    largest_norm: float
-    clipped_steps: int
-    nonfinite_steps: int
-    seconds: float
-    findings: tuple[Finding, ...]
-    history: History
-    python: str
-
-
-@dataclass(frozen=True)
-class ClipThresholds:
-    """Where to clip, and the early norms that say so.
-
-    Parameters
-    ----------
-    max_norm : float
-        Threshold of the norm of all gradients.
-    step_clip : float
-        Threshold of a sequence's gradient at each time step.
-    reason : str
-        Why `max_norm` is what it is.
-    steps_seen : int
-        Number of early steps.
-    norm_quantiles : tuple of float
-        Their norms of all gradients: quantiles at 5 %, 50 % and 95 %.
-    output_norm : float
-        Median norm of the output layer's gradient.
-
-    Examples
-    --------
-    >>> from gradcore.diagnosis.parts import ClipThresholds
-    >>> thresholds = ClipThresholds(2.5, 0.1, "the 95 % quantile of the early norms", 60, (0.4, 0.9, 2.5), 1.3)
-    >>> thresholds.max_norm == thresholds.norm_quantiles[-1]
-    True
-    """
-
-    max_norm: float
-    step_clip: float
-    reason: str
-    steps_seen: int
-    norm_quantiles: tuple[float, ...]
-    output_norm: float
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """What is wrong, and what to do.
-
-    Parameters
-    ----------
-    kind : {"explodes", "vanishes", "stable", "diverged", "nothing_to_learn"}
-        The finding in one word.
-    finding : str
-        The finding in a sentence.
-    advice : str
-        What to do, in a sentence.
-
-    Examples
-    --------
-    >>> from gradcore.diagnosis.parts import Conclusion
-    >>> print(Conclusion("stable", "The gradient keeps its size.", "Change nothing."))
-    stable: The gradient keeps its size. Change nothing.
-    """
-
-    kind: Kind
-    finding: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.finding} {self.advice}"
-
-
-@dataclass(frozen=True)
-class Outcome(Conclusion):
-    """A conclusion from trials.
-
-    Parameters
-    ----------
-    kind : {"explodes", "vanishes", "stable", "diverged", "nothing_to_learn"}
-        The finding in one word.
-    finding : str
-        The finding in a sentence.
-    advice : str
-        What to do, in a sentence.
-    remedy : str or None
-        Name of the trial that did clearly better than the configuration; None if there is none.
-    loss : float
-        Loss of that trial, or of the configuration.
-    python : str
-        Python that repeats it.
-
-    Examples
-    --------
-    >>> from gradcore.diagnosis.parts import Outcome
-    >>> outcome = Outcome("explodes", "The gradient explodes.", "Clip it.", "norm clipping at 2.5", 0.02, "...")
-    >>> print(outcome)
-    explodes: The gradient explodes. Clip it.
-    >>> outcome.remedy
-    'norm clipping at 2.5'
-    """
-
-    remedy: str | None
-    loss: float
-    python: str
-
-
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What `gradcore.diagnose` found.
@@ -559,8 +388,12 @@ class Diagnosis:
             Numbers that are not finite are the strings "NaN", "Infinity" and "-Infinity".
         """
         fields = {part.name: _plain(getattr(self, part.name)) for part in dataclasses.fields(self)}
-        document: dict[str, Any] = jsonable({"format": "gradcore.Diagnosis", "version": 1} | fields)
+        document: dict[str, Any] = jsonable({"format": "gradcore.Diagnosis", "version": 2} | fields | self._given())
         return document
+
+    def _given(self) -> dict[str, Any]:
+        """What the document has beside the parts."""
+        return {}
 
 
 @dataclass(frozen=True, repr=False)
@@ -579,6 +412,8 @@ class Study(Diagnosis):
         What is wrong, and which remedy helps.
     start : Start
         What was examined.
+    lengths : tuple of Length
+        The measurement with shorter and longer sequences beside that of the configuration.
     threshold : ClipThresholds
         Where to clip.
     suggestions : Suggestions
@@ -590,22 +425,25 @@ class Study(Diagnosis):
     --------
     >>> from gradcore.diagnosis import configure, study
     >>> found = study(configure("sunspots", steps=5, hidden=8))
-    >>> found.verdict.kind in ("explodes", "vanishes"), found.trials[0].name
-    (True, 'as configured')
+    >>> found.trials[0].name, len(found.trials[0].held_out_losses)
+    ('as configured', 3)
     """
 
     verdict: Outcome
     start: Start
+    lengths: tuple[Length, ...]
     threshold: ClipThresholds
     suggestions: Suggestions
     trials: tuple[Trial, ...]
 
+    def _given(self) -> dict[str, Any]:
+        return {"data": dict(self.start.data), "baselines": dict(self.start.baselines)}
+
     def _repr_html_(self) -> str:
         rows = [
-            (trial.name, number(trial.loss), number(trial.largest_norm), f"{trial.clipped_steps}")
-            for trial in self.trials
+            (trial.name, number(trial.held_out_loss), number(trial.spread), number(trial.loss)) for trial in self.trials
         ]
-        head = ("trial", "loss", "largest norm", "clipped steps")
+        head = ("trial", "loss held out", "spread", "loss trained on")
         return super()._repr_html_() + html_table(rows, header=head)
 
 

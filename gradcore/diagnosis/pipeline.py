@@ -6,30 +6,25 @@ Everything follows from the arguments, seeds included, except for the seconds. N
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from gradcore._base.check import Array, check_int
 from gradcore._base.threads import info
+from gradcore.data import SourceError
 from gradcore.diagnosis.config import Config, task_of
-from gradcore.diagnosis.parts import (
-    Conclusion,
-    Diagnosis,
-    Kind,
-    Measurement,
-    Outcome,
-    Start,
-    Study,
-    TimeForecast,
-    Trial,
-)  # fmt: skip
-from gradcore.diagnosis.remedies import choose_thresholds, clipping, departed, starts_and_cells
+from gradcore.diagnosis.parts import Diagnosis, Length, Measurement, Start, Study
+from gradcore.diagnosis.problem import Problem, Remedy
+from gradcore.diagnosis.rates import best_rate
+from gradcore.diagnosis.remedies import choose_thresholds, clipping, starts_and_cells
 from gradcore.diagnosis.stages import compare, forecast, measure, train
 from gradcore.diagnosis.suggest import suggest
-from gradcore.diagnosis.wording import VERBS, growth, number, per_step
+from gradcore.diagnosis.trials import Conclusion, Kind, Trial
+from gradcore.diagnosis.verdict import finding, judge, kind_of_gradient
+from gradcore.diagnosis.wording import number
 from gradcore.layers.layer import Layer
 from gradcore.spectral.members import recurrent_tapes
 from gradcore.training.fit import each_batch
@@ -39,7 +34,6 @@ __all__ = ["diagnose", "study"]
 Part = TypeVar("Part")
 
 SAMPLES = 64  # sequences of a configuration that forecast and measurement follow
-WORTHWHILE = 0.02  # a loss that is lower by this share is a difference
 
 # What to do, from the gradient alone.
 ADVICE: dict[Kind, str] = {
@@ -112,8 +106,8 @@ def diagnose(
     horizon = max(steps - 1, 1) if horizon is None else horizon
     expected = forecast(model, x, horizon)
     measured = measure(model, x, target, loss, horizon)
-    kind = _kind_of_gradient(expected, measured)
-    verdict = Conclusion(kind, _finding(kind, expected, measured) + ".", ADVICE[kind])
+    kind = kind_of_gradient(expected, measured)
+    verdict = Conclusion(kind, finding(kind, expected, measured), ADVICE[kind])
     return Diagnosis(expected, measured, compare(expected, measured), verdict)
 
 
@@ -144,8 +138,8 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
     config : Config
         What to diagnose.
     report : callable, optional
-        Called with each part as soon as it is known: Start, TimeForecast, Measurement, Comparison, Trial (as
-        configured), ClipThresholds, Suggestions, Trial (one for each remedy), Outcome.
+        Called with each part as soon as it is known: Start, TimeForecast, Measurement, Comparison, tuple of Length,
+        Trial (as configured), ClipThresholds, Suggestions, Trial (one for each remedy), Outcome.
 
     Returns
     -------
@@ -178,7 +172,8 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
         Start(
             config=config,
             task=task.name,
-            baseline=task.baseline,
+            data=task.facts,
+            baselines=task.baselines,
             input_size=task.input_size,
             output_size=task.output_size,
             steps_back=task.steps - 1,
@@ -190,93 +185,54 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
     expected = tell(forecast(model, x, start.steps_back))
     measured = tell(measure(model, x, target, task.loss, start.steps_back))
     comparison = tell(compare(expected, measured))
-    configured = tell(train(problem, "as configured", {}))
+    lengths = tell(_other_lengths(config, measured))
+    seeds = range(config.seed, config.seed + config.seeds)
+    configured = tell(train(problem, "as configured", {}, seeds))
     threshold = tell(choose_thresholds(configured, config.batch))
     suggestions, suggested = suggest(config, task, model, x, target)
     tell(suggestions)
     starts, cells = starts_and_cells(config, task)
-    unbuilt = [(remedy, None) for remedy in (*clipping(threshold), *starts)]
     trials = [configured]
-    for remedy, built in (*unbuilt, *suggested, *((remedy, None) for remedy in cells)):
-        trials.append(tell(train(remedy.apply(problem), remedy.name, remedy.changes, built)))
+    steady = best_rate(problem, config.steps)
+    if steady is not None and steady != config.lr:
+        changes = {"lr": steady}
+        trials.append(tell(train(problem.varied(lr=steady), f"learning rate {number(steady)}", changes, seeds)))
+    for remedy in (*clipping(threshold), *starts, *suggested, *cells):
+        trials.append(tell(_tried(remedy, problem, config.steps, seeds)))
     return Study(
         forecast=expected,
         measurement=measured,
         comparison=comparison,
-        verdict=tell(judge(task.baseline, expected, measured, trials)),
+        verdict=tell(judge(task.baselines, expected, measured, trials, steady)),
         start=start,
+        lengths=lengths,
         threshold=threshold,
         suggestions=suggestions,
         trials=tuple(trials),
     )
 
 
-def judge(baseline: float, expected: TimeForecast, measured: Measurement, trials: list[Trial]) -> Outcome:
-    """Conclude from the trials, of which the first is the training as configured.
-
-    Parameters
-    ----------
-    baseline : float
-        Loss of the best constant answer.
-    expected : TimeForecast
-        The forecast of the configuration.
-    measured : Measurement
-        Its measurement.
-    trials : list of Trial
-        As configured, then with each remedy.
-
-    Returns
-    -------
-    Outcome
-        Whose remedy is the trial of the lowest loss, if that is clearly below the loss as configured.
-    """
-    configured, *remedies = trials
-    gradient = _kind_of_gradient(expected, measured)
-    finding = (
-        f"{_finding(gradient, expected, measured)}. The training as configured ended at a loss of "
-        f"{number(configured.loss)} (the best constant answer has {number(baseline)}) after norms of up to "
-        f"{number(configured.largest_norm)}."
-    )
-    sound = [trial for trial in trials if math.isfinite(trial.loss)]
-    lowest = min(sound, key=lambda trial: trial.loss, default=configured)
-    learned = bool(sound) and not lowest.loss > (1 - WORTHWHILE) * baseline
-    improved = bool(sound) and not lowest.loss > (1 - WORTHWHILE) * configured.loss
-    best = lowest if improved else configured
-    if not sound:
-        advice = "No trial kept a finite loss: lower the learning rate first, then diagnose again."
-    elif not learned:
-        advice = (
-            f"In {len(configured.history)} steps no trial got below the constant answer (the lowest loss is "
-            f"{number(lowest.loss)}): give them more steps before choosing."
-        )
-    elif not improved:
-        advice = f"None of {len(remedies)} remedies reached a clearly lower loss: keep the training as it is."
-    else:
-        share = best.clipped_steps / len(best.history)
-        clipped = f", {share:.0%} of the steps clipped" if best.clipped_steps else ""
-        advice = (
-            f"Of {len(remedies)} remedies, {best.name} did best, with a loss of {number(best.loss)} and norms of up "
-            f"to {number(best.largest_norm)}{clipped}."
-        )
-    kind: Kind = gradient
-    if not sound or (gradient != "explodes" and departed([configured.history.loss[0], configured.loss]).size):
-        kind = "diverged"
-    elif gradient != "explodes" and not learned:
-        kind = "nothing_to_learn"
-    return Outcome(kind, finding, advice, best.name if improved else None, best.loss, best.python)
+def _tried(remedy: Remedy, problem: Problem, steps: int, seeds: Sequence[int]) -> Trial:
+    """The trial of a remedy, at the learning rate that suits it."""
+    changed, changes, name = remedy.apply(problem), remedy.changes, remedy.name
+    rate = best_rate(changed, steps)
+    if rate is not None and rate != changed.lr:
+        changed, changes, name = changed.varied(lr=rate), {**changes, "lr": rate}, f"{name}, rate {number(rate)}"
+    return train(changed, name, changes, seeds)
 
 
-def _kind_of_gradient(expected: TimeForecast, measured: Measurement) -> Kind:
-    """What the measurement says; where no gradient arrived, the forecast; "diverged" where it was not finite."""
-    if not math.isnan(measured.rate):
-        return measured.verdict
-    return "diverged" if not np.isfinite(measured.norms).all() else expected.verdict
-
-
-def _finding(kind: Kind, expected: TimeForecast, measured: Measurement) -> str:
-    ahead = growth(expected.rate, expected.factor, expected.horizon)
-    if math.isnan(measured.rate):
-        state = "is not finite" if kind == "diverged" else "is zero"
-        return f"The gradient {state}, so that its growth cannot be measured; the forecast is {ahead}"
-    change = growth(measured.rate, measured.factor, expected.horizon)
-    return f"The gradient {VERBS[kind]}: on its way back it changes by {change} (forecast: {per_step(expected.rate)})"
+def _other_lengths(config: Config, measured: Measurement) -> tuple[Length, ...]:
+    """What is measured with sequences of half the length and of twice, where the source has them."""
+    steps = measured.norms.shape[1]
+    found = [Length(steps, measured.rate, measured.factor, measured.verdict)]
+    for seq_len in (steps // 2, 2 * steps):
+        try:
+            task = task_of(dataclasses.replace(config, seq_len=seq_len))
+        except (SourceError, ValueError):  # too short, or too long for the source
+            continue
+        if task.steps == steps:
+            continue
+        x, target = task.draw(np.random.default_rng(config.seed), SAMPLES)
+        other = measure(config.problem(task).model(), x, target, task.loss, task.steps - 1)
+        found.append(Length(task.steps, other.rate, other.factor, other.verdict))
+    return tuple(sorted(found, key=lambda length: length.steps))

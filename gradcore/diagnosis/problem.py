@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcore._base.check import Array
@@ -25,29 +25,32 @@ class Problem:
         ``loss(y, target)`` returns the loss and its gradient with respect to y.
     optimizer : callable
         ``optimizer(model)`` returns an optimizer of the model's parameters.
+    test : callable
+        ``test()`` returns x and target of the sequences to judge the model by.
+    vary : callable
+        ``vary(**changes)`` returns the same problem with another `seed`, `lr` or number of `steps`.
+    lr : float
+        The learning rate.
     max_norm, step_clip : float, optional
         Thresholds of `gradcore.fit`; None does not clip.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> import gradcore
-    >>> from gradcore.diagnosis.problem import Problem
-    >>> problem = Problem(
-    ...     model=lambda: gradcore.Sequential(gradcore.RNN(2, 8, rng=0), gradcore.Linear(8, 1, rng=0)),
-    ...     data=lambda: [(np.ones((5, 3, 2), np.float32), np.ones((5, 3, 1), np.float32))],
-    ...     loss=gradcore.losses.mse,
-    ...     optimizer=lambda model: gradcore.optim.SGD(model, lr=0.1),
-    ...     max_norm=1.0,
-    ... )
-    >>> problem.clipping
-    {'max_norm': 1.0}
+    >>> import dataclasses
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> config = Config("adding")
+    >>> problem = dataclasses.replace(config.problem(task_of(config)), max_norm=1.0)
+    >>> problem.clipping, problem.varied(lr=0.5).lr, problem.varied(lr=0.5).clipping
+    ({'max_norm': 1.0}, 0.5, {'max_norm': 1.0})
     """
 
     model: Callable[[], Any]
     data: Callable[[], Iterable[Any]]
     loss: Callable[[Array, Any], tuple[float, Array]]
     optimizer: Callable[[Any], Any]
+    test: Callable[[], tuple[Array, Any]]
+    vary: Callable[..., Problem]
+    lr: float
     max_norm: float | None = None
     step_clip: float | None = None
 
@@ -56,6 +59,21 @@ class Problem:
         """The thresholds that are set, as arguments of `gradcore.fit`."""
         given = {"max_norm": self.max_norm, "step_clip": self.step_clip}
         return {name: value for name, value in given.items() if value is not None}
+
+    def varied(self, **changes: Any) -> Problem:
+        """Return the same problem, clipping included, with another seed, learning rate or number of steps.
+
+        Parameters
+        ----------
+        **changes
+            `seed`, `lr` or `steps`.
+
+        Returns
+        -------
+        Problem
+            The problem.
+        """
+        return replace(self.vary(**changes), max_norm=self.max_norm, step_clip=self.step_clip)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from gradcore._base.check import Array
 from gradcore.data import Task
 from gradcore.diagnosis.config import Config
-from gradcore.diagnosis.parts import ClipThresholds, Trial
 from gradcore.diagnosis.problem import Problem, Remedy
+from gradcore.diagnosis.trials import ClipThresholds, Trial
 from gradcore.diagnosis.wording import number, rounded
 from gradcore.layers.cell import BY_NAME
 
@@ -72,7 +72,7 @@ def choose_thresholds(trial: Trial, batch: int) -> ClipThresholds:
     >>> from gradcore.diagnosis.remedies import choose_thresholds
     >>> from gradcore.diagnosis.stages import train
     >>> config = Config("adding", steps=5)
-    >>> trial = train(config.problem(task_of(config)), "as configured", {})
+    >>> trial = train(config.problem(task_of(config)), "as configured", {}, seeds=[0])
     >>> thresholds = choose_thresholds(trial, config.batch)
     >>> thresholds.steps_seen, thresholds.max_norm > 0, thresholds.step_clip > 0
     (1, True, True)
@@ -150,7 +150,7 @@ def clipping(thresholds: ClipThresholds) -> list[Remedy]:
 
     Examples
     --------
-    >>> from gradcore.diagnosis.parts import ClipThresholds
+    >>> from gradcore.diagnosis.trials import ClipThresholds
     >>> from gradcore.diagnosis.remedies import clipping
     >>> thresholds = ClipThresholds(2.5, 0.1, "the 95 % quantile of the early norms", 60, (0.4, 0.9, 2.5), 1.3)
     >>> [remedy.name for remedy in clipping(thresholds)]

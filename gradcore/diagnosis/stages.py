@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,15 +14,17 @@ from gradcore import spectral
 from gradcore._base.check import Array
 from gradcore._base.hook import TrainingStep
 from gradcore.diagnosis.config import program
-from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement, Spectrum, TimeForecast, Trial
+from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement, Spectrum, TimeForecast
 from gradcore.diagnosis.problem import Problem
+from gradcore.diagnosis.trials import Trial
 from gradcore.diagnosis.wording import times
 from gradcore.spectral.members import recurrent_tapes
 from gradcore.spectral.verdict import judge
 from gradcore.training.fit import fit
-from gradcore.training.monitor import GradientMonitor
+from gradcore.training.history import History
+from gradcore.training.monitor import Finding, GradientMonitor
 
-__all__ = ["compare", "forecast", "measure", "predict", "recurrent_layers", "train"]
+__all__ = ["Run", "compare", "ended_at", "forecast", "measure", "predict", "recurrent_layers", "run", "train"]
 
 FEW = 8  # sequences along which Lyapunov exponents are computed
 EXPONENTS = 64  # of a layer, at most
@@ -240,8 +243,18 @@ def measure(
         rows = [back if row.reverse else row for row, back in zip(rows, other_way, strict=True)]
     names, norms, rates = zip(*((row.name, row.norms, row.rate) for row in rows), strict=True)
     rate = max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
-    verdict = judge(rate, horizon)
-    return Measurement(names, np.array(norms), rates, rate, times(rate, horizon), verdict)
+    found = Measurement(names, np.array(norms), rates, rate, times(rate, horizon), judge(rate, horizon))
+    if math.isnan(rate):
+        return found
+    row = rows[rates.index(rate)]
+    if not math.isnan(row.log_factor) and horizon == len(row.norms) - 1:  # no need to continue a slope
+        mean = row.log_factor / horizon
+        found = dataclasses.replace(found, factor=times(mean, horizon), verdict=judge(mean, horizon))
+    each = row.rates[~np.isnan(row.rates)]
+    if not each.size:
+        return found
+    growing = int((each > 0).sum())
+    return dataclasses.replace(found, n_sequences=each.size, n_growing=growing, median_rate=float(np.median(each)))
 
 
 class _Row(NamedTuple):
@@ -252,6 +265,19 @@ class _Row(NamedTuple):
     reverse: bool
     norms: Array
     rate: float
+    log_factor: float  # of the last norm over the first; NaN where one of them is no measure
+    rates: Array  # of each sequence
+
+
+def _rate(traveled: Array, tiny: float) -> float:
+    """ln(last / first) a step, of norms as the gradient meets them; NaN where one of them is no measure."""
+    if not traveled.any():
+        return math.nan
+    traveled = traveled[int(np.argmax(traveled != 0)) :]
+    first, last = float(traveled[0]), float(traveled[-1])
+    if len(traveled) < 2 or not (math.isfinite(first) and math.isfinite(last) and last > 1e3 * tiny):
+        return math.nan
+    return math.log(last / first) / (len(traveled) - 1)
 
 
 def _carried_back(
@@ -274,7 +300,15 @@ def _carried_back(
         for index, profile in enumerate(own.profiles()):
             name = _place(path) + profile.name
             rate = spectral.measure_growth(own, index=index)
-            rows.append(_Row(name, name.removesuffix("_reverse"), profile.reverse, profile.dh_norm, rate))
+            tiny = float(np.finfo(own.layer.dtype).tiny)
+            way = slice(None) if profile.reverse else slice(None, None, -1)
+            log_factor = _rate(profile.dh_norm[way], tiny) * (len(profile.dh_norm) - 1)
+            assert own.telemetry is not None
+            each = own.telemetry.dh_norm_per_sample[index, way]
+            rates = np.array([_rate(one, tiny) for one in each.T])
+            rows.append(
+                _Row(name, name.removesuffix("_reverse"), profile.reverse, profile.dh_norm, rate, log_factor, rates)
+            )
     # What has been carried through time above, the other way, arrives at every step: its growth is not this layer's.
     return [
         row._replace(rate=math.nan)
@@ -324,23 +358,46 @@ def compare(forecast: TimeForecast, measurement: Measurement) -> Comparison:
     )
 
 
-def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = None) -> Trial:
-    """Train a problem whose makers are recipes.
+class Run(NamedTuple):
+    """A training run.
+
+    Parameters
+    ----------
+    history : History
+        Its course.
+    findings : tuple of Finding
+        What `GradientMonitor` reported.
+    step_clipped : list of bool
+        Whether a time step was clipped, by training step.
+    held_out_loss : float
+        Loss after it on the sequences held out.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.stages import run
+    >>> config = Config("adding", steps=5)
+    >>> run(config.problem(task_of(config))).step_clipped
+    [False, False, False, False, False]
+    """
+
+    history: History
+    findings: tuple[Finding, ...]
+    step_clipped: list[bool]
+    held_out_loss: float
+
+
+def run(problem: Problem) -> Run:
+    """Train a problem once, and judge the model by the sequences held out.
 
     Parameters
     ----------
     problem : Problem
         What to train.
-    name : str
-        Name of the trial.
-    changes : dict
-        What the remedy sets.
-    model : Layer, optional
-        A model that the problem has made already; by default it makes one.
 
     Returns
     -------
-    Trial
+    Run
         What came of it.
 
     Raises
@@ -351,13 +408,12 @@ def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = Non
     Examples
     --------
     >>> from gradcore.diagnosis.config import Config, task_of
-    >>> from gradcore.diagnosis.stages import train
+    >>> from gradcore.diagnosis.stages import run
     >>> config = Config("adding", steps=5)
-    >>> trial = train(config.problem(task_of(config)), "as configured", {})
-    >>> trial.name, len(trial.history)
-    ('as configured', 5)
+    >>> len(run(config.problem(task_of(config))).history)
+    5
     """
-    model = problem.model() if model is None else model
+    model = problem.model()
     monitor = GradientMonitor()
     step_clipped: list[bool] = []
 
@@ -379,6 +435,79 @@ def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = Non
     )
     if history.interrupted:
         raise KeyboardInterrupt
+    return Run(history, tuple(monitor.findings), step_clipped, _held_out_loss(model, problem))
+
+
+def _held_out_loss(model: Any, problem: Problem) -> float:
+    x, target = problem.test()
+    y = model(x)
+    with np.errstate(all="ignore"):
+        loss = float(problem.loss(y[0] if isinstance(y, tuple) else y, target)[0])
+    return loss if math.isfinite(loss) else math.inf
+
+
+def ended_at(history: History) -> float:
+    """Return the loss at the end of a run, the mean of the last tenth of its steps.
+
+    Parameters
+    ----------
+    history : History
+        The course of the run.
+
+    Returns
+    -------
+    float
+        The loss.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.stages import ended_at, run
+    >>> config = Config("adding", steps=5)
+    >>> history = run(config.problem(task_of(config))).history
+    >>> ended_at(history) == float(history.loss[-1])
+    True
+    """
+    return float(history.loss[-max(len(history) // 10, 1) :].mean())
+
+
+def train(problem: Problem, name: str, changes: dict[str, Any], seeds: Sequence[int]) -> Trial:
+    """Train a problem whose makers are recipes, from several seeds.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to train.
+    name : str
+        Name of the trial.
+    changes : dict
+        What the remedy sets.
+    seeds : sequence of int
+        Seeds of weights and batches, at least one.
+
+    Returns
+    -------
+    Trial
+        What came of it.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        At Ctrl-C.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import Config, task_of
+    >>> from gradcore.diagnosis.stages import train
+    >>> config = Config("adding", steps=5)
+    >>> trial = train(config.problem(task_of(config)), "as configured", {}, seeds=[0, 1])
+    >>> trial.name, len(trial.history), len(trial.held_out_losses)
+    ('as configured', 5, 2)
+    """
+    started = time.perf_counter()
+    runs = [run(problem.varied(seed=seed)) for seed in seeds]
+    first = problem.varied(seed=seeds[0])
+    history, findings, step_clipped, _ = runs[0]
     norms = history.grad_norm
     finite = np.isfinite(norms) & np.isfinite(history.loss)
     return Trial(
@@ -386,12 +515,14 @@ def train(problem: Problem, name: str, changes: dict[str, Any], model: Any = Non
         changes=changes,
         max_norm=problem.max_norm,
         step_clip=problem.step_clip,
-        loss=float(history.loss[-max(len(history) // 10, 1) :].mean()),
+        lr=problem.lr,
+        loss=ended_at(history),
+        held_out_losses=tuple(run.held_out_loss for run in runs),
         largest_norm=float(norms[np.isfinite(norms)].max(initial=0.0)),
         clipped_steps=int((history.clipped | step_clipped).sum()),
         nonfinite_steps=int((~finite).sum()),
-        seconds=float(history.seconds[-1]),
-        findings=tuple(monitor.findings),
+        seconds=time.perf_counter() - started,
+        findings=findings,
         history=history,
-        python=program(problem),
+        python=program(first),
     )

@@ -8,10 +8,10 @@ from gradcore import meanfield
 from gradcore._base.check import Array
 from gradcore.data import Task
 from gradcore.diagnosis.config import Config
-from gradcore.diagnosis.parts import Suggestion, Suggestions
 from gradcore.diagnosis.problem import Remedy
 from gradcore.diagnosis.remedies import reconfigured
 from gradcore.diagnosis.stages import measure, predict, recurrent_layers
+from gradcore.diagnosis.trials import Suggestion, Suggestions
 from gradcore.diagnosis.wording import number, rounded
 from gradcore.layers.cell import BY_NAME
 
@@ -20,9 +20,7 @@ __all__ = ["suggest"]
 SAME_GAIN = 0.01  # a gain that differs by less than this share is the same
 
 
-def suggest(
-    config: Config, task: Task, model: Any, x: Array, target: Array
-) -> tuple[Suggestions, list[tuple[Remedy, Any]]]:
+def suggest(config: Config, task: Task, model: Any, x: Array, target: Array) -> tuple[Suggestions, list[Remedy]]:
     """Suggest the gain that keeps the gradient's norm, and for gated cells the bias of the gate that keeps the state.
 
     Parameters
@@ -40,8 +38,8 @@ def suggest(
     -------
     suggestions : Suggestions
         What was found.
-    remedies : list of (Remedy, Sequential)
-        The suggestions that are to be tried, each with its model before training.
+    remedies : list of Remedy
+        The suggestions that are to be tried.
 
     Examples
     --------
@@ -68,7 +66,7 @@ def suggest(
         tried.append(
             Suggestion(remedy.name, remedy.changes, reason, growth.rate, measured, growth.factor, growth.verdict)
         )
-        remedies.append((remedy, changed))
+        remedies.append(remedy)
     return Suggestions(tuple(tried), tuple(missing)), remedies
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["VERBS", "growth", "number", "per_step", "rounded", "times"]
+__all__ = ["BASELINES", "VERBS", "growth", "number", "per_step", "rounded", "times"]
 
+BASELINES = {
+    "constant": "the best constant answer",
+    "last_value": "the last value",
+    "seasonal": "the value a period ago",
+}
 VERBS = {"explodes": "explodes", "vanishes": "vanishes", "stable": "is stable"}
 
 

