@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ from gradcore._base.threads import info as machine_info
 from gradcore.data import SourceError
 from gradcore.data.sources import SOURCES
 from gradcore.diagnosis import Study
-from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, configure
+from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, configure, split_model
 from gradcore.diagnosis.pipeline import study
 from gradcore.diagnosis.text import Printer
 from gradcore.layers.cell import BY_NAME
@@ -67,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except MemoryError:
         return _fail("not enough memory: lower --hidden, --layers, --batch or --seq-len", 2)
-    except (SourceError, ValueError, OSError) as error:
+    except OwnError as error:
+        print(f"gradcore: the model raised\n{error}", file=sys.stderr, end="")
+        return 2
+    except (SourceError, TypeError, ValueError, OSError) as error:
         return _fail(str(error), 2)
 
 
@@ -118,6 +122,12 @@ def _app() -> "typer.Typer":
             print(f"gradcore {__version__}")
             raise typer.Exit
 
+    def read_config(context: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            known = {str(parameter.name) for parameter in context.command.params} - {"config"}
+            context.default_map = _options_in(path, known)
+        return path
+
     @app.callback()
     def gradcore(
         version: Annotated[
@@ -165,14 +175,30 @@ def _app() -> "typer.Typer":
             Path | None, typer.Option(metavar="DIR", help="Write figures and diagnosis.json to this folder.")
         ] = None,
         json: as_json = None,
+        model: Annotated[
+            str | None,
+            typer.Option(
+                metavar="FILE.py:NAME",
+                help="A model of your own: NAME(task, rng) returns it. The options of layers have no effect then.",
+            ),
+        ] = None,
+        config: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FILE.toml",
+                help="Options by name, such as seq_len = 30; those of the command line count more.",
+                callback=read_config,
+                is_eager=True,
+            ),
+        ] = None,
     ) -> Callable[[], None]:
         """Forecast, measure, train, try remedies, and say what to do."""
-        config = configure(
+        what = configure(
             source, target=target, cell=cell, hidden=hidden, layers=layers, init=init, gain=gain, seq_len=seq_len,
             batch=batch, steps=steps, lr=lr, optimizer=optimizer, seed=seed,
-            seeds=seeds,
+            seeds=seeds, model=model,
         )  # fmt: skip
-        return lambda: _diagnose(config, out, json)
+        return lambda: _diagnose(what, out, json)
 
     @app.command()
     def info(
@@ -184,16 +210,56 @@ def _app() -> "typer.Typer":
     return app
 
 
+def _options_in(path: Path, known: set[str]) -> dict[str, Any]:
+    """The options of a TOML file, each of which is one of the command line's."""
+    if sys.version_info < (3, 11):
+        raise SourceError("--config: needs Python 3.11 or later")
+    import tomllib
+
+    try:
+        given = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+        raise SourceError(f"--config {path}: {error}") from None
+    options = {name.replace("-", "_"): value for name, value in given.items()}
+    for name in options:
+        if name not in known:
+            wanted = ", ".join(sorted(known))
+            raise SourceError(f"--config {path}: expected options of the command line ({wanted}), got {name!r}")
+    return options
+
+
 def _diagnose(config: Config, out: Path | None, json: Path | None) -> None:
     if out:
         _check_folder(out)
     with _json_file(json) as write:
-        found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else Printer())
+        with _own_frames(config.model):
+            found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else Printer())
         if out:
             names = _write_folder(out, found)
             if json != STANDARD_OUTPUT:
                 print(f"\nWrote {', '.join(names)} to {out}.")
         write(found.to_dict())
+
+
+class OwnError(Exception):
+    """What a model of the user's own raised, with the frames from its file on."""
+
+
+@contextlib.contextmanager
+def _own_frames(model: str | None) -> Iterator[None]:
+    """Show the user's part of the traceback if an error comes from the file of the model."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        file = split_model(model)[0] if model else None
+        own = [i for i, frame in enumerate(frames) if frame.filename == file]
+        if not own:
+            raise
+        lines = [*traceback.format_list(frames[own[0] :]), *traceback.format_exception_only(error)]
+        raise OwnError("".join(lines)) from None
 
 
 def _info(json: Path | None) -> None:

@@ -125,7 +125,7 @@ def test_the_printed_python_runs_and_repeats_the_trial(sunspots: dict[str, Any])
     exec(printed, names)
     (trial,) = (trial for trial in found["trials"] if trial["name"] == found["verdict"]["remedy"])
     assert names["history"].loss.tolist() == trial["history"]["loss"]
-    assert trial["loss"] == found["verdict"]["loss"]
+    assert trial["held_out_loss"] == found["verdict"]["loss"]
     assert trial["python"] == printed
 
 
@@ -188,7 +188,7 @@ WRONG_INPUT = {
     "text": (SERIES + "oops\n", [], r"data\.csv, line 62, column \"value\": expected a number, got 'oops'"),
     "missing value": (SERIES.replace("\n3\n", "\n\n", 1), [], r"data\.csv, line 5: the line is empty"),
     "not finite": (SERIES + "inf\n", [], r"line 62, column \"value\": inf is not a finite number"),
-    "short": ("1\n2\n3\n", [], r"expected at least 51 values for windows of 50 and the one after them, got 3"),
+    "short": ("1\n2\n3\n", [], r"3 values give 0 windows of .* to train on and 0 to judge by"),
     "constant": ("1\n" * 60, [], r"every value is 1; a constant series"),
     "column": (SERIES, ["--target", "price"], r'has no column "price"; its columns are value'),
 }
@@ -202,7 +202,7 @@ WRONG_USE = {
     "too small": (["diagnose", "sunspots", "--hidden", "0"], "hidden: expected an integer of at least 1, got 0"),
     "no steps": (["diagnose", "sunspots", "--steps", "0"], "steps: expected"),
     "short window": (["diagnose", "sunspots", "--seq-len", "1"], "seq_len: expected an integer of at least 2"),
-    "long window": (["diagnose", "sunspots", "--seq-len", "309"], "a seq_len of 308 would fit"),
+    "long window": (["diagnose", "sunspots", "--seq-len", "309"], "a seq_len of 103 leaves 145 and 61"),
     "seed": (["diagnose", "sunspots", "--seed", "-1"], "seed: expected"),
     "cell": (["diagnose", "sunspots", "--cell", "mlp"], "cell: expected 'rnn' or 'lstm' or 'gru', got 'mlp'"),
     "init": (["diagnose", "sunspots", "--init", "best"], "init: expected one of default,"),
@@ -432,7 +432,8 @@ def test_ctrl_c_ends_it_and_leaves_nothing(moment: str, tmp_path: Path) -> None:
     argv += ["--json", str(tmp_path / "found.json")]
     # Where the tests themselves run with Ctrl-C ignored, as in the background of a shell, a child would inherit that.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code += f"; from gradcore.cli import main; sys.exit(main({argv}))"
+    code += f"; from gradcore.diagnosis.wording import number
+from gradcore.cli import main; sys.exit(main({argv}))"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
         assert process.stdout is not None
@@ -512,12 +513,18 @@ def test_one_quantity_is_one_number(sunspots: dict[str, Any]) -> None:
     """Rates, factors, losses and norms read the same wherever they are said."""
     found, text = sunspots["json"], " ".join(sunspots["text"].split())
     measured, expected = found["measurement"], found["forecast"]
-    for rate, factor in ((measured["rate"], measured["factor"]), (expected["rate"], expected["factor"])):
-        assert f"by a factor of {math.exp(rate):.4f} a step, {factor:.0f} over 99 steps" in text
-    assert text.count(f"{measured['factor']:.0f} over 99 steps") == 2
-    assert f"{measured['factor']:.0f} over 99 steps" in found["verdict"]["finding"]
+    assert f"by a factor of {math.exp(expected['rate']):.4f} a step, {number(expected['factor'])} over 99" in text
+    said = (
+        f"over 99 steps it changes by a factor of {number(measured['factor'])} (forecast: {number(expected['factor'])}), "
+        f"with a slope of {math.exp(measured['rate']):.4f} a step (forecast: {math.exp(expected['rate']):.4f})"
+    )
+    assert text.count(said) == 2  # section 2, the verdict
+    assert said in found["verdict"]["finding"]
+    (norms,) = measured["norms"]
+    assert measured["factor"] == pytest.approx(norms[0] / norms[-1])
     assert not re.search(r"\d\.?\d*e\+0", text.split("5. Verdict")[1])
-    assert text.count(f"{found['trials'][0]['loss']:.3f}") == 3  # section 3, the table, the verdict
+    first = found["trials"][0]
+    assert text.count(f"{number(first['held_out_loss'])} ± {number(first['spread'])}") == 2  # section 3, the verdict
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -588,3 +595,115 @@ def test_missing_extras_are_named_before_any_work(
     assert (status, out, one_line(err)) == (2, "", f"gradcore: {cli.MISSING}\n")
     monkeypatch.setitem(sys.modules, "typer", None)
     assert run("info", capsys=capsys) == (2, "", f"gradcore: {cli.MISSING}\n")
+
+
+# ---- a model and options of one's own --------------------------------------------------------------------------------
+
+NET = """
+import gradcore
+
+def build(task, rng):
+    recurrent = gradcore.GRU(task.input_size, 5, rng=rng)
+    return gradcore.Sequential(recurrent, gradcore.LastStep(), gradcore.Linear(5, task.output_size, rng=rng))
+
+def fails(task, rng):
+    return helper(task)
+
+def helper(task):
+    return task.nothing
+
+def flat(task, rng):
+    return gradcore.Sequential(gradcore.LastStep(), gradcore.Linear(task.input_size, 1))
+
+class Own(gradcore.Layer):
+    def forward(self, x):
+        raise ValueError("my own reason")
+
+def late(task, rng):
+    return Own()
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    return tmp_path
+
+
+def test_a_model_of_ones_own_is_diagnosed_and_repeated(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["diagnose", "sunspots", *QUICK, "--model", "net.py:build", "--json", "d.json"]
+    status, out, err = run(*argv, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "net.py:build, 126 parameters" in " ".join(out.split())
+    found = strict(Path("d.json").read_text("utf-8"))
+    first, *others = found["trials"]
+    assert {key for trial in others for key in trial["changes"]} <= {"lr", "max_norm", "step_clip"}
+    names: dict[str, Any] = {}
+    exec(first["python"], names)
+    assert names["history"].loss.tolist() == first["history"]["loss"]
+    assert [layer["name"] for layer in found["comparison"]["layers"]] == ["0.l0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fails", ["in fails", "in helper", "'Task' object has no attribute 'nothing'"]),
+        ("late", ["in forward", "ValueError: my own reason"]),
+    ],
+)
+def test_a_model_that_raises_shows_its_own_frames(
+    net: Path, name: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = run("diagnose", "sunspots", *QUICK, "--model", f"net.py:{name}", capsys=capsys)
+    assert status == 2
+    assert err.startswith("gradcore: the model raised\n")
+    assert all(text in err for text in said)
+    assert "gradcore/diagnosis" not in err
+    assert "gradcore/cli" not in err
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nowhere.py:build", "nowhere.py: no such file"),
+        ("net.py:nothing", "net.py: has no function 'nothing'; it has build, fails, helper, flat, Own, late"),
+        ("net.py", "model: expected FILE.py:NAME, got 'net.py'"),
+        ("net.py:flat", "model: expected a model with an RNN, LSTM or GRU, got Sequential(LastStep(), Linear(1, 1))"),
+    ],
+)
+def test_a_model_that_is_none(net: Path, model: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run("diagnose", "sunspots", *QUICK, "--model", model, capsys=capsys)
+    assert (status, err) == (2, f"gradcore: {said}\n")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no tomllib")
+def test_options_of_a_file_give_way_to_those_of_the_command_line(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text('cell = "gru"\nhidden = 4\nseq-len = 12\nsteps = 3\nseeds = 1\nbatch = 2\n')
+    argv = ["diagnose", "sunspots", "--config", "run.toml", "--hidden", "3", "--json", "d.json"]
+    status, _, err = run(*argv, capsys=capsys)
+    assert (status, err) == (0, "")
+    config = strict(Path("d.json").read_text("utf-8"))["start"]["config"]
+    assert (config["cell"], config["hidden"], config["seq_len"], config["steps"]) == ("gru", 3, 12, 3)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no tomllib")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"--config run\.toml: no such file"),
+        ("hiden = 3", r"--config run\.toml: expected options of the command line \(.*hidden.*\), got 'hiden'"),
+        ("hidden = ", r"--config run\.toml: Invalid value"),
+        ('hidden = "many"', "Invalid value for '--hidden'"),
+        ("cell = 3", "cell: expected 'rnn' or 'lstm' or 'gru', got '3'"),
+    ],
+)
+def test_options_of_a_file_that_are_none(
+    net: Path, text: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        Path("run.toml").write_text(text)
+    status, _, err = run("diagnose", "sunspots", "--config", "run.toml", capsys=capsys)
+    assert status == 2
+    assert re.search(said, err), err
+    assert len(err.splitlines()) == 1

@@ -66,9 +66,9 @@ def forecast_task(title: str, series: Any, steps: int | None, horizon: int | Non
     training = [_chosen(w, w.targets < splits[w.part]) for w in every]
     held_out = [_chosen(w, w.targets >= splits[w.part]) for w in every]
     counts = [sum(len(w.starts) for w in some) for some in (training, held_out)]
+    scaled = _standardized(series, splits)
     if counts[0] < LEAST_TRAINING or counts[1] < LEAST_HELD_OUT:
         raise SourceError(_too_short(series, steps, ahead, counts))
-    scaled = _standardized(series, splits)
     possible = sum(max(len(part) - steps - ahead + 1, 0) for part in series.parts)
     windows = {"training": counts[0], "held_out": counts[1], "left_out": possible - sum(counts)}
 

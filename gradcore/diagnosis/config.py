@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import runpy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
 from gradcore._base.check import check_choice, check_int, check_number
-from gradcore.data import Task
+from gradcore.data import SourceError, Task
 from gradcore.diagnosis.problem import Problem
-from gradcore.diagnosis.recipe import Call, ForEachGate, Known, Let, Name, Recipe, SetRows, Step, call
+from gradcore.diagnosis.recipe import Call, ForEachGate, InFile, Known, Let, Name, Recipe, SetRows, Step, call
 from gradcore.layers.cell import BY_NAME
 
-__all__ = ["INITS", "OPTIMIZERS", "SUNSPOTS", "Config", "configure", "program", "task_of"]
+__all__ = [
+    "INITS", "OPTIMIZERS", "SUNSPOTS", "Config", "configure", "own_builder", "program", "split_model", "task_of",
+]  # fmt: skip
 
 INITS = ("default", "normal", "orthogonal", "eye")
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
@@ -59,6 +65,9 @@ class Config:
         Number of seeds from that on that each trial starts from.
     gate_bias : float, optional
         Bias of the gate that keeps the state, for LSTM and GRU; by default the layer's own.
+    model : str, optional
+        A model of one's own in place of all options of the layers: ``FILE.py:NAME``, where ``NAME(task, rng)`` returns
+        a new model of the task, started from the generator.
 
     Raises
     ------
@@ -88,6 +97,7 @@ class Config:
     seed: int = 0
     seeds: int = 3
     gate_bias: float | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("cell", BY_NAME), ("init", INITS), ("optimizer", OPTIMIZERS)):
@@ -98,6 +108,8 @@ class Config:
         check_number("gain", self.gain, above=0.0, most=LARGEST_GAIN)
         if not math.isfinite(check_number("lr", self.lr, above=0.0)):
             raise ValueError(f"lr: expected a finite number, got {self.lr}")
+        if self.model is not None:
+            split_model(self.model)
         if self.gate_bias is not None:
             if BY_NAME[self.cell].keeping is None:
                 raise ValueError(f"gate_bias: expected None, since {self.cell} has no gates, got {self.gate_bias}")
@@ -117,16 +129,6 @@ class Config:
         Problem
             Whose makers are of type `Recipe`.
         """
-        sizes = (task.input_size, self.hidden) + ((self.layers,) if self.layers != 1 else ())
-        read = () if task.every_step else (call("gradcore.LastStep"),)
-        model: list[Step] = [
-            Let("rng", call("np.random.default_rng", self.seed)),
-            Let("recurrent", call(f"gradcore.{BY_NAME[self.cell].layer}", *sizes, rng=Name("rng"))),
-            *self._start(),
-            *self._gate_biases(),
-            Let("output", call("gradcore.Linear", self.hidden, task.output_size, rng=Name("rng"))),
-            Let("model", call("gradcore.Sequential", Name("recurrent"), *read, Name("output"))),
-        ]
         data: list[Step] = [
             Known("task", task, _load(self)),
             Let("batches", call("task.batches", self.batch, self.steps, seed=self.seed)),
@@ -134,9 +136,30 @@ class Config:
         rule = call(f"gradcore.optim.{OPTIMIZERS[self.optimizer]}", Name("model"), lr=self.lr)
         optimizer = Recipe([Let("optimizer", rule)], "optimizer", takes=["model"])
         return Problem(
-            Recipe(model, "model"), Recipe(data, "batches"), task.loss, optimizer,
+            Recipe(self._model(task), "model"), Recipe(data, "batches"), task.loss, optimizer,
             test=task.test, vary=lambda **changes: replace(self, **changes).problem(task), lr=self.lr,
         )  # fmt: skip
+
+    def _model(self, task: Task) -> list[Step]:
+        rng = Let("rng", call("np.random.default_rng", self.seed))
+        if self.model is not None:
+            file, name = split_model(self.model)
+            return [
+                Known("task", task, _load(self)),
+                Known("build", own_builder(file, name), InFile(file, name)),
+                rng,
+                Let("model", call("build", Name("task"), Name("rng"))),
+            ]
+        sizes = (task.input_size, self.hidden) + ((self.layers,) if self.layers != 1 else ())
+        read = () if task.every_step else (call("gradcore.LastStep"),)
+        return [
+            rng,
+            Let("recurrent", call(f"gradcore.{BY_NAME[self.cell].layer}", *sizes, rng=Name("rng"))),
+            *self._start(),
+            *self._gate_biases(),
+            Let("output", call("gradcore.Linear", self.hidden, task.output_size, rng=Name("rng"))),
+            Let("model", call("gradcore.Sequential", Name("recurrent"), *read, Name("output"))),
+        ]
 
     def _start(self) -> list[Step]:
         """The start of the recurrent matrices, where it is not the layer's own."""
@@ -163,6 +186,69 @@ class Config:
         ]
 
 
+def split_model(model: str) -> tuple[str, str]:
+    """Return the file and the name of ``FILE.py:NAME``.
+
+    Parameters
+    ----------
+    model : str
+        The text.
+
+    Returns
+    -------
+    tuple of str
+        Both.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import split_model
+    >>> split_model("nets/gru.py:build")
+    ('nets/gru.py', 'build')
+    """
+    file, _, name = model.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"model: expected FILE.py:NAME, got {model!r}")
+    return file, name
+
+
+@cache
+def own_builder(file: str, name: str) -> Callable[..., Any]:
+    """Return the function of this name from a file, which is run once.
+
+    Parameters
+    ----------
+    file : str
+        A Python file.
+    name : str
+        The function.
+
+    Returns
+    -------
+    callable
+        ``NAME(task, rng)``.
+
+    Raises
+    ------
+    gradcore.data.SourceError
+        If there is no such file or function.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.config import own_builder
+    >>> own_builder("nowhere.py", "build")
+    Traceback (most recent call last):
+    ...
+    gradcore.data.errors.SourceError: nowhere.py: no such file
+    """
+    if not Path(file).is_file():
+        raise SourceError(f"{file}: no such file")
+    found = runpy.run_path(file)
+    if not callable(found.get(name)):
+        known = ", ".join(key for key, value in found.items() if callable(value) and not key.startswith("_"))
+        raise SourceError(f"{file}: has no function {name!r}" + (f"; it has {known}" if known else ""))
+    return cast("Callable[..., Any]", found[name])
+
+
 def configure(source: str, **options: Any) -> Config:
     """Return a configuration with the source's defaults for each option that is missing or None.
 
@@ -185,7 +271,7 @@ def configure(source: str, **options: Any) -> Config:
     (1.8, 0.02)
     """
     given = {name: value for name, value in options.items() if value is not None}
-    plain_rnn = given.get("cell", Config.cell) == Config.cell and "init" not in given
+    plain_rnn = given.get("cell", Config.cell) == Config.cell and not given.keys() & {"init", "model"}
     return Config(source, **((SUNSPOTS if source == "sunspots" and plain_rnn else {}) | given))
 
 
@@ -245,5 +331,8 @@ def program(problem: Problem) -> str:
     """
     names = map(Name, ("model", "batches", "task.loss", "optimizer"))
     fit = Let("history", call("gradcore.fit", *names, epochs=1, **problem.clipping))
-    parts = (problem.data, problem.model, problem.optimizer, *fit.lines())
-    return "\n".join(["import gradcore", "import numpy as np", "", *map(str, parts)])
+    data = str(problem.data).splitlines()
+    model = [line for line in str(problem.model).splitlines() if line not in data]
+    text = "\n".join([*data, *model, str(problem.optimizer), *fit.lines()])
+    imports = ["import runpy", ""] * ("runpy." in text) + ["import gradcore", "import numpy as np", ""]
+    return "\n".join([*imports, text])

@@ -174,19 +174,44 @@ class Known(Step):
         The variable.
     value : object
         Its value.
-    how : Call
+    how : Call or InFile
         What gives the same value.
     """
 
     name: str
     value: Any
-    how: Call
+    how: Call | InFile
 
     def run(self, names: Names) -> None:
         names[self.name] = self.value
 
     def lines(self) -> list[str]:
         return [f"{self.name} = {self.how}"]
+
+
+@dataclass(frozen=True, repr=False)
+class InFile:
+    """What a file defines under a name.
+
+    Parameters
+    ----------
+    file : str
+        A Python file.
+    name : str
+        The name.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.recipe import InFile
+    >>> InFile("net.py", "build")
+    runpy.run_path('net.py')['build']
+    """
+
+    file: str
+    name: str
+
+    def __repr__(self) -> str:
+        return f"runpy.run_path({self.file!r})[{self.name!r}]"
 
 
 @dataclass(frozen=True)

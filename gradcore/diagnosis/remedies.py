@@ -195,7 +195,10 @@ def starts_and_cells(config: Config, task: Task) -> tuple[list[Remedy], list[Rem
     >>> [remedy.name for remedy in starts + cells]
     ['orthogonal initialization', 'LSTM instead of RNN']
     """
-    starts, cells = [], []
+    starts: list[Remedy] = []
+    cells: list[Remedy] = []
+    if config.model is not None:  # which starts as its owner wants
+        return starts, cells
     if (config.init, config.gain) != ("orthogonal", 1.0):
         starts.append(reconfigured("orthogonal initialization", config, task, init="orthogonal", gain=1.0))
     if (cell := BY_NAME[config.cell]).keeping is None:

@@ -60,6 +60,8 @@ def recurrent_layers(model: Any, x: Array) -> list[tuple[str, Any, Array]]:
         inside = tape.trace.batch.unpack(tape.trace.inputs[0])
         batch_first = tape.layer.batch_first
         found.append((_place(path), tape.layer, inside.swapaxes(0, 1) if batch_first else inside))
+    if not found:
+        raise TypeError(f"model: expected a model with an RNN, LSTM or GRU, got {model!r}")
     return found
 
 

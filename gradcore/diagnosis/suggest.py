@@ -52,6 +52,8 @@ def suggest(config: Config, task: Task, model: Any, x: Array, target: Array) -> 
     >>> [list(suggestion.changes) for suggestion in suggestions.tried]
     [['gain'], ['gate_bias']]
     """
+    if config.model is not None:
+        return Suggestions((), ("The start of your own model is yours to change: see meanfield.suggest_gain.",)), []
     horizon = task.steps - 1
     candidates, missing = _gain(config, task, model, x)
     candidates += _gate_bias(config, task)

@@ -60,9 +60,12 @@ class Printer:
         for line in what_was_read(start.data):
             self.text(line)
         layers = f", {config.layers} layers" if config.layers > 1 else ""
+        model = f"{config.cell.upper()} of {config.hidden} units{layers}, {start.n_parameters} parameters, with "
+        model += f"{config.init} recurrent weights of gain {number(config.gain)}"
+        if config.model is not None:
+            model = f"{config.model}, {start.n_parameters} parameters"
         self.text(
-            f"{config.cell.upper()} of {config.hidden} units{layers}, {start.n_parameters} parameters, with "
-            f"{config.init} recurrent weights of gain {number(config.gain)}; {start.steps_back + 1} steps a sequence, "
+            f"{model}; {start.steps_back + 1} steps a sequence, "
             f"{config.batch} sequences a batch, {config.optimizer} at {number(config.lr)}, {config.steps} steps; "
             f"{config.seeds} seeds from {config.seed} on."
         )
