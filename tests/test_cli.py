@@ -186,7 +186,21 @@ WRONG_INPUT = {
     "missing file": (None, [], r"data\.csv: no such file"),
     "empty": ("", [], r"data\.csv: the file is empty"),
     "text": (SERIES + "oops\n", [], r"data\.csv, line 62, column \"value\": expected a number, got 'oops'"),
-    "missing value": (SERIES.replace("\n3\n", "\n\n", 1), [], r"data\.csv, line 5: the line is empty"),
+    "missing value": (
+        SERIES.replace("\n3\n", "\n\n", 1),
+        ["--missing", "error"],
+        r"data\.csv, column \"value\": 1 value is missing, line 5; give missing=skip or interpolate",
+    ),
+    "two readings": (
+        "".join(f"{i % 7},{i % 5}\n" for i in range(60)),
+        [],
+        r"delimiter comma.*decimal ,.*give one of the two",
+    ),
+    "unknown policy": (
+        SERIES,
+        ["--missing", "drop"],
+        r"missing: expected 'skip' or 'error' or 'interpolate', got 'drop'",
+    ),
     "not finite": (SERIES + "inf\n", [], r"line 62, column \"value\": inf is not a finite number"),
     "short": ("1\n2\n3\n", [], r"expected at least 51 values for windows of 50 and the one after them, got 3"),
     "constant": ("1\n" * 60, [], r"every value is 1; a constant series"),
@@ -212,8 +226,8 @@ WRONG_USE = {
     "out of range": (["diagnose", "sunspots", "--gain", "1e31"], "gain: expected a number above 0 and at most 1e+30"),
     "infinite rate": (["diagnose", "sunspots", "--lr", "inf"], "lr: expected a finite number"),
     "column of a task": (
-        ["diagnose", "sunspots", "--target", "year"],
-        "target: expected a .csv or .tsv file with columns, got",
+        ["diagnose", "adding", "--target", "year"],
+        "target: expected a table with columns, got",
     ),
     "memory": (["diagnose", "adding", "--batch", "100000000000"], "not enough memory"),
     "info": (["info", "please"], "unexpected extra argument"),
@@ -253,7 +267,7 @@ def test_directories_and_bytes_that_are_no_text(tmp_path: Path, capsys: pytest.C
     status, _, err = run("diagnose", str(tmp_path), capsys=capsys)
     assert status == 2
     assert "is a directory" in one_line(err)
-    for content, message in ((b"caf\xe9 " * 50, "line 1: byte 0xe9 is not UTF-8"), (b"a\0b" * 50, "NUL byte")):
+    for content, message in ((b"caf\xff " * 50, "line 1: byte 0xff is not UTF-8"), (b"a\0b" * 50, "NUL byte")):
         path = tmp_path / "binary"
         path.write_bytes(content)
         status, _, err = run("diagnose", str(path), capsys=capsys)

@@ -23,6 +23,7 @@ __all__: list[str] = []  # for the package only
 POLICIES = ("skip", "error", "interpolate")
 MOST_CLASSES = 20
 INDEX_NAME = re.compile(r"(?i)|unnamed: ?\d+|index|idx|id|no\.?|nr\.?|row|row_?id|row_?names?|#|obs|n")
+LABEL_NAME = re.compile(r"(?i)(.*[ _])?(label|class|target|category|activity|outcome|species|y)(es|s|_?id)?")
 TIME_NAME = re.compile(
     r"(?i)(date_?)?times?(_?stamp)?|date|datum|zeit|jahr|years?|yr|t|epoch|unix.*|seconds?|sec|ms|hours?|days?|months?|weeks?"
 )
@@ -148,7 +149,7 @@ def look_at(table: Table, options: Options) -> Columns:
         after = time + 1
         if after < len(cells) and _all_times(cells[after]) and not _all_times(cells[time]):
             clock = after
-    numbers = [i for i, kind in enumerate(kinds) if kind == "number" and i not in (group, time, *inputs)]
+    numbers = [i for i, kind in enumerate(kinds) if kind == "number" and i not in (group, time)]
     aside = {i for i in numbers if _is_index(table.names[i], cells[i], i)}
     if time is None:
         time = next(
@@ -165,18 +166,17 @@ def look_at(table: Table, options: Options) -> Columns:
         aside, time = set(), (None if time in numbers else time)
     numeric = tuple(i for i, kind in enumerate(kinds) if kind == "number" and i not in aside and i not in (group, time))
     if target is None:
-        free = [i for i in numeric if i not in inputs] or list(numeric)
-        if not free and len(cells) > 1:
+        if not numeric and len(cells) > 1:
             raise SourceError(
                 f"{table.where}: expected a column of numbers, got {_described(table, kinds)}; give target"
             )
-        chosen = free[-1] if free else 0
+        chosen = numeric[-1] if numeric else 0
     else:
         chosen = target
     worded = target is not None and kinds[chosen] == "word"
     others = tuple(i for i in numeric if i != chosen)
     may_be_class = (
-        not worded and chosen not in inputs and len(others) > 1 and _are_labels(cells[chosen])
+        not worded and chosen not in inputs and len(others) > 1 and _are_labels(table.names[chosen], cells[chosen])
     )  # fmt: skip
     if not inputs and (worded or may_be_class):
         inputs = others
@@ -220,7 +220,7 @@ def _find(table: Table, option: str, column: str | int | None) -> int | None:
 
 
 def _described(table: Table, kinds: list[str]) -> str:
-    words = {"word": "words", "date": "dates", "missing": "nothing"}
+    words = {"word": "words", "date": "dates", "number": "numbers", "missing": "nothing"}
     return ", ".join(f"{name or f'column {i}'} ({words[kinds[i]]})" for i, name in enumerate(table.names))
 
 
@@ -246,8 +246,10 @@ def _goes_one_way(table: Table, cells: list[str]) -> bool:
     return len(present) == len(values) > 2 and (up or down)
 
 
-def _are_labels(cells: list[str]) -> bool:
+def _are_labels(name: str, cells: list[str]) -> bool:
     present = {cell for cell in cells if not is_missing(cell)}
+    if len(present) > 2 and not LABEL_NAME.fullmatch(name):
+        return False  # small counts look like labels
     return 0 < len(present) <= MOST_CLASSES and all(
         re.fullmatch(r"\d{1,2}(\.0*)?", cell) and float(cell) < MOST_CLASSES for cell in present
     )

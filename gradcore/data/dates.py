@@ -52,6 +52,7 @@ class DateReader:
     swapped: list[Array] = field(default_factory=list)  # the same with the month first
     bad: list[tuple[int, str]] = field(default_factory=list)
     known: dict[str, tuple[float, float]] = field(default_factory=dict)  # days repeat
+    dated: bool = False  # whether any cell is a date, not just a number
 
     def feed(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> None:
         """Take some more cells, and the lines of the file that they are in."""
@@ -79,6 +80,7 @@ class DateReader:
     def _whole(self, cell: str) -> tuple[str, str, tuple[float, float] | None]:
         for form in DATES:
             if match := form.fullmatch(cell):
+                self.dated = True
                 named = match.groupdict()
                 clock = (named["clock"] or "") + (named["half"] or "")
                 day = cell[: match.start("clock")].rstrip(" Tt") if named["clock"] else cell

@@ -134,12 +134,12 @@ def _rows(lines: Sequence[str], delimiter: str | None, at: int, whole: bool) -> 
 
 def _explain(where: str, lines: Sequence[str], delimiter: str | None, at: int) -> None:
     """Raise the error of a text that no delimiter makes rows of."""
-    line = at
+    last = at
     try:
         for line, _ in split_rows(io.StringIO("\n".join(lines)), delimiter or ",", at):
-            pass
+            last = line
     except csv.Error as error:
-        raise SourceError(f"{where}, line {line + 1}: not a readable table ({error})") from None
+        raise SourceError(f"{where}, line {last + 1}: not a readable table ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,8 @@ def _best(where: str, readings: list[_Reading], lines: Sequence[str], decimal: s
     single = next((reading for reading in readings if reading.delimiter is None), None)
     if not wide:
         return single or (readings[0] if readings else None)
+    if any(reading.delimiter == "\t" and reading.fit > 0.9 for reading in wide):
+        wide = [reading for reading in wide if reading.delimiter != SPACE]  # which takes tabs for spaces
     wide.sort(key=lambda reading: -reading.score)
     best = wide[0]
     if len(wide) > 1 and wide[1].score > best.score - 0.03 and wide[1].sense > 0.9 and not _same(best, wide[1]):

@@ -57,7 +57,7 @@ def order_rows(
     if not np.any(steps):
         return order, None
     first = order[groups[order] == groups[order[0]]]
-    if columns.counted and not reader.known:
+    if columns.counted and not reader.dated:
         usual = np.median(np.abs(np.diff(times[first])))
         step, others = f"{usual:g}", int((np.abs(np.diff(times[first])) != usual).sum())
     else:

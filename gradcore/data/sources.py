@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -22,9 +23,13 @@ __all__ = ["SOURCES", "SourceError", "load"]
 MAKERS = {"adding": adding_task, "temporal-order": temporal_order_task, "copy": copy_task}
 BUNDLED = {
     "sunspots": "yearly mean sunspot numbers, 1700 to 2008",
+    "temperatures": "hourly temperatures in Seattle, 2010",
+    "co2": "weekly carbon dioxide at Mauna Loa, 1958 to 2001",
+    "weather": "daily weather in Seattle, 2012 to 2015",
 }
+TARGETS = {"weather": "weather"}  # where the last column of numbers is not what most people want
 
-SOURCES = (*BUNDLED, *MAKERS)
+SOURCES = ("sunspots", *MAKERS, *(name for name in BUNDLED if name != "sunspots"))
 """Names of the sources that come with the package."""
 
 
@@ -52,8 +57,9 @@ def load(
     Parameters
     ----------
     source : str or path
-        "sunspots" (yearly means from 1700 to 2008), "adding", "temporal-order", "copy", or a file: a table as text with
-        any separator, Parquet, xlsx, JSON lines, npy or npz, or a text; gzip or not.
+        "sunspots" (yearly means from 1700 to 2008), "temperatures" (hourly, 2010), "co2" (weekly, with gaps),
+        "weather" (daily, with a class), "adding", "temporal-order", "copy", or a file: a table as text with any separator,
+        Parquet, xlsx, JSON lines, npy or npz, or a text; gzip or not.
     seq_len : int, optional
         Number of steps of a sequence, at least 2; for "copy" the delay. By default 100, or 50 for "copy" and files.
     target : str or int, optional
@@ -114,6 +120,8 @@ def load(
         _refuse_options(options, horizon, f"the source {name}")
         return MAKERS[name](steps)
     if name in BUNDLED:
+        if target is None and name in TARGETS:
+            options = replace(options, target=TARGETS[name])
         raw = (resources.files("gradcore.data") / f"{name}.csv").read_bytes()
         found = open_source(f"{name}.csv", raw, options)
     else:
@@ -124,8 +132,7 @@ def load(
         _refuse_options(options, horizon, f"the text {name}", "encoding")
         return _character_task(name, found, steps)
     series = series_of(name, found, options)
-    title = f"next value of {BUNDLED[name]}" if name in BUNDLED else _title(name, series, horizon)
-    return forecast_task(title, series, steps, horizon)
+    return forecast_task(_title(name, series, horizon), series, steps, horizon)
 
 
 def _refuse_options(options: Options, horizon: int | None, what: str, *allowed: str) -> None:
@@ -136,8 +143,11 @@ def _refuse_options(options: Options, horizon: int | None, what: str, *allowed: 
 
 def _title(name: str, series: Series, horizon: int | None) -> str:
     """What is forecast, and what was taken without being asked."""
-    column = series.target if series.target.startswith("column ") else f'column "{series.target}"'
     what = "class" if series.classes else "next value" if horizon in (None, 1) else f"value {horizon} steps ahead"
+    if name in BUNDLED:
+        column = f"{series.target}, " if len(series.inputs) > 1 else ""
+        return f"{what} of {column}{BUNDLED[name]}"
+    column = series.target if series.target.startswith("column ") else f'column "{series.target}"'
     notes = "; ".join(series.facts["notes"])
     return f"{what} of {column} of {Path(name).name}" + (f" ({notes})" if notes else "")
 

@@ -237,6 +237,7 @@ def series_of(source: str, opened: Opened, options: Options) -> Series:
         raise SourceError(
             f"{table.where}: expected columns of numbers to tell {columns.said(columns.target)} from, got none"
         )
+    moments = _moments(np.empty(0) if columns.worded else target)
     count = _count_missing(columns, {i: values[i] for i in chosen}, target, lines, options)
     members = [order[groups[order] == g] for g in range(len(names))] if names else [order]
     if options.missing == "interpolate":
@@ -246,7 +247,7 @@ def series_of(source: str, opened: Opened, options: Options) -> Series:
     goals = target if classes is None else np.where(np.isnan(target), -1, target).astype(np.int64)
     facts: dict[str, Any] = {
         "target": columns.label(columns.target), "inputs": [columns.label(i) for i in chosen], "n": len(lines),
-        **_moments(np.empty(0) if columns.worded else target), "delimiter": opened.delimiter, "decimal": opened.decimal,
+        **moments, "delimiter": opened.delimiter, "decimal": opened.decimal,
         "encoding": opened.encoding, "missing": {"policy": options.missing, "count": count, "marks": list(options.na)},
         "time": time, "groups": names, "classes": None if classes is None else list(classes),
         "notes": _notes(columns, opened, classes, time),
