@@ -57,9 +57,9 @@ def load(
     Parameters
     ----------
     source : str or path
-        "sunspots" (yearly means from 1700 to 2008), "temperatures" (hourly, 2010), "co2" (weekly, with gaps),
-        "weather" (daily, with a class), "adding", "temporal-order", "copy", or a file: a table as text with any separator,
-        Parquet, xlsx, JSON lines, npy or npz, or a text; gzip or not.
+        "sunspots" (yearly means from 1700 to 2008), "temperatures" (hourly, 2010), "co2" (weekly, with gaps), "weather"
+        (daily, with a class), "adding", "temporal-order", "copy", or a file, gzip or not: a table as text with any
+        separator, as Parquet, xlsx, JSON lines, npy or npz, or a text.
     seq_len : int, optional
         Number of steps of a sequence, at least 2; for "copy" the delay. By default 100, or 50 for "copy" and files.
     target : str or int, optional

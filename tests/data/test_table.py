@@ -23,6 +23,7 @@ VALUES = [round(12 + 9 * math.sin(i / 3) + i / 7, 2) for i in range(N)]
 DAYS = [f"2020-{i // 28 + 1:02}-{i % 28 + 1:02}" for i in range(N)]
 GERMAN_DAYS = [f"{i % 28 + 1:02}.{i // 28 + 1:02}.2020" for i in range(N)]
 COMMAS = [str(v).replace(".", ",") for v in VALUES]
+GAPS = ["", "NA", "NaN", "?", "-", "null", "n/a"]
 POWER = [1234.5 + 100 * i for i in range(N)]
 
 
@@ -39,58 +40,120 @@ TABLES: dict[str, Case] = {
     "tabs": (rows(lambda i: f"{DAYS[i]}\t{VALUES[i]}", "day\tv"), {}, VALUES, "v"),
     "pipes": (rows(lambda i: f"{DAYS[i]}|{VALUES[i]}", "day|v"), {}, VALUES, "v"),
     "spaces": (rows(lambda i: f"{DAYS[i]}   {VALUES[i]:6.2f}", "day  v"), {}, VALUES, "v"),
-    "spaces before": (rows(lambda i: f"  {i:4d} {VALUES[i]:8.2f} {i % 7:3d}", "", ""), {"target": 1}, VALUES, "column 1"),
+    "spaces before": (
+        rows(lambda i: f"  {i:4d} {VALUES[i]:8.2f} {i % 7:3d}", "", ""),
+        {"target": 1},
+        VALUES,
+        "column 1",
+    ),
     "comma and space": (rows(lambda i: f"{DAYS[i]}, {VALUES[i]}", "day, v"), {}, VALUES, "v"),
     "decimal commas": (rows(lambda i: f"{GERMAN_DAYS[i]};{COMMAS[i]}", "Datum;Temperatur"), {}, VALUES, "Temperatur"),
     "decimal commas, a comma in the header": (
-        rows(lambda i: f"{GERMAN_DAYS[i]};{COMMAS[i]}", "Datum;Temperatur, Grad C"), {}, VALUES, "Temperatur, Grad C",
+        rows(lambda i: f"{GERMAN_DAYS[i]};{COMMAS[i]}", "Datum;Temperatur, Grad C"),
+        {},
+        VALUES,
+        "Temperatur, Grad C",
     ),
     "decimal commas in tabs": (rows(lambda i: f"{i}\t{COMMAS[i]}", "n\tv"), {}, VALUES, "v"),
     "decimal commas in quotes": (rows(lambda i: f'{DAYS[i]},"{COMMAS[i]}"', "day,v"), {}, VALUES, "v"),
     "decimal commas in one column": (rows(lambda i: COMMAS[i], "Wert"), {}, VALUES, "Wert"),
     "decimal commas, told": (rows(lambda i: COMMAS[i]), {"decimal": ","}, VALUES, "column 0"),
-    "two columns of integers, told": (rows(lambda i: f"{i * i},{i % 9}"), {"delimiter": ","}, [i % 9 for i in range(N)], "column 1"),
+    "two columns of integers, told": (
+        rows(lambda i: f"{i * i},{i % 9}"),
+        {"delimiter": ","},
+        [i % 9 for i in range(N)],
+        "column 1",
+    ),
     "an index before integers": (rows(lambda i: f"{i},{i % 9}"), {}, [i % 9 for i in range(N)], "column 1"),
     "air quality: empty columns and lines": (
-        rows(lambda i: f"10/03/2004;{i % 24:02}.00.00;{COMMAS[i]};;", "Date;Time;T;;", ";;;;\n;;;;"), {}, VALUES, "T",
+        rows(lambda i: f"10/03/2004;{i % 24:02}.00.00;{COMMAS[i]};;", "Date;Time;T;;", ";;;;\n;;;;"),
+        {},
+        VALUES,
+        "T",
     ),
     "thousands": (rows(lambda i: f'{DAYS[i]},"{POWER[i]:,.2f}"', "Date,Close"), {}, POWER, "Close"),
     "thousands, German": (
-        rows(lambda i: f"{DAYS[i]};{POWER[i]:,.2f}".translate(str.maketrans(",.", ".,")), "Date;Close"), {}, POWER, "Close",
+        rows(lambda i: f"{DAYS[i]};{POWER[i]:,.2f}".translate(str.maketrans(",.", ".,")), "Date;Close"),
+        {},
+        POWER,
+        "Close",
     ),
-    "thousands with spaces": (rows(lambda i: f"{DAYS[i]};{POWER[i]:,.1f}".replace(",", "\u00a0").replace(".", ","), "d;v"), {}, POWER, "v"),
-    "thousands with apostrophes": (rows(lambda i: f"{DAYS[i]};{POWER[i]:,.1f}".replace(",", "'"), "d;v"), {}, POWER, "v"),
+    "thousands with spaces": (
+        rows(lambda i: f"{DAYS[i]};{POWER[i]:,.1f}".replace(",", "\u00a0").replace(".", ","), "d;v"),
+        {},
+        POWER,
+        "v",
+    ),
+    "thousands with apostrophes": (
+        rows(lambda i: f"{DAYS[i]};{POWER[i]:,.1f}".replace(",", "'"), "d;v"),
+        {},
+        POWER,
+        "v",
+    ),
     "millions": (rows(lambda i: f'{DAYS[i]},"{1140409 + i:,}"', "d,v"), {}, [1140409 + i for i in range(N)], "v"),
     "thousands, told": (
-        rows(lambda i: f'{DAYS[i]},"{1014 + i:,}"', "d,v"), {"decimal": "."}, [1014 + i for i in range(N)], "v",
+        rows(lambda i: f'{DAYS[i]},"{1014 + i:,}"', "d,v"),
+        {"decimal": "."},
+        [1014 + i for i in range(N)],
+        "v",
     ),
     "three decimals": (rows(lambda i: f"{DAYS[i]};{VALUES[i]:.3f}", "d;v"), {}, VALUES, "v"),
     "mark of UTF-8": (b"\xef\xbb\xbf" + PLAIN.encode(), {"target": "v", "time": "day"}, VALUES, "v"),
     "mark of UTF-8, quoted, CRLF": (
         b"\xef\xbb\xbf" + rows(lambda i: f'"{DAYS[i]}","{VALUES[i]}"', '"Date","Close"', end="\r\n").encode(),
-        {"time": "Date"}, VALUES, "Close",
+        {"time": "Date"},
+        VALUES,
+        "Close",
     ),
     "UTF-16": (PLAIN.encode("utf-16"), {}, VALUES, "v"),
     "UTF-16, other order, no mark": (PLAIN.encode("utf-16-be"), {}, VALUES, "v"),
-    "Windows-1252": (rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "Datum;Temperatur °C").encode("cp1252"), {}, VALUES, "Temperatur °C"),
-    "Windows-1251, told": (rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "дата;цена").encode("cp1251"), {"encoding": "cp1251"}, VALUES, "цена"),
+    "Windows-1252": (
+        rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "Datum;Temperatur °C").encode("cp1252"),
+        {},
+        VALUES,
+        "Temperatur °C",
+    ),
+    "Windows-1251, told": (
+        rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "дата;цена").encode("cp1251"),
+        {"encoding": "cp1251"},
+        VALUES,
+        "цена",
+    ),
     "CRLF": (PLAIN.replace("\n", "\r\n"), {}, VALUES, "v"),
     "CR": (PLAIN.replace("\n", "\r"), {}, VALUES, "v"),
     "CRCRLF": (PLAIN.replace("\n", "\r\r\n"), {}, VALUES, "v"),
     "sep=": ("sep=;\n" + rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "day;v"), {}, VALUES, "v"),
     "sep=, quoted": ('"sep=,"\n' + PLAIN, {}, VALUES, "v"),
     "any delimiter, told": (rows(lambda i: f"{DAYS[i]}^{VALUES[i]}", "day^v"), {"delimiter": "^"}, VALUES, "v"),
-    "a header in quotes with a line break": (rows(lambda i: f'{DAYS[i]},{VALUES[i]}', 'day,"v\nin kW"'), {}, VALUES, "v\nin kW"),
+    "a header in quotes with a line break": (
+        rows(lambda i: f"{DAYS[i]},{VALUES[i]}", 'day,"v\nin kW"'),
+        {},
+        VALUES,
+        "v\nin kW",
+    ),
     "a cell with line breaks": (rows(lambda i: f'{VALUES[i]},"say ""{i}"",\nplease"', "v,note"), {}, VALUES, "v"),
     "pandas, unnamed": (rows(lambda i: f"{i},{VALUES[i]}", ",0"), {}, VALUES, "0"),
-    "pandas, unnamed, near a million": (rows(lambda i: f"{i},{1000000 + VALUES[i]}", ",0"), {}, [1000000 + v for v in VALUES], "0"),
+    "pandas, unnamed, near a million": (
+        rows(lambda i: f"{i},{1000000 + VALUES[i]}", ",0"),
+        {},
+        [1000000 + v for v in VALUES],
+        "0",
+    ),
     "pandas, named": (rows(lambda i: f"{i},{DAYS[i]},{VALUES[i]}", ",day,v"), {}, VALUES, "v"),
     "pandas, dates as index": (rows(lambda i: f"{DAYS[i]},{VALUES[i]}", ",v"), {}, VALUES, "v"),
     "pandas, two rows of names": (
-        rows(lambda i: f"{DAYS[i]},{VALUES[i]},{-i}", ",a,a\n,x,y\nday,,"), {"target": "a x"}, VALUES, "a x",
+        rows(lambda i: f"{DAYS[i]},{VALUES[i]},{-i}", ",a,a\n,x,y\nday,,"),
+        {"target": "a x"},
+        VALUES,
+        "a x",
     ),
     "years as names": (rows(lambda i: f"m{i},{VALUES[i] / 2:.3f},{VALUES[i]}", "month,2018,2019"), {}, VALUES, "2019"),
-    "years as names, told": (rows(lambda i: f"m{i},{i * 7 % 11}", "month,2018"), {"target": "2018"}, [i * 7 % 11 for i in range(N)], "2018"),
+    "years as names, told": (
+        rows(lambda i: f"m{i},{i * 7 % 11}", "month,2018"),
+        {"target": "2018"},
+        [i * 7 % 11 for i in range(N)],
+        "2018",
+    ),
     "numbers as names": (rows(lambda i: f"{-VALUES[i]},{VALUES[i]:.3f}", "400,500"), {}, VALUES, "500"),
     "no header": (rows(lambda i: f"{DAYS[i]},{VALUES[i]}"), {}, VALUES, "column 1"),
     "no header, words": (rows(lambda i: f"s{i % 3},{VALUES[i]}"), {}, VALUES, "column 1"),
@@ -99,42 +162,78 @@ TABLES: dict[str, Case] = {
     "units of some": (rows(lambda i: f"{i},{VALUES[i]},{i % 3}", "n,v,w\n,m/s,"), {"target": "v"}, VALUES, "v"),
     "titles": (rows(lambda i: f"{DAYS[i]},{VALUES[i]}", "Station: Potsdam\n\nday,v"), {}, VALUES, "v"),
     "comments": (rows(lambda i: f"{i} {VALUES[i]}", "# a long story\n# n v"), {}, VALUES, "v"),
-    "a footer": (rows(lambda i: f"{DAYS[i]},{VALUES[i]}", "day,v", "\nSource: the station's own counts"), {}, VALUES, "v"),
-    "a footer in quotes": (rows(lambda i: f'"{DAYS[i]}",{VALUES[i]}', '"Month","v"', '"monthly, in kW"'), {}, VALUES, "v"),
+    "a footer": (
+        rows(lambda i: f"{DAYS[i]},{VALUES[i]}", "day,v", "\nSource: the station's own counts"),
+        {},
+        VALUES,
+        "v",
+    ),
+    "a footer in quotes": (
+        rows(lambda i: f'"{DAYS[i]}",{VALUES[i]}', '"Month","v"', '"monthly, in kW"'),
+        {},
+        VALUES,
+        "v",
+    ),
     "delimiters at the end": (rows(lambda i: f"{DAYS[i]},{VALUES[i]},", "day,v,"), {}, VALUES, "v"),
     "delimiters at the end of rows": (rows(lambda i: f"{DAYS[i]},{VALUES[i]},", "day,v"), {}, VALUES, "v"),
-    "names of rows, as R writes": (rows(lambda i: f'"{i + 1}" {VALUES[i]} {i % 4}', '"v" "w"'), {"target": "v"}, VALUES, "v"),
+    "names of rows, as R writes": (
+        rows(lambda i: f'"{i + 1}" {VALUES[i]} {i % 4}', '"v" "w"'),
+        {"target": "v"},
+        VALUES,
+        "v",
+    ),
     "dates at the end": (rows(lambda i: f"{VALUES[i]},{DAYS[i]}", "Close,Date"), {}, VALUES, "Close"),
     "dates in the middle": (rows(lambda i: f"{i % 5},{DAYS[i]},{VALUES[i]}", "a,day,v"), {}, VALUES, "v"),
     "newest first": (rows(lambda i: f"{DAYS[N - 1 - i]},{VALUES[N - 1 - i]}", "day,v"), {}, VALUES, "v"),
     "newest first, month first": (
-        rows(lambda i: f"{3 if i < 20 else 2}/{28 - i % 20}/2020,{VALUES[N - 1 - i]}", "day,v"), {}, VALUES, "v",
+        rows(lambda i: f"{3 if i < 20 else 2}/{28 - i % 20}/2020,{VALUES[N - 1 - i]}", "day,v"),
+        {},
+        VALUES,
+        "v",
     ),
     "sorted by time": (rows(lambda i: f"{(i * 7) % N},{VALUES[(i * 7) % N]}", "t,v"), {"time": "t"}, VALUES, "v"),
-    "date and time": (rows(lambda i: f"2020-01-{2 - i // 24};{i % 24:02}:00:00;{VALUES[i]}".replace("2020-01-2", "2020-01-1") if i < 24 else f"2020-01-02;{i % 24:02}:00:00;{VALUES[i]}", "Date;Time;v"), {}, VALUES, "v"),
+    "date and time, newest first": (
+        rows(lambda i: f"2020-01-0{(39 - i) // 24 + 1};{(39 - i) % 24:02}:00:00;{VALUES[39 - i]}", "Date;Time;v"),
+        {},
+        VALUES,
+        "v",
+    ),
     "missing marks": (
-        rows(lambda i: f"{DAYS[i]};{['', 'NA', 'NaN', '?', '-', 'null', 'n/a'][i // 5] if i % 5 == 4 and i < 35 else VALUES[i]}", "day;v"),
-        {}, [NAN if i % 5 == 4 and i < 35 else v for i, v in enumerate(VALUES)], "v",
+        rows(lambda i: f"{DAYS[i]};{GAPS[i // 5] if i % 5 == 4 and i < 35 else VALUES[i]}", "day;v"),
+        {},
+        [NAN if i % 5 == 4 and i < 35 else v for i, v in enumerate(VALUES)],
+        "v",
     ),
     "missing as -999": (
-        rows(lambda i: f"{DAYS[i]};{-999.0 if i % 5 == 4 else VALUES[i]}", "day;v"), {"na": "-999"},
-        [NAN if i % 5 == 4 else v for i, v in enumerate(VALUES)], "v",
+        rows(lambda i: f"{DAYS[i]};{-999.0 if i % 5 == 4 else VALUES[i]}", "day;v"),
+        {"na": "-999"},
+        [NAN if i % 5 == 4 else v for i, v in enumerate(VALUES)],
+        "v",
     ),
     "missing words": (
-        rows(lambda i: f"{DAYS[i]};{'broken' if i == 4 else VALUES[i]}", "day;v"), {"na": ["broken", "-1"]},
-        [NAN if i == 4 else v for i, v in enumerate(VALUES)], "v",
+        rows(lambda i: f"{DAYS[i]};{'broken' if i == 4 else VALUES[i]}", "day;v"),
+        {"na": ["broken", "-1"]},
+        [NAN if i == 4 else v for i, v in enumerate(VALUES)],
+        "v",
     ),
     "interpolated": (
-        rows(lambda i: f"{DAYS[i]},{'' if i in (0, 6, 7) else 2.5 * i}", "d,v"), {"missing": "interpolate"},
-        [NAN, *(2.5 * i for i in range(1, N))], "v",
+        rows(lambda i: f"{DAYS[i]},{'' if i in (0, 6, 7) else 2.5 * i}", "d,v"),
+        {"missing": "interpolate"},
+        [NAN, *(2.5 * i for i in range(1, N))],
+        "v",
     ),
-    "a blank line is missing in one column": (rows(lambda i: "" if i == 6 else str(VALUES[i]), "v"), {}, [NAN if i == 6 else v for i, v in enumerate(VALUES)], "v"),
+    "a blank line is missing in one column": (
+        rows(lambda i: "" if i == 6 else str(VALUES[i]), "v"),
+        {},
+        [NAN if i == 6 else v for i, v in enumerate(VALUES)],
+        "v",
+    ),
     "a blank line between rows": (PLAIN.replace("2020-01-09", "\n2020-01-09"), {}, VALUES, "v"),
     "gzip": (gzip.compress(PLAIN.encode()), {}, VALUES, "v"),
     "exponents and signs": (rows(lambda i: f"x,{VALUES[i]:+.6e}", "a,b"), {}, VALUES, "b"),
     "minus of typesetters": (rows(lambda i: f"{i};−{VALUES[i]}", "a;b"), {}, [-v for v in VALUES], "b"),
     "JSON lines": (rows(lambda i: f'{{"day": "{DAYS[i]}", "v": {VALUES[i]}}}'), {}, VALUES, "v"),
-}  # fmt: skip
+}
 
 
 def read(folder: Path, content: str | bytes, suffix: str = ".csv", **options: Any) -> Series:
@@ -181,13 +280,19 @@ LABELS = rows(lambda i: f"{VALUES[i]},{i * i % 13},{i % 4 // 2}", "a,b,label")
         (LABELS, {"inputs": ["a"]}, "label", ["a"], ("0", "1")),
         (LABELS, {"inputs": ["label", "a"]}, "label", ["label", "a"], None),
         (LABELS, {"target": "a"}, "a", ["a"], None),
-        (LABELS.replace("label", "label,").replace("\n", ",\n").replace(",,", ","), {}, "label", ["a", "b"], ("0", "1")),
+        (
+            LABELS.replace("label", "label,").replace("\n", ",\n").replace(",,", ","),
+            {},
+            "label",
+            ["a", "b"],
+            ("0", "1"),
+        ),
         (rows(lambda i: f"{VALUES[i]},{i % 2}", "a,label"), {}, "label", ["label"], None),
         (rows(lambda i: f"{i},{VALUES[i]}", "year,v"), {}, "v", ["v"], None),
         (rows(lambda i: f"{VALUES[i]}", "year"), {}, "year", ["year"], None),
         (rows(lambda i: f"{i},{VALUES[i]},{i % 5}", ",v,w"), {"target": "v", "inputs": [2]}, "v", ["v", "w"], None),
     ],
-)  # fmt: skip
+)
 def test_target_inputs_and_classes(
     tmp_path: Path,
     content: str,
@@ -200,9 +305,9 @@ def test_target_inputs_and_classes(
     assert (series.target, list(series.inputs), series.classes) == (target, inputs, classes)
     assert series.parts[0].shape == (N, len(inputs))
     assert series.targets[0].dtype == (np.float64 if classes is None else np.int64)
-    names = content.split("\n")[0].split(",")
+    header, *lines = content.splitlines()
     if classes is not None:
-        cells = [line.split(",")[names.index(target)] for line in content.split("\n")[1:-1]]
+        cells = [line.split(",")[header.split(",").index(target)] for line in lines]
         assert [classes[label] for label in series.targets[0]] == cells
     load(tmp_path / "table.csv", 5, **options).draw(np.random.default_rng(0), 3)
 
@@ -220,9 +325,9 @@ def test_groups_are_parts_in_order_of_time(tmp_path: Path) -> None:
     series = read(tmp_path, content, group="shop")
     assert series.facts["groups"] == ["x", "y"]
     assert [part.tolist() for part in series.targets] == [list(range(N)), list(range(1, N + 1))]
-    turned = "\n".join([content.split("\n")[0], *content.split("\n")[-2:0:-1]])
+    turned = "\n".join([content.splitlines()[0], *content.splitlines()[:0:-1]])
     assert [part[0] for part in read(tmp_path, turned, group="shop", time="day").targets] == [1, 0]
-    x, y = load(tmp_path / "table.csv", 5, group="shop").draw(np.random.default_rng(0), 500)
+    x, _ = load(tmp_path / "table.csv", 5, group="shop").draw(np.random.default_rng(0), 500)
     np.testing.assert_allclose(np.diff(x[..., 0], axis=0), np.diff(x[:2, :1, 0], axis=0)[0, 0], rtol=1e-3)
     below = "day,shop,v\n" + "".join(f"{DAYS[i]},{s},{i + j}\n" for j, s in enumerate(("x", "y")) for i in range(N))
     with pytest.raises(SourceError, match=r"2 series seem to stand .* give group=shop, or time=day"):
@@ -269,24 +374,80 @@ def test_the_task_says_what_was_taken(tmp_path: Path) -> None:
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
-    "two columns or decimal commas": (rows(lambda i: f"{i % 7 + 3},{i % 9}"), {}, r"2 columns with comma .*\(delimiter comma\).*\(decimal ,\); give"),
-    "thousands or decimals": (rows(lambda i: f'{DAYS[i]},"{1014 + i:,}"', "d,v"), {}, r"1,014 .*1014 \(decimal \.\) or 1\.014 \(decimal ,\)|got 40 cells.*1014 \(decimal \.\) or 1\.014 \(decimal ,\): give decimal"),
-    "dots between thousands": (rows(lambda i: f"{DAYS[i]};{950 + 9 * i:,}".replace(",", "."), "d;v"), {}, r"may be 1\.004 \(decimal \.\) or 1004 \(decimal ,\); give decimal"),
-    "both signs": (rows(lambda i: f"{DAYS[i]};{COMMAS[i]};{VALUES[i]}", "d;a;b"), {}, r"decimal point, others a decimal comma; give decimal"),
-    "a filler": (rows(lambda i: f"{DAYS[i]},{-999 if i == 5 else VALUES[i]}", "d,v"), {}, r"-999 stands 1 times, far from all else .* give na=-999 .* na=none"),
-    "a positive filler": (rows(lambda i: f"{DAYS[i]},{9999.9 if i == 5 else VALUES[i]}", "d,v"), {}, r"9999\.9 stands 1 times"),
-    "names or values": (rows(lambda i: f"m{i},{i * 7 % 11}", "month,2018"), {}, r"the first line, month, 2018, may be names or values; give target"),
-    "ragged": (PLAIN.replace("2020-01-03", "x,2020-01-03").replace("2020-01-07", "x,2020-01-07"), {}, r"expected 2 columns as in the first line, got another number in 2 lines, the first line 4 with 3, the last line 8 with 3"),
-    "words": (PLAIN.replace("2020-01-03,", "2020-01-03,x").replace("2020-01-07,", "2020-01-07,x"), {}, r"got 2 cells that are none, the first 'x.*' in line 4, the last 'x.*' in line 8"),
-    "missing": (PLAIN.replace(f"2020-01-03,{VALUES[2]}", "2020-01-03,").replace(f"2020-01-07,{VALUES[6]}", "2020-01-07,?"), {"missing": "error"}, r"2 values are missing, the first in line 4, the last in line 8; give missing=skip"),
+    "two columns or decimal commas": (
+        rows(lambda i: f"{i % 7 + 3},{i % 9}"),
+        {},
+        r"2 columns with comma .*\(delimiter comma\).*\(decimal ,\); give",
+    ),
+    "thousands or decimals": (
+        rows(lambda i: f'{DAYS[i]},"{1014 + i:,}"', "d,v"),
+        {},
+        r"got 40 cells.*1014 \(decimal \.\) or 1\.014 \(decimal ,\): give decimal",
+    ),
+    "dots between thousands": (
+        rows(lambda i: f"{DAYS[i]};{950 + 9 * i:,}".replace(",", "."), "d;v"),
+        {},
+        r"may be 1\.004 \(decimal \.\) or 1004 \(decimal ,\); give decimal",
+    ),
+    "both signs": (
+        rows(lambda i: f"{DAYS[i]};{COMMAS[i]};{VALUES[i]}", "d;a;b"),
+        {},
+        r"decimal point, others a decimal comma; give decimal",
+    ),
+    "a filler": (
+        rows(lambda i: f"{DAYS[i]},{-999 if i == 5 else VALUES[i]}", "d,v"),
+        {},
+        r"-999 stands 1 times, far from all else .* give na=-999 .* na=none",
+    ),
+    "a positive filler": (
+        rows(lambda i: f"{DAYS[i]},{9999.9 if i == 5 else VALUES[i]}", "d,v"),
+        {},
+        r"9999\.9 stands 1 times",
+    ),
+    "names or values": (
+        rows(lambda i: f"m{i},{i * 7 % 11}", "month,2018"),
+        {},
+        r"the first line, month, 2018, may be names or values; give target",
+    ),
+    "ragged": (
+        PLAIN.replace("2020-01-03", "x,2020-01-03").replace("2020-01-07", "x,2020-01-07"),
+        {},
+        r"expected 2 columns .*, got another number in 2 lines, the first line 4 with 3, the last line 8 with 3",
+    ),
+    "words": (
+        PLAIN.replace("2020-01-03,", "2020-01-03,x").replace("2020-01-07,", "2020-01-07,x"),
+        {},
+        r"got 2 cells that are none, the first 'x.*' in line 4, the last 'x.*' in line 8",
+    ),
+    "missing": (
+        PLAIN.replace(f"2020-01-03,{VALUES[2]}", "2020-01-03,").replace(f"2020-01-07,{VALUES[6]}", "2020-01-07,?"),
+        {"missing": "error"},
+        r"2 values are missing, the first in line 4, the last in line 8; give missing=skip",
+    ),
     "nothing but missing": (rows(lambda i: f"{DAYS[i]},NaN", "d,v"), {"target": "v"}, r"every value is missing"),
     "a total": (PLAIN + "Total,1234.5\n", {}, r"line 42, column \"day\": expected a date, got 'Total'"),
-    "no numbers": (rows(lambda i: f"{DAYS[i]},word{i}", "d,v"), {}, r"expected a column of numbers, got d \(dates\), v \(words\)"),
-    "too many words": (rows(lambda i: f"{i / 2},word{i}", "d,v"), {"target": "v"}, r"2 to 20 different words as classes, got 40"),
-    "two of a name": (rows(lambda i: f"{i / 2},{VALUES[i]}", "v,v"), {"target": "v"}, r'has several columns "v"; give target as a number, 0 and 1'),
+    "no numbers": (
+        rows(lambda i: f"{DAYS[i]},word{i}", "d,v"),
+        {},
+        r"expected a column of numbers, got d \(dates\), v \(words\)",
+    ),
+    "too many words": (
+        rows(lambda i: f"{i / 2},word{i}", "d,v"),
+        {"target": "v"},
+        r"2 to 20 different .* as classes, got 40",
+    ),
+    "two of a name": (
+        rows(lambda i: f"{i / 2},{VALUES[i]}", "v,v"),
+        {"target": "v"},
+        r'has several columns "v"; give target as a number, 0 and 1',
+    ),
     "no such input": (PLAIN, {"inputs": ["w"]}, r'inputs: has no column "w"; its columns are day, v'),
     "no such time": (PLAIN, {"time": "w"}, r'time: has no column "w"'),
-    "time of words": (rows(lambda i: f"word{i},{i}", "d,v"), {"time": "d"}, r"expected a date, got 'word0' \(40 such cells\)"),
+    "time of words": (
+        rows(lambda i: f"word{i},{i}", "d,v"),
+        {"time": "d"},
+        r"expected a date, got 'word0' \(40 such cells\)",
+    ),
     "percent": (rows(lambda i: f"{i / 2}%", "v"), {}, r"got 40 cells that are none, the first '0\.0%' in line 2"),
     "delimiter": (PLAIN, {"delimiter": "ab"}, r"delimiter: expected one character, tab or space, got 'ab'"),
     "encoding": (PLAIN, {"encoding": "klingon"}, r"encoding: expected a name such as utf-8 or cp1252, got 'klingon'"),
@@ -301,7 +462,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "npy without anything": (b"\x93NUMPY" + b"\0" * 50, {}, r"is damaged"),
     "old Excel": (b"\xd0\xcf\x11\xe0" + b"\0" * 50, {}, r"an old Excel file; save it as .xlsx or CSV"),
     "JSON": ('{"a": 1}\n[1]\n', {}, r"line 2: expected a JSON object, got list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
