@@ -142,12 +142,39 @@ def _app() -> "typer.Typer":
             str,
             typer.Argument(
                 metavar="SOURCE",
-                help=f"{', '.join(SOURCES)}; or a .csv file, to forecast a value; or a text, to predict a character.",
+                help=f"{', '.join(SOURCES)}; or a table (text, Parquet, xlsx, JSON lines, npy, npz), to forecast a "
+                "column; or a text, to predict a character.",
             ),
         ],
         target: Annotated[
             str | None,
             typer.Option(metavar="COL", help="Column of a table to forecast: its name, or number from 0."),
+        ] = None,
+        inputs: Annotated[
+            str | None,
+            typer.Option(metavar="COL,COL", help="Columns to forecast from. By default the target's own past."),
+        ] = None,
+        time: Annotated[
+            str | None, typer.Option(metavar="COL", help="Column to sort by. By default dates, if they go one way.")
+        ] = None,
+        group: Annotated[
+            str | None, typer.Option(metavar="COL", help="Column whose values tell apart several series.")
+        ] = None,
+        missing: Annotated[
+            str, typer.Option(metavar="HOW", help="Missing values: skip (their windows), error, or interpolate.")
+        ] = plain.missing,
+        na: Annotated[
+            list[str] | None, typer.Option(metavar="VALUE", help="One more mark of a missing value; repeatable.")
+        ] = None,
+        delimiter: Annotated[
+            str | None, typer.Option(metavar="C", help="Character between cells, or tab or space.")
+        ] = None,
+        decimal: Annotated[
+            str | None, typer.Option(metavar="C", help="Sign before the fraction of a number: . or a comma.")
+        ] = None,
+        encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Encoding of a text, as cp1252.")] = None,
+        horizon: Annotated[
+            int | None, typer.Option(help="Steps from a window to its target. By default 1, or 0 for a class.")
         ] = None,
         cell: Annotated[str, typer.Option(metavar="CELL", help=f"One of {cells}.")] = plain.cell,
         hidden: Annotated[int, typer.Option(help="Hidden units.")] = plain.hidden,
@@ -197,6 +224,8 @@ def _app() -> "typer.Typer":
             source, target=target, cell=cell, hidden=hidden, layers=layers, init=init, gain=gain, seq_len=seq_len,
             batch=batch, steps=steps, lr=lr, optimizer=optimizer, seed=seed,
             seeds=seeds, model=model,
+            inputs=tuple(inputs.split(",")) if inputs else None, time=time, group=group, missing=missing,
+            na=tuple(na or ()), delimiter=delimiter, decimal=decimal, encoding=encoding, horizon=horizon,
         )  # fmt: skip
         return lambda: _diagnose(what, out, json)
 

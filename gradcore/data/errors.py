@@ -1,8 +1,10 @@
-"""What is wrong with a source."""
+"""The error of a source that cannot be learned from."""
 
 from __future__ import annotations
 
 __all__ = ["SourceError"]
+
+SHOWN = 40  # characters of a cell in a message
 
 
 class SourceError(ValueError):
@@ -14,5 +16,10 @@ class SourceError(ValueError):
     >>> gradcore.data.load("nowhere.csv")
     Traceback (most recent call last):
     ...
-    gradcore.data.errors.SourceError: nowhere.csv: no such file, and not one of the tasks sunspots, adding, ...
+    gradcore.data.errors.SourceError: nowhere.csv: no such file, and not one of the tasks sunspots, ...
     """
+
+
+def shown(cell: str) -> str:
+    """Return a cell in quotes, cut if it is long."""
+    return repr(cell if len(cell) <= SHOWN else cell[: SHOWN - 3] + "...")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gradcore._base.check import FLOAT32, Array
 from gradcore.data.errors import SourceError
+from gradcore.data.table import Series
 from gradcore.data.tasks import HeldOut, Task
 
 __all__: list[str] = []  # for the package only
@@ -29,7 +30,7 @@ class _Windows(NamedTuple):
     targets: Array
 
 
-def forecast_task(title: str, series: Any, steps: int | None, horizon: int | None = None) -> Task:
+def forecast_task(title: str, series: Series, steps: int | None, horizon: int | None = None) -> Task:
     """Return the task to forecast a series, or to tell its class.
 
     A window has `steps` rows. Its target is the value `horizon` steps after its last row; by default the next one, or
@@ -79,9 +80,9 @@ def forecast_task(title: str, series: Any, steps: int | None, horizon: int | Non
         return scaled.batch(held_out, np.unique(np.linspace(0, counts[1] - 1, n).round().astype(int)), steps)
 
     baselines = (_class_baselines if classes else _baselines)(scaled, series, splits, held_out, ahead)
-    output = len(series.classes) if classes else 1
+    output = 1 if series.classes is None else len(series.classes)
     return Task(
-        name=title if classes else f"next value of {title}" if ahead == 1 else f"{title}, {ahead} steps ahead",
+        name=title,
         source=series.source,
         input_size=series.parts[0].shape[1],
         output_size=output,
@@ -95,7 +96,7 @@ def forecast_task(title: str, series: Any, steps: int | None, horizon: int | Non
     )
 
 
-def _windows(series: Any, steps: int, ahead: int) -> Iterator[_Windows]:
+def _windows(series: Series, steps: int, ahead: int) -> Iterator[_Windows]:
     """All windows without a missing value."""
     for i, (part, target) in enumerate(zip(series.parts, series.targets, strict=True)):
         n = len(part) - steps + 1
@@ -114,7 +115,7 @@ def _chosen(windows: _Windows, which: Array) -> _Windows:
     return _Windows(windows.part, windows.starts[which], windows.targets[which])
 
 
-def _too_short(series: Any, steps: int, ahead: int, counts: list[int]) -> str:
+def _too_short(series: Series, steps: int, ahead: int, counts: list[int]) -> str:
     n = max(map(len, series.parts))
     what = (
         f"{series.source}: {n} values give {counts[0]} windows of {steps} steps to train on and {counts[1]} to judge by"
@@ -150,12 +151,17 @@ class _Standardized(NamedTuple):
         return x, target if target.dtype.kind == "i" else target[:, None]
 
 
-def _standardized(series: Any, splits: list[int]) -> _Standardized:
+def _standardized(series: Series, splits: list[int]) -> _Standardized:
     names = series.inputs
     columns = []
     for k in range(series.parts[0].shape[1]):
         seen = np.concatenate([part[:split, k] for part, split in zip(series.parts, splits, strict=True)])
-        columns.append(_center_and_scale(series.source, names[k], seen))
+        try:
+            columns.append(_center_and_scale(series.source, names[k], seen))
+        except SourceError:
+            if len(names) == 1:
+                raise
+            columns.append((0.0, 1.0))  # one input of several
     center, scale = np.array([c for c, _ in columns]), np.array([s for _, s in columns])
     parts = [((part - center) / scale).astype(FLOAT32) for part in series.parts]
     if series.classes is not None:
@@ -174,7 +180,7 @@ def _center_and_scale(source: str, name: str, values: Array) -> tuple[float, flo
     scaled = values / largest
     deviation = float(scaled.std()) if values.size else 0.0
     if not deviation > CONSTANT * float(np.abs(scaled).max(initial=0.0)):
-        value = f"every value is {values[0]:g}" if values.size else "there is no value"
+        value = f"every value is {values[0]:g}" if values.size else "every value is missing"
         raise SourceError(f"{source}, {name}: {value} in the part to train on; a constant series has nothing to learn")
     return float(scaled.mean()) * largest, deviation * largest
 
@@ -209,7 +215,7 @@ def find_period(values: Array) -> int | None:
 
 
 def _baselines(
-    scaled: _Standardized, series: Any, splits: list[int], held_out: list[_Windows], ahead: int
+    scaled: _Standardized, series: Series, splits: list[int], held_out: list[_Windows], ahead: int
 ) -> dict[str, float]:
     """Mean squared errors, over the held-out targets, of answers that need no model; the scale is the targets'."""
     pairs = [(np.asarray(scaled.targets[w.part], np.float64), w.targets) for w in held_out]
@@ -230,10 +236,10 @@ def _baselines(
 
 
 def _class_baselines(
-    scaled: _Standardized, series: Any, splits: list[int], held_out: list[_Windows], ahead: int
+    scaled: _Standardized, series: Series, splits: list[int], held_out: list[_Windows], ahead: int
 ) -> dict[str, float]:
     """Cross-entropies of the frequencies of the classes, and of those after each class."""
-    n, back = len(series.classes), max(ahead, 1)
+    n, back = len(series.classes or ()), max(ahead, 1)
     frequency, after = np.ones(n), np.ones((n, n))
     for labels, split in zip(series.targets, splits, strict=True):
         seen = labels[:split]

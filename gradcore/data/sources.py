@@ -1,45 +1,88 @@
-"""Open a source: a task of the literature, a column of a table, or a text."""
+"""Open a source: a task of the literature, a table, or a text."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from gradcore._base.check import Array, check_int
+from gradcore._base.check import FLOAT32, Array, check_int
+from gradcore.data.columns import Options, check_options
 from gradcore.data.errors import SourceError
+from gradcore.data.files import read_bytes
 from gradcore.data.forecasting import forecast_task
-from gradcore.data.tasks import Task, adding_task, copy_task, one_hot, temporal_order_task
+from gradcore.data.table import Series, open_source, series_of
+from gradcore.data.tasks import HeldOut, Task, adding_task, copy_task, temporal_order_task
 
 __all__ = ["SOURCES", "SourceError", "load"]
 
-TABLES = (".csv", ".tsv")
-MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-", "."}
-CONSTANT = 1e-12  # a series whose standard deviation is at most this share of its largest value does not vary
 MAKERS = {"adding": adding_task, "temporal-order": temporal_order_task, "copy": copy_task}
+BUNDLED = {
+    "sunspots": "yearly mean sunspot numbers, 1700 to 2008",
+    "temperatures": "hourly temperatures in Seattle, 2010",
+    "co2": "weekly carbon dioxide at Mauna Loa, 1958 to 2001",
+    "weather": "daily weather in Seattle, 2012 to 2015",
+}
+TARGETS = {"weather": "weather"}  # where the last column of numbers is not what most people want
 
-SOURCES = ("sunspots", *MAKERS)
+SOURCES = ("sunspots", *MAKERS, *(name for name in BUNDLED if name != "sunspots"))
 """Names of the sources that come with the package."""
 
 
-def load(source: str | os.PathLike[str], seq_len: int | None = None, *, target: str | int | None = None) -> Task:
-    """Open a source: a task by name, a table of numbers or a text.
+def load(
+    source: str | os.PathLike[str],
+    seq_len: int | None = None,
+    *,
+    target: str | int | None = None,
+    inputs: str | Sequence[str | int] | None = None,
+    time: str | int | None = None,
+    group: str | int | None = None,
+    missing: str = "skip",
+    na: str | Sequence[str] = (),
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
+    horizon: int | None = None,
+) -> Task:
+    """Open a source: a task by name, a table or a text.
+
+    The task of a table is to forecast a column, that of any other text to predict the next character. What separates
+    the cells of a table, how its numbers are written and where its header is follows from the first lines; what can be
+    read in two ways is refused with both, and the option that chooses.
 
     Parameters
     ----------
     source : str or path
-        "sunspots" (yearly means from 1700 to 2008), "adding", "temporal-order", "copy", or a file. The task of a
-        ``.csv`` or ``.tsv`` file is to forecast the next value of a column, that of any other file to predict the next
-        character.
+        "sunspots" (yearly means from 1700 to 2008), "temperatures" (hourly, 2010), "co2" (weekly, with gaps), "weather"
+        (daily, with a class), "adding", "temporal-order", "copy", or a file, gzip or not: a table as text with any
+        separator, as Parquet, xlsx, JSON lines, npy or npz, or a text.
     seq_len : int, optional
         Number of steps of a sequence, at least 2; for "copy" the delay. By default 100, or 50 for "copy" and files.
     target : str or int, optional
-        Column of a table to forecast: its name, or its number from 0 if no name matches. By default the last column.
+        Column of a table to forecast: its name, or its number from 0 if no name matches. By default the last column of
+        numbers. A column of words, or of labels 0, 1, ... beside several others, is forecast as a class.
+    inputs : sequence of str or int, optional
+        Columns to forecast from. By default the target's own past, or for a class all other columns of numbers.
+    time : str or int, optional
+        Column to sort by. By default the first one of dates, if they go one way.
+    group : str or int, optional
+        Column whose values tell apart several series.
+    missing : {"skip", "error", "interpolate"}
+        Whether windows with missing values are left out, such values are refused, or filled by straight lines.
+    na : sequence of str
+        More marks of a missing value, such as "-999".
+    delimiter : str, optional
+        Character between cells, or "tab" or "space".
+    decimal : {".", ","}, optional
+        Sign before the fraction of a number; the other one may separate thousands.
+    encoding : str, optional
+        Such as "cp1252". By default UTF-8, UTF-16, or what the characters tell.
+    horizon : int, optional
+        How many steps after its window the target lies, at least 1. By default 1, or 0 for a class.
 
     Returns
     -------
@@ -49,7 +92,7 @@ def load(source: str | os.PathLike[str], seq_len: int | None = None, *, target: 
     Raises
     ------
     SourceError
-        If the source cannot be read or learned from.
+        If the source cannot be read or learned from, or can be read in more than one way.
     TypeError, ValueError
         If an argument is invalid.
 
@@ -63,156 +106,81 @@ def load(source: str | os.PathLike[str], seq_len: int | None = None, *, target: 
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected the name of a task or a path, got {type(source).__name__}")
     name = os.fspath(source)
-    if seq_len is None:
-        seq_len = 50 if name not in SOURCES or name == "copy" else 100
-    steps = check_int("seq_len", seq_len, least=2)
-    if target is not None and not isinstance(target, str):
-        target = check_int("target", target)
-    table = name not in SOURCES and Path(name).suffix.lower() in TABLES
-    if target is not None and not table:
-        raise SourceError(f"target: expected a {' or '.join(TABLES)} file with columns, got the source {name}")
-    if name in MAKERS:
-        return MAKERS[name](steps)
-    if name == "sunspots":
-        text = (resources.files("gradcore.data") / "sunspots.csv").read_text("utf-8")
-        values, _ = read_column(name, text, None)
-        return _forecast_task("yearly mean sunspot numbers, 1700 to 2008", name, values, steps)
-    text = read_text(name)
-    if table:
-        values, label = read_column(name, text, target)
-        return _forecast_task(f"{label} of {Path(name).name}", name, values, steps)
-    return _character_task(name, text, steps)
-
-
-def _check_long_enough(source: str, n: int, what: str, steps: int) -> None:
-    if n <= steps:
-        raise SourceError(
-            f"{source}: expected at least {steps + 1} {what} for windows of {steps} and the one after them, got {n}"
-            + (f"; a seq_len of {n - 1} would fit" if n > 2 else "")
-        )
-
-
-def _forecast_task(title: str, source: str, values: Array, steps: int) -> Task:
-    from types import SimpleNamespace
-
-    series = SimpleNamespace(
-        source=source,
-        target=title,
-        inputs=(title,),
-        parts=(values[:, None],),
-        targets=(values,),
-        classes=None,
-        facts={},
+    if not isinstance(name, str):
+        raise TypeError("source: expected the name of a task or a path as text, got bytes")
+    steps = None if seq_len is None else check_int("seq_len", seq_len, least=2)
+    horizon = None if horizon is None else check_int("horizon", horizon, least=1)
+    options = check_options(
+        {"target": target, "inputs": inputs, "time": time, "group": group, "missing": missing, "na": na}
+        | {"delimiter": delimiter, "decimal": decimal, "encoding": encoding}
     )
-    return forecast_task(title, series, steps)
+    if name in MAKERS:
+        _refuse_options(options, horizon, f"the source {name}")
+        return MAKERS[name](steps or (50 if name == "copy" else 100))
+    if name in BUNDLED:
+        if target is None and name in TARGETS:
+            options = replace(options, target=TARGETS[name])
+        raw = (resources.files("gradcore.data") / f"{name}.csv").read_bytes()
+        found = open_source(f"{name}.csv", raw, options)
+    else:
+        raw = read_bytes(name, SOURCES)
+        found = open_source(name, raw, options)
+    del raw  # a long file is not held twice
+    if isinstance(found, str):
+        _refuse_options(options, horizon, f"the text {name}", "encoding")
+        return _character_task(name, found, steps or 50)
+    series = series_of(name, found, options)
+    if name in BUNDLED and steps is None:
+        steps = 100
+    return forecast_task(_title(name, series, horizon), series, steps, horizon)
+
+
+def _refuse_options(options: Options, horizon: int | None, what: str, *allowed: str) -> None:
+    given = [name for name in (*options.given(), *["horizon"] * (horizon is not None)) if name not in allowed]
+    if given:
+        raise SourceError(f"{given[0]}: expected a table with columns, got {what}")
+
+
+def _title(name: str, series: Series, horizon: int | None) -> str:
+    """What is forecast, and what was taken without being asked."""
+    what = "class" if series.classes else "next value" if horizon in (None, 1) else f"value {horizon} steps ahead"
+    if name in BUNDLED:
+        column = f"{series.target}, " if len(series.inputs) > 1 else ""
+        return f"{what} of {column}{BUNDLED[name]}"
+    column = series.target if series.target.startswith("column ") else f'column "{series.target}"'
+    return f"{what} of {column} of {Path(name).name}"
 
 
 def _character_task(source: str, text: str, steps: int) -> Task:
-    """Predict, at each of `steps` characters, the next one."""
-    _check_long_enough(source, len(text), "characters", steps)
+    """Predict, at each of `steps` characters, the next one; the last tenth of the text is held out."""
+    n = len(text)
+    split = n - max(n // 10, 1)
+    if split <= steps:
+        raise SourceError(
+            f"{source}: expected more than {steps} characters to train on, and a tenth of the text after them to judge "
+            f"by, got {n}" + (f"; a seq_len of {n // 3} would fit" if n > 5 else "")
+        )
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
     alphabet, codes = np.unique(codes, return_inverse=True)
     if len(alphabet) < 2:
         raise SourceError(f"{source}: every character is {text[0]!r}; a constant text has nothing to learn")
-    frequency = np.bincount(codes) / len(codes)
-    n = len(alphabet)
+    size = len(alphabet)
+    share = (np.bincount(codes[:split], minlength=size) + 1) / (split + size)
+
+    def windows(start: Array) -> tuple[Array, Array]:
+        window = codes[start + np.arange(steps + 1)[:, None]]
+        x = np.zeros((steps, len(start), size), FLOAT32)  # not rows of an identity, which may be far larger
+        np.put_along_axis(x, window[:-1, :, None], 1, axis=2)
+        return x, window[1:]
 
     def draw(rng: np.random.Generator, batch: int) -> tuple[Array, Array]:
-        window = codes[rng.integers(0, len(codes) - steps, batch) + np.arange(steps + 1)[:, None]]
-        return one_hot(window[:-1], n), window[1:]
+        return windows(rng.integers(0, split - steps, batch))
 
-    entropy = float(-(frequency * np.log(frequency)).sum())
-    return Task(f"next character of {Path(source).name}", source, n, n, steps, True, True, entropy, draw)
+    def held_out(most: int) -> tuple[Array, Array]:
+        first = max(split - 1, n - steps - 1 - (n - split))
+        last = n - steps - 1
+        return windows(np.unique(np.linspace(min(first, last), last, min(most, 64)).astype(int)))
 
-
-# ---- reading files ---------------------------------------------------------------------------------------------------
-
-
-def read_text(path: str) -> str:
-    """Read a UTF-8 file, or raise a SourceError that says what is wrong with it and where."""
-    try:
-        file = Path(path)
-        device = file.is_char_device() or file.is_block_device()  # /dev/zero has no end
-        raw = b"" if device else file.read_bytes()
-    except FileNotFoundError:
-        raise SourceError(f"{path}: no such file, and not one of the tasks {', '.join(SOURCES)}") from None
-    except IsADirectoryError:
-        raise SourceError(f"{path}: is a directory; expected a file") from None
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if device:
-        raise SourceError(f"{path}: is a device; expected a file")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        byte = raw[error.start]
-        raise SourceError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8; expected a text file") from None
-    if not text.strip():
-        raise SourceError(f"{path}: the file is empty")
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise SourceError(f"{path}, line {line}: contains a NUL byte; expected a text file")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
-
-
-def read_column(path: str, text: str, column: str | int | None) -> tuple[Array, str]:
-    """Return the numbers of one column of a delimited table, and what to call the column."""
-    text = text.rstrip("\n ")
-    first_line = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first_line.count)  # a comma if there is none of them: the table has one column
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise SourceError(f"{path}, line {reader.line_num}: not a readable table ({error})") from None
-    names = rows[0][1]
-    if not names:
-        raise SourceError(f"{path}, line 1: the line is empty; expected a header or a number")
-    has_header = not any(_is_number(cell) or cell.lower() in MISSING - {""} for cell in names)
-    index = _column_index(path, names if has_header else None, len(names), column)
-    label = f'column "{names[index]}"' if has_header else f"column {index}"
-    values = [_cell(f"{path}, line {line}", label, row, index, len(names)) for line, row in rows[has_header:]]
-    if not values:
-        raise SourceError(f"{path}: has a header but no values")
-    return np.array(values), label
-
-
-def _column_index(path: str, names: list[str] | None, width: int, column: str | int | None) -> int:
-    if column is None:
-        return width - 1
-    if names and str(column) in names:
-        return names.index(str(column))
-    try:
-        index = int(column)
-    except ValueError:
-        index = -1
-    if 0 <= index < width:
-        return index
-    known = ", ".join(names) if names else f"0 to {width - 1} (there is no header)" if width > 1 else "0 (no header)"
-    raise SourceError(f'{path}: has no column "{column}"; its columns are {known}')
-
-
-def _cell(where: str, label: str, row: list[str], index: int, width: int) -> float:
-    if not row:
-        raise SourceError(f"{where}: the line is empty; expected a value in {label}")
-    if len(row) != width:
-        raise SourceError(f"{where}: expected {width} columns as in the first line, got {len(row)}")
-    cell = row[index]
-    if cell.lower() in MISSING:
-        shown = f" ({cell})" if cell else ""
-        raise SourceError(f"{where}, {label}: the value is missing{shown}; fill it in or remove the line")
-    shown = cell if len(cell) <= 40 else cell[:37] + "..."
-    if not _is_number(cell):
-        raise SourceError(f"{where}, {label}: expected a number, got {shown!r}")
-    if not math.isfinite(float(cell)):
-        raise SourceError(f"{where}, {label}: {shown} is not a finite number")
-    return float(cell)
+    baselines = {"constant": float(-np.log(share[codes[split:]]).mean())}
+    name = f"next character of {Path(source).name}"
+    return Task(name, source, size, size, steps, True, True, baselines["constant"], draw, HeldOut(held_out, baselines))

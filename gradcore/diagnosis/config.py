@@ -26,6 +26,11 @@ OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSpro
 # The default of `sunspots` is to show an explosion. All else starts as its layers do by default.
 SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
 
+# What `gradcore.data.load` is given.
+LOADED = (
+    "seq_len", "target", "inputs", "time", "group", "missing", "na", "delimiter", "decimal", "encoding", "horizon",
+)  # fmt: skip
+
 LARGEST_GAIN = 1e30  # float32 also has to hold weights of the gains that are tried around it
 
 
@@ -39,6 +44,18 @@ class Config:
         What to learn, as `gradcore.data.load` takes it.
     target : str or int, optional
         Column of a table to forecast.
+    inputs : tuple of str or int, optional
+        Columns to forecast from.
+    time, group : str or int, optional
+        Column to sort by, and column that tells apart several series.
+    missing : {"skip", "error", "interpolate"}
+        What to do where a value is missing.
+    na : tuple of str
+        More marks of a missing value.
+    delimiter, decimal, encoding : str, optional
+        How a text table is written.
+    horizon : int, optional
+        How many steps after its window the target lies.
     cell : {"rnn", "lstm", "gru"}
         Kind of recurrent layer.
     hidden : int
@@ -98,6 +115,15 @@ class Config:
     seeds: int = 3
     gate_bias: float | None = None
     model: str | None = None
+    inputs: tuple[str | int, ...] | None = None
+    time: str | int | None = None
+    group: str | int | None = None
+    missing: str = "skip"
+    na: tuple[str, ...] = ()
+    delimiter: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("cell", BY_NAME), ("init", INITS), ("optimizer", OPTIMIZERS)):
@@ -276,8 +302,9 @@ def configure(source: str, **options: Any) -> Config:
 
 
 def _load(config: Config) -> Call:
-    given = {"seq_len": config.seq_len, "target": config.target}
-    return call("gradcore.data.load", config.source, **{name: v for name, v in given.items() if v is not None})
+    given = {name: getattr(config, name) for name in LOADED}
+    given = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v != getattr(Config, name)}
+    return call("gradcore.data.load", config.source, **given)
 
 
 def task_of(config: Config) -> Task:

@@ -187,7 +187,8 @@ def what_was_read(data: Mapping[str, Any]) -> Iterator[str]:
     if "target" not in data:
         return
     inputs = ", ".join(data["inputs"])
-    yield f"Target: {data['target']}; inputs: {inputs}; {data['n']} rows. {data.get('note', '')}".rstrip()
+    yield f"Target: {data['target']}; inputs: {inputs}; {data['n']} rows."
+    yield from (f"{note[0].upper()}{note[1:]}." for note in data.get("notes", ()))
     how = [f"{name} {data[name]}" for name in ("delimiter", "decimal", "encoding") if data.get(name)]
     missing, time, windows = data.get("missing"), data.get("time"), data["windows"]
     if how:

@@ -27,6 +27,9 @@ THRESHOLDS = ClipThresholds(0.5, 0.25, "given", 1, (0.1, 0.5, 1.0), 1.0)
         ("copy", {"cell": "gru", "seq_len": 12, "gain": 1.5}),
         ("sunspots", {"seq_len": 20, "optimizer": "rmsprop", "seed": 3}),
         ("table.csv", {"target": "b", "seq_len": 9}),
+        ("table.csv", {"target": "b", "inputs": ("a", "b"), "seq_len": 9, "missing": "interpolate", "horizon": 2}),
+        ("table.csv", {"na": ("4", "x"), "delimiter": ",", "decimal": ".", "encoding": "utf-8", "seq_len": 3}),
+        ("groups.csv", {"time": "day", "group": "shop", "seq_len": 9}),
         ("text", {"seq_len": 9, "init": "normal", "optimizer": "adagrad"}),
         ("copy", {"cell": "lstm", "layers": 2, "seq_len": 5, "gate_bias": 2.5}),
         ("adding", {"cell": "gru", "init": "eye", "gain": 0.7, "seq_len": 9, "gate_bias": -1.0}),
@@ -37,6 +40,8 @@ def test_the_python_repeats_every_kind_of_trial(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("table.csv").write_text("a,b\n" + "".join(f"{i},{i * i % 17}\n" for i in range(40)), encoding="utf-8")
+    groups = "".join(f"{i // 2},{'xy'[i % 2]},{i * i % 17}\n" for i in range(80))
+    Path("groups.csv").write_text("day,shop,sold\n" + groups, encoding="utf-8")
     Path("text").write_text("to be or not to be that is the question", encoding="utf-8")
     config = configure(source, steps=6, hidden=5, batch=3, **options)
     task = task_of(config)
