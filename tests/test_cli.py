@@ -530,7 +530,8 @@ def test_one_quantity_is_one_number(sunspots: dict[str, Any]) -> None:
     assert f"by a factor of {math.exp(expected['rate']):.4f} a step, {number(expected['factor'])} over 99" in text
     said = (
         f"over 99 steps it changes by a factor of {number(measured['factor'])} "
-        f"(forecast: {number(expected['factor'])}), with a slope of {math.exp(measured['rate']):.4f} a step (forecast: {math.exp(expected['rate']):.4f})"
+        f"(forecast: {number(expected['factor'])}), with a slope of {math.exp(measured['rate']):.4f} a step "
+        f"(forecast: {math.exp(expected['rate']):.4f})"
     )
     assert text.count(said) == 2  # section 2, the verdict
     assert said in found["verdict"]["finding"]

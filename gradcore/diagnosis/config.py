@@ -44,18 +44,6 @@ class Config:
         What to learn, as `gradcore.data.load` takes it.
     target : str or int, optional
         Column of a table to forecast.
-    inputs : tuple of str or int, optional
-        Columns to forecast from.
-    time, group : str or int, optional
-        Column to sort by, and column that tells apart several series.
-    missing : {"skip", "error", "interpolate"}
-        What to do where a value is missing.
-    na : tuple of str
-        More marks of a missing value.
-    delimiter, decimal, encoding : str, optional
-        How a text table is written.
-    horizon : int, optional
-        How many steps after its window the target lies.
     cell : {"rnn", "lstm", "gru"}
         Kind of recurrent layer.
     hidden : int
@@ -85,6 +73,18 @@ class Config:
     model : str, optional
         A model of one's own in place of all options of the layers: ``FILE.py:NAME``, where ``NAME(task, rng)`` returns
         a new model of the task, started from the generator.
+    inputs : tuple of str or int, optional
+        Columns to forecast from.
+    time, group : str or int, optional
+        Column to sort by, and column that tells apart several series.
+    missing : {"skip", "error", "interpolate"}
+        What to do where a value is missing.
+    na : tuple of str
+        More marks of a missing value.
+    delimiter, decimal, encoding : str, optional
+        How a text table is written.
+    horizon : int, optional
+        How many steps after its window the target lies.
 
     Raises
     ------

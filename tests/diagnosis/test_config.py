@@ -28,7 +28,7 @@ THRESHOLDS = ClipThresholds(0.5, 0.25, "given", 1, (0.1, 0.5, 1.0), 1.0)
         ("sunspots", {"seq_len": 20, "optimizer": "rmsprop", "seed": 3}),
         ("table.csv", {"target": "b", "seq_len": 9}),
         ("table.csv", {"target": "b", "inputs": ("a", "b"), "seq_len": 9, "missing": "interpolate", "horizon": 2}),
-        ("table.csv", {"na": ("4", "x"), "delimiter": ",", "decimal": ".", "encoding": "utf-8", "seq_len": 3}),
+        ("table.csv", {"na": ("4", "x"), "delimiter": ",", "decimal": ".", "encoding": "utf-8", "seq_len": 2}),
         ("groups.csv", {"time": "day", "group": "shop", "seq_len": 9}),
         ("text", {"seq_len": 9, "init": "normal", "optimizer": "adagrad"}),
         ("copy", {"cell": "lstm", "layers": 2, "seq_len": 5, "gate_bias": 2.5}),
