@@ -39,7 +39,7 @@ def test_the_python_repeats_every_kind_of_trial(
     source: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("table.csv").write_text("a,b\n" + "".join(f"{i},{i * i % 17}\n" for i in range(40)), encoding="utf-8")
+    Path("table.csv").write_text("a,b\n" + "".join(f"{i},{i * i % 17}\n" for i in range(80)), encoding="utf-8")
     groups = "".join(f"{i // 2},{'xy'[i % 2]},{i * i % 17}\n" for i in range(80))
     Path("groups.csv").write_text("day,shop,sold\n" + groups, encoding="utf-8")
     Path("text").write_text("to be or not to be that is the question", encoding="utf-8")
