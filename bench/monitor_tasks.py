@@ -195,6 +195,12 @@ def gaussian(y: Array, target: Array) -> tuple[float, Array]:
     return float((0.5 * z * z + log_std).mean()), dy.astype(y.dtype)
 
 
+def hundredfold(y: Array, target: Array) -> tuple[float, Array]:
+    """A loss whose gradient overflows under the first scales."""
+    loss, dy = losses.mse(y, target)
+    return 100 * loss, 100 * dy
+
+
 class Carry(gradcore.Hook):
     """Start each batch from the state at which the one before ended."""
 
@@ -260,7 +266,7 @@ TASKS = [
     Task("memory GRU, RMSprop", last("GRU", 2, 16, 1), recall(8), MSE, optim.RMSprop, 3e-3),
     Task("surface MLP, Adagrad", mlp([4, 32, 1]), surface(0.0), MSE, optim.Adagrad, 0.05),
     Task(
-        "memory LSTM, GradScaler", last("LSTM", 2, 16, 1), recall(6), MSE, optim.Adam, 1e-2,
+        "memory LSTM, GradScaler", last("LSTM", 2, 16, 1), recall(6), hundredfold, optim.Adam, 1e-2,
         hooks=lambda: [gradcore.GradScaler(init_scale=2.0**127)],
     ),
     Task("wave LSTM", every("LSTM", 1, 16, 1), wave, MSE, sgd(0.9), 0.05, max_norm=5.0),

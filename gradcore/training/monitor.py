@@ -186,7 +186,7 @@ class GradientMonitor:
                 for symptom in rule.look(self._run, now):
                     self._report(symptom, now.number)
         if len(self.findings) > n_known:
-            link(self.findings, slack=10)
+            link(self.findings, self.thresholds.check_outputs_every)
         return self.findings[n_known:]
 
     def _report(self, symptom: Symptom, step: int) -> None:

@@ -199,6 +199,11 @@ class Run:
         """Whether the loss is clearly below where it was at the start, and near its best."""
         return self.warm and self.level < 0.9 * self.reference and self.level <= max(1.5 * self.best, 0.0)
 
+    @property
+    def learned(self) -> bool:
+        """Whether the loss has come down to half, and stays there."""
+        return self.warm and self.level < 0.5 * self.reference and self.level <= max(1.5 * self.best, 0.0)
+
     def begin(self, now: Step) -> None:
         """Add the newest step, before the rules look."""
         self._step = now.number

@@ -149,7 +149,7 @@ ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
         "moderate",
         50,
     ),
-    "diverged": (changed("loss", slice(100, None), lambda loss, step: 1e5), "critical", 104),
+    "diverged": (changed("loss", slice(100, None), lambda loss, step: 1e5), "critical", 100),
     "rising_loss": (
         [told | {"loss": (1 + step / 30) * (1 + 0.05 * (step % 3))} for step, told in enumerate(healthy(150))],
         "high",

@@ -21,9 +21,9 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "frozen_weights": (*_STUCK, *_STALLED, "never_clipping"),
     "constant_inputs": (*_STUCK, *_STALLED),
     "unscaled_data": (*_BROKEN, *_STRAYED, *_LOSS, *_GROWTH, *_STUCK, "diverged", "tiny_steps"),
+    "diverged": (*_BROKEN, *_STRAYED, *_LOSS, *_GROWTH, *_STUCK, *_STALLED),
     "exploding_in_time": (*_BROKEN, *_STRAYED, *_LOSS, *_STUCK, "diverged"),
     "exploding_in_layers": (*_BROKEN, *_STRAYED, *_LOSS, *_STUCK, "diverged"),
-    "diverged": (*_BROKEN, *_STRAYED, *_LOSS, *_GROWTH, *_STUCK, *_STALLED),
     "rising_loss": (*_STRAYED, "oscillating_loss", "steps_raise_loss", *_GROWTH, *_STUCK, *_STALLED),
     "steps_raise_loss": (*_STRAYED, "oscillating_loss", *_GROWTH, *_STUCK, *_STALLED),
     "nonfinite_weights": _BROKEN,
@@ -40,11 +40,14 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "frozen_outputs": ("not_learning",),
     "oscillating_loss": ("not_learning", "unstable_after_progress"),
 }
+# What is not looked at in every step may seem to begin later than it did.
+_SLOW = {"frozen_weights", "constant_inputs", "unscaled_data", "nonfinite_weights", "nonfinite_outputs", "dead_units"}
+_SLOW |= {"rising_loss", "tiny_steps", "steps_raise_loss", "constant_outputs", "frozen_outputs"}
 _RANK = {kind: i for i, kind in enumerate(EFFECTS)}
 
 
 def link(findings: Iterable[Finding], slack: int) -> None:
-    """Mark what follows from what; a finding that is not looked at in every step may seem `slack` steps late."""
+    """Mark what follows from what; what is looked at every `slack` steps only may seem to begin later than it did."""
     began: dict[str, int] = {}
     for finding in findings:
         began[finding.kind] = min(began.get(finding.kind, finding.step), finding.step)
@@ -61,6 +64,7 @@ def link(findings: Iterable[Finding], slack: int) -> None:
 
 def _precedes(cause: str, kind: str, began: dict[str, int], slack: int) -> bool:
     """Whether a cause began before what may follow from it; of two at about the same time the rank decides."""
+    slack = slack if cause in _SLOW else 0
     if _RANK[cause] < _RANK.get(kind, len(_RANK)):
         return began[cause] <= began[kind] + slack
     return began[cause] + slack < began[kind]

@@ -19,7 +19,7 @@ __all__: list[str] = []  # for the package only
 def steps_raise_loss(run: Run, now: Step) -> Iterator[Symptom]:
     if (
         run.signed
-        or (run.falls and not run.wild)
+        or (run.learned and not run.wild)
         or not math.isfinite(now.loss)
         or getattr(now.grad_norm, "skipped", False)
     ):

@@ -54,7 +54,7 @@ def diverged(run: Run, now: Step) -> Iterator[Symptom]:
             "critical",
             {"loss_at_start": start, "loss": level, "lr": now.record.lr if now.record else math.nan},
             f"The loss diverged: it began at {start:.3g} and is {level:.3g}.",
-            began=lasting[0],
+            began=min(lasting[0], _since(run, t.diverged * start)) if run.losses else lasting[0],
             badness=math.inf if not math.isfinite(level) else level,
             times=lasting[1],
             advice="Lower the learning rate (by 10 times or more): the gradient norm is clipped already. Go back to "
@@ -62,6 +62,16 @@ def diverged(run: Run, now: Step) -> Iterator[Symptom]:
             if now.max_norm is not None
             else "",
         )
+
+
+def _since(run: Run, limit: float) -> int:
+    """Return the step since which all finite losses have been above a limit, which their median is later."""
+    since = run.loss_steps[-1] + 1
+    for step, loss in zip(reversed(run.loss_steps), reversed(run.losses), strict=True):
+        if not loss > limit:
+            break
+        since = step
+    return since
 
 
 @each_step(

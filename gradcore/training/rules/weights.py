@@ -70,9 +70,9 @@ def still_weights(run: Run, now: Step) -> Iterator[Symptom]:
             badness=lasting[1],
             times=lasting[1],
         )
-    if run.start is None or run.n_losses < run.thresholds.learning_steps or equal or run.falls:
+    if run.start is None or run.n_losses < run.thresholds.learning_steps or equal or run.signed:
         return
-    if run.level > (1 - run.thresholds.progress) * run.reference:
+    if run.level > 0.5 * run.reference:
         size = float(np.linalg.norm(run.start.astype(np.float64)))
         moved = float(np.linalg.norm(weights.astype(np.float64) - run.start))
         if moved < run.thresholds.small_change * size:
