@@ -175,7 +175,7 @@ def same_sgd(task: Task) -> Task:
 
 
 START = {"exploding_in_time", "exploding_in_layers", "large_gradients", "vanishing_in_layers"}
-RATE = {"steps_raise_loss", "diverged", "oscillating_loss", "rising_loss", "unstable_after_progress"}
+RATE = {"huge_steps", "steps_raise_loss", "diverged", "oscillating_loss", "rising_loss", "unstable_after_progress"}
 SIGN = {"steps_raise_loss", "rising_loss"}
 SABOTAGES = [
     Sabotage("weights x 10", START, model=times_weights(10)),
@@ -196,7 +196,7 @@ SABOTAGES = [
     Sabotage("labels shuffled", {"not_learning"}, batch=shuffle),
     Sabotage("optimizer of a copy", {"frozen_weights"}, of_a_copy),
     Sabotage("sign of the loss wrong", SIGN, wrong_sign),
-    Sabotage("gradients never zeroed", SIGN, never_zeroed),
+    Sabotage("gradients never zeroed", SIGN | {"accumulated_gradients"}, never_zeroed),
     Sabotage("max_norm = 1e-7", {"tiny_steps", "always_clipping"}, lambda task: replace(task, max_norm=1e-7)),
 ]
 

@@ -46,8 +46,9 @@ class Thresholds:
         Number of steps within which the loss has to fall, if the run is to be called one that learns.
     progress : float
         Share of the loss by which it has to fall, and by which outputs have to fit their own sample better than others.
-    small_change : float
-        Steps are tiny when the weights change by less than this share of their size, and the loss does not fall.
+    small_change, large_change : float
+        Steps are tiny (huge) when within `learning_steps` the weights have changed by less (more) than this many times
+        their size, and the loss has not halved.
     dead : float
         Share of a layer's rectified units that are 0 for a whole batch, from which they are reported.
     data_scale : float
@@ -86,7 +87,8 @@ class Thresholds:
     raised: float = 0.9
     learning_steps: int = 200
     progress: float = 0.05
-    small_change: float = 1e-3
+    small_change: float = 5e-3
+    large_change: float = 10.0
     dead: float = 0.75
     data_scale: float = 100.0
     max_weight: float = 1e6

@@ -157,8 +157,8 @@ class Run:
         Of some steps, the loss of their batch before and after.
     swaps : deque of (float, float)
         Of some steps, the loss, and what it would be if each sample were given the output of its neighbor.
-    outputs, weights, start : ndarray or None
-        Some outputs and weights of the last look at them, and the weights of the first look.
+    outputs, weights, grads, start : ndarray or None
+        Some outputs, weights and gradients of the last look at them, and the weights of the first look.
     """
 
     def __init__(self, thresholds: Thresholds) -> None:
@@ -177,6 +177,7 @@ class Run:
         self.first = self.reference = self.level = math.nan
         self.lowest = self.best = math.inf
         self.largest_norm = 0.0
+        self.first_norm = math.nan  # the median of the first five
         self.noise = self.log_noise = self._noise = self._log_noise = 0.0
         self.signed = self.wild = False
         self.pure: bool | None = None  # whether the loss function returns the same again
@@ -185,6 +186,7 @@ class Run:
         self.outputs: Array | None = None
         self.weights: Array | None = None
         self.start: Array | None = None
+        self.grads: Array | None = None
         self.weights_skipped = self.weights_step = 0
         self._held: dict[tuple[str, str], tuple[int, int]] = {}
         self._step = 0
@@ -217,6 +219,8 @@ class Run:
             self.largest_norm = max(self.largest_norm, now.norm)
             if now.norm > 0:
                 self.norms.append(now.norm)
+                if len(self.norms) == 5 and math.isnan(self.first_norm):
+                    self.first_norm = median(self.norms)
                 self.logs.append(math.log(now.norm))
         grad_norm = now.grad_norm
         clipped, skipped = bool(getattr(grad_norm, "clipped", False)), bool(getattr(grad_norm, "skipped", False))

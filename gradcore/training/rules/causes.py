@@ -32,6 +32,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "inf_loss": ("nonfinite_gradient", "skipped_steps"),
     "nonfinite_gradient": ("skipped_steps", "nan_loss", "nonfinite_weights", "nonfinite_outputs"),
     "dead_units": ("constant_outputs", "not_learning", "small_gradients", *_STALLED),
+    "huge_steps": (*_STRAYED, "oscillating_loss", *_GROWTH, *_STUCK, *_STALLED),
+    "accumulated_gradients": (*_STRAYED, "oscillating_loss", "huge_steps", *_GROWTH, *_STUCK, *_STALLED),
     "tiny_steps": ("not_learning", "frozen_outputs", "small_gradients"),
     "vanishing_in_layers": ("constant_outputs", "not_learning", "small_gradients", "vanishing_in_time"),
     "vanishing_in_time": ("not_learning", "small_gradients"),
@@ -42,7 +44,15 @@ EFFECTS: dict[str, tuple[str, ...]] = {
 }
 # What is not looked at in every step may seem to begin later than it did.
 _SLOW = {"frozen_weights", "constant_inputs", "unscaled_data", "nonfinite_weights", "nonfinite_outputs", "dead_units"}
-_SLOW |= {"rising_loss", "tiny_steps", "steps_raise_loss", "constant_outputs", "frozen_outputs"}
+_SLOW |= {
+    "rising_loss",
+    "tiny_steps",
+    "huge_steps",
+    "accumulated_gradients",
+    "steps_raise_loss",
+    "constant_outputs",
+    "frozen_outputs",
+}
 _RANK = {kind: i for i, kind in enumerate(EFFECTS)}
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from gradcore.training.rules.rule import Symptom, each_step
 from gradcore.training.run import Run, Step, deviation, median
 
@@ -108,3 +110,33 @@ def nonfinite_gradient(run: Run, now: Step) -> Iterator[Symptom]:
         place = f"{name}.l{layer}" if name else f"l{layer}"
         message += f"; in the backward pass they arose at time step {t} of recurrent layer {place}"
     yield Symptom("nonfinite_gradient", "critical", numbers, message + ".")
+
+
+@each_step(
+    accumulated_gradients="Set the gradients to zero before each backward pass (model.zero_grad()), unless several "
+    "batches are meant to add up; then divide by their number."
+)
+def accumulated_gradients(run: Run, now: Step) -> Iterator[Symptom]:
+    t, flat = run.thresholds, getattr(now.model, "flat_grads", None)
+    after_look = run.n_steps % t.check_weights_every
+    if after_look > 1 or flat is None or flat.size == 0 or not now.norm < math.inf:
+        return
+    grads = flat[:: -(-flat.size // 4096)].astype(np.float64)
+    before, run.grads = run.grads, grads
+    if after_look != 1 or before is None or before.shape != grads.shape:
+        return
+    size, change = float(np.linalg.norm(grads)), float(np.linalg.norm(grads - before))
+    # A gradient that hardly changes with the batch is usual, but then it does not grow while the loss falls.
+    grown = run.warm and run.level < run.reference and now.norm > 3 * run.first_norm
+    lasting = run.lasting("accumulated_gradients", grown and change < 0.5 * size, 3)
+    if lasting:
+        yield Symptom(
+            "accumulated_gradients",
+            "moderate",
+            {"change": change / size, "grad_norm": now.norm, "grad_norm_at_start": run.first_norm},
+            f"The gradient has grown from a norm of {run.first_norm:.3g} to {now.norm:.3g}, and each step adds only "
+            f"{change / size:.2g} of it.",
+            began=lasting[0],
+            badness=now.norm,
+            times=lasting[1],
+        )

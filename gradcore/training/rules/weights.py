@@ -45,6 +45,7 @@ def weights(run: Run, now: Step) -> Iterator[Symptom]:
     frozen_weights="Check that the optimizer holds this model's own parameters (not those of a copy), that its "
     "learning rate is not 0, and that the gradient reaches them.",
     tiny_steps="Raise the learning rate, by 10 times or more.",
+    huge_steps="Lower the learning rate, by 10 times or more, and start again.",
 )
 def still_weights(run: Run, now: Step) -> Iterator[Symptom]:
     flat = getattr(now.model, "flat_params", None)
@@ -72,15 +73,15 @@ def still_weights(run: Run, now: Step) -> Iterator[Symptom]:
         )
     if run.start is None or run.n_losses < run.thresholds.learning_steps or equal or run.signed:
         return
-    if run.level > 0.5 * run.reference:
-        size = float(np.linalg.norm(run.start.astype(np.float64)))
-        moved = float(np.linalg.norm(weights.astype(np.float64) - run.start))
-        if moved < run.thresholds.small_change * size:
+    size = float(np.linalg.norm(run.start.astype(np.float64)))
+    if run.level > 0.5 * run.reference and 0 < size < math.inf:
+        change, t = float(np.linalg.norm(weights.astype(np.float64) - run.start)) / size, run.thresholds
+        if change < t.small_change or change > t.large_change:
             yield Symptom(
-                "tiny_steps",
+                "tiny_steps" if change < 1 else "huge_steps",
                 "moderate",
-                {"change": moved / size, "steps": run.n_steps},
-                f"In {run.n_steps} steps the weights changed by {moved / size:.2g} times their size.",
+                {"change": change, "steps": run.n_steps},
+                f"In {run.n_steps} steps the weights changed by {change:.2g} times their size; the loss did not halve.",
                 badness=run.n_steps,
             )
 
