@@ -309,6 +309,11 @@ def first_symbol(rng: Rng) -> tuple[Any, ...]:
     return np.eye(5, dtype=np.float32)[ids], ids[0]
 
 
+def last_everywhere(rng: Rng) -> tuple[Any, ...]:
+    ids = rng.integers(0, 5, (10, 24))
+    return np.eye(5, dtype=np.float32)[ids], np.tile(ids[-1], (10, 1))
+
+
 def damped(rng: Rng) -> tuple[Any, ...]:
     t = np.arange(30)[:, None, None]
     series = np.exp(-0.03 * t) * np.cos(0.5 * t + rng.uniform(0, 6, (1, 12, 1)))
@@ -324,8 +329,8 @@ HELD_OUT = [
     Task("density MLP", mlp([2, 16, 2], "tanh", "xavier_normal"), spread, gaussian, optim.Adam, 1e-2, 500),
     Task("one point MLP", mlp([3, 16, 1]), one_point, MSE, sgd(), 0.01, 1500),
     Task(
-        "first symbol LSTM, bidirectional", last("LSTM", 5, 16, 5, bidirectional=True), first_symbol, CE, optim.Adam,
-        1e-2, max_norm=2.0,
+        "last symbol everywhere, bidirectional GRU", every("GRU", 5, 16, 5, bidirectional=True), last_everywhere, CE,
+        optim.Adam, 1e-2, max_norm=2.0,
     ),
     Task(
         "planes MLP, one batch", mlp([8, 32, 5], "gelu"), planes, CE, sgd(), 0.3, batches=full_batch(planes),
