@@ -51,9 +51,13 @@ def healthy(n: int = 300, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def model_with(weights: Any) -> Any:
+def model_with(weights: Any, grads: Any = ()) -> Any:
     flat = np.asarray(weights, float)
-    return SimpleNamespace(flat_params=flat, params={"a": flat[:1], "b": flat[1:]}, layers=(None, None, None))
+    params = {"a": flat[:1], "b": flat[1:]}
+    layers = None, None, None
+    return SimpleNamespace(
+        flat_params=flat, params=params, layers=layers, flat_grads=np.asarray(grads, float).reshape(-1)
+    )
 
 
 def tape_with(dh_norm: Any, d_norm: Any = None, first_nonfinite: Any = None) -> Any:
@@ -163,6 +167,19 @@ ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
         "moderate",
         200,
     ),
+    "huge_steps": (
+        [still(told, step) | {"model": model_with(1 + np.arange(20) * step)} for step, told in enumerate(healthy())],
+        "moderate",
+        200,
+    ),
+    "accumulated_gradients": (
+        [
+            told | {"loss": 1 - step / 300, "grad_norm": 0.1 + step / 80, "model": model_with(np.full(20, step), step)}
+            for step, told in enumerate(healthy(99))
+        ],
+        "moderate",
+        31,
+    ),
     "nan_in_data": (
         [told | ({"loss": math.nan, "record": HOLES} if step % 7 == 3 else {}) for step, told in enumerate(healthy())],
         "critical",
@@ -236,6 +253,7 @@ COMPANIONS = {
     "diverged": {"rising_loss", "not_learning"},
     "steps_raise_loss": {"frozen_outputs"},
     "tiny_steps": {"not_learning"},
+    "huge_steps": {"not_learning"},
     "large_gradients": {"gradient_spike"},
 }
 

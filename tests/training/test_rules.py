@@ -135,10 +135,16 @@ def test_outputs_have_to_fit_their_own_sample_better_than_others(others, found):
     assert ("not_learning" in kinds(monitor)) == found
 
 
-@pytest.mark.parametrize(("change", "found"), [(0.9e-3, True), (1.1e-3, False)])
-def test_steps_are_tiny_below_a_thousandth(change, found):
+@pytest.mark.parametrize(("change", "found"), [(4.9e-3, True), (5.1e-3, False)])
+def test_steps_are_tiny_below_five_thousandths(change, found):
     models = [model_with([1 + change * min(step, 200) / 200 + 1e-12 * step]) for step in range(230)]
     assert ("tiny_steps" in kinds(watch([1.0] * 230, model=models))) == found
+
+
+@pytest.mark.parametrize(("change", "found"), [(9.9, False), (10.1, True)])
+def test_steps_are_huge_above_ten_times_the_weights(change, found):
+    models = [model_with([1 + change * min(step, 200) / 200 + 1e-12 * step]) for step in range(230)]
+    assert ("huge_steps" in kinds(watch([1.0] * 230, model=models))) == found
 
 
 @pytest.mark.parametrize(("dead", "found"), [(5, set()), (6, {"dead_units"})])
@@ -309,6 +315,21 @@ def test_the_wrong_sign_of_the_loss_is_named():
     model, batches, optimizer = problem(lr=1e-4)
     finding = only(fit(model, batches, optimizer, wrong), "steps_raise_loss")
     assert "sign" in finding.advice
+
+
+class NeverZeroed(gradcore.Hook):
+    total: Any = 0.0
+
+    def after_backward(self, step: gradcore.TrainingStep) -> None:
+        step.model.flat_grads += self.total
+        self.total = step.model.flat_grads.copy()
+
+
+def test_gradients_that_add_up_are_named():
+    model, batches, optimizer = problem(optimizer=optim.SGD, lr=1e-4)
+    assert "zero_grad" in only(fit(model, batches, optimizer, hooks=[NeverZeroed()]), "accumulated_gradients").advice
+    model, batches, optimizer = problem(optimizer=optim.SGD, lr=1e-4)
+    assert "accumulated_gradients" not in kinds(fit(model, batches[:1] * 100, optimizer))
 
 
 def test_shuffled_targets_are_not_learned():
