@@ -47,8 +47,8 @@ class Thresholds:
     progress : float
         Share of the loss by which it has to fall, and by which outputs have to fit their own sample better than others.
     small_change, large_change : float
-        Steps are tiny (huge) when within `learning_steps` the weights have changed by less (more) than this many times
-        their size, and the loss has not halved.
+        Steps are tiny (huge) when after `learning_steps` the weights have changed by less (more) than this many times
+        their size at the start, and the loss has not halved.
     dead : float
         Share of a layer's rectified units that are 0 for a whole batch, from which they are reported.
     data_scale : float

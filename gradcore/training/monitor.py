@@ -47,8 +47,13 @@ class GradientMonitor:
 
     Notes
     -----
-    Losses are taken to be positive where their rise is judged. A loss at every time step adds gradient everywhere: then
-    gradients that vanish in time do not show, while explosion does.
+    Once a loss has been negative, only its noise tells what a rise is, and whether the run learns is not judged: the
+    losses of policy gradients say nothing of it. A loss at every time step adds gradient everywhere: then gradients
+    that vanish in time do not show, while explosion does.
+
+    In `fit`, if the loss is a plain function, the monitor calls it again now and then, with the outputs of the model
+    after the step and with outputs that belong to other samples. A function that does not return the same again,
+    because it draws random numbers, is left alone after the first step.
 
     Examples
     --------

@@ -13,6 +13,7 @@ import numpy as np
 
 from gradcore._base.check import Array
 from gradcore._base.hook import TrainingStep
+from gradcore.layers.layer import Layer
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import Thresholds
 
@@ -107,9 +108,12 @@ class Step:
     def loss_after(self) -> float:
         """Return the loss of the same batch with the weights after the step; NaN where that cannot be had."""
         record, criterion = self.record, self.criterion
-        if record is None or criterion is None or not callable(record.model) or getattr(record.model, "buffers", None):
+        if record is None or criterion is None or not isinstance(record.model, Layer) or record.model.buffers:
             return math.nan
-        y = record.model(record.x, **record.options)
+        try:
+            y = record.model(record.x, **record.options)
+        except NotImplementedError:  # a model that is never used for inference
+            return math.nan
         return self._loss(y[0] if isinstance(y, tuple) else y)
 
     def loss_of_others(self) -> float:
@@ -117,14 +121,14 @@ class Step:
         y = self.y
         if self.record is None or self.criterion is None or y is None or y.ndim < 2:
             return math.nan
-        axis = 1 if y.ndim > 2 else 0
-        if y.shape[axis] < 2:
+        axes = (0, 1) if y.ndim > 2 else (0,)  # of samples and of time, in either order
+        if min(y.shape[axis] for axis in axes) < 2:
             return math.nan
-        return self._loss(np.ascontiguousarray(np.roll(y, 1, axis)))
+        return self._loss(np.roll(y, 1, axes))
 
     def repeats(self) -> bool:
         """Whether the loss function returns the same again; one that draws random numbers must not be disturbed."""
-        return self.record is None or self.y is None or self._loss(self.y) == self.loss
+        return self.record is not None and self.y is not None and self._loss(self.y) == self.loss
 
     def _loss(self, y: Array) -> float:
         assert self.criterion is not None

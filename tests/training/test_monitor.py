@@ -92,10 +92,17 @@ def batch_with(x: Any, target: Any = None, **told: Any) -> gradcore.TrainingStep
     return gradcore.TrainingStep(None, gradcore.optim.SGD([(np.zeros(1), np.zeros(1))]), x, target, **told)
 
 
+class After(gradcore.Identity):
+    """A model that says that it was asked."""
+
+    def __call__(self, x: Any) -> Any:
+        return "after"
+
+
 def overshooting(after: float) -> dict[str, Any]:
     """A step from a loss of 1 to another one of the same batch, where each sample needs an output of its own."""
     record = batch_with(None)
-    record.model = lambda x: "after"
+    record.model = After()
     return {
         "loss": 1.0,
         "record": record,
@@ -228,6 +235,8 @@ OTHERWISE_WITH_CLIPPING = {
     "exploding_in_layers",
     "unstable_after_progress",
     "diverged",
+    "nan_loss",
+    "inf_loss",
 }
 
 

@@ -39,7 +39,7 @@ def nan_in_data(run: Run, now: Step) -> Iterator[Symptom]:
 )
 def data(run: Run, now: Step) -> Iterator[Symptom]:
     for name, values in now.data.items():
-        size = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+        size = float(np.sqrt(np.square(values.reshape(-1)[:65536], dtype=np.float64).mean()))
         lasting = run.lasting("unscaled_data", run.thresholds.data_scale < size < math.inf, 2, name)
         if lasting:
             yield Symptom(

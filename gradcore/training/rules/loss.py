@@ -14,6 +14,14 @@ from gradcore.training.run import Run, Step, median
 __all__: list[str] = []  # for the package only
 
 
+# What is left to do where the gradient is clipped already: for a loss that is infinite, and for one that is NaN.
+_CLIPPED = (
+    "Lower the learning rate, and scale inputs and targets to about 1.",
+    "Go back to the last good weights, and lower the learning rate. Look for a logarithm, division or square root of "
+    "zero in the loss.",
+)
+
+
 @each_step(
     nan_loss="Go back to the last good weights, lower the learning rate, and clip the gradient norm. Look for a "
     "logarithm, division or square root of zero in the loss.",
@@ -22,13 +30,14 @@ __all__: list[str] = []  # for the package only
 def nonfinite_loss(run: Run, now: Step) -> Iterator[Symptom]:
     if math.isfinite(now.loss):
         return
-    before = run.losses[-1] if run.losses else math.nan
+    before, nan = run.losses[-1] if run.losses else math.nan, math.isnan(now.loss)
     yield Symptom(
-        "nan_loss" if math.isnan(now.loss) else "inf_loss",
+        "nan_loss" if nan else "inf_loss",
         "critical",
         {"loss": now.loss, "last_finite_loss": before},
         f"The loss became {now.loss}; "
         + (f"the last finite one was {before:.3g}." if run.losses else "none was finite before."),
+        advice=_CLIPPED[nan] if now.max_norm is not None else "",
     )
 
 
@@ -123,7 +132,7 @@ def unstable_after_progress(run: Run, now: Step) -> Iterator[Symptom]:
             },
             f"After falling from {run.reference:.3g} to {best:.3g} the loss rose to {level:.3g}.",
             badness=level - best,
-            advice="Lower the learning rate and max_norm, and go back to weights from before this step."
+            advice="Lower the learning rate, and go back to weights from before this step."
             if now.max_norm is not None
             else "",
         )

@@ -47,7 +47,7 @@ def weights(run: Run, now: Step) -> Iterator[Symptom]:
     tiny_steps="Raise the learning rate, by 10 times or more.",
     huge_steps="Lower the learning rate, by 10 times or more, and start again.",
 )
-def still_weights(run: Run, now: Step) -> Iterator[Symptom]:
+def moves(run: Run, now: Step) -> Iterator[Symptom]:
     flat = getattr(now.model, "flat_params", None)
     if flat is None or flat.size == 0:
         return
@@ -76,12 +76,12 @@ def still_weights(run: Run, now: Step) -> Iterator[Symptom]:
     size = float(np.linalg.norm(run.start.astype(np.float64)))
     if run.level > 0.5 * run.reference and 0 < size < math.inf:
         change, t = float(np.linalg.norm(weights.astype(np.float64) - run.start)) / size, run.thresholds
-        if change < t.small_change or change > t.large_change:
+        if change < t.small_change or (change > t.large_change and not run.falls):
             yield Symptom(
-                "tiny_steps" if change < 1 else "huge_steps",
+                "tiny_steps" if change < t.small_change else "huge_steps",
                 "moderate",
                 {"change": change, "steps": run.n_steps},
-                f"In {run.n_steps} steps the weights changed by {change:.2g} times their size; the loss did not halve.",
+                f"In {run.n_steps} steps the weights changed by {change:.2g} times their size; the loss has not halved.",
                 badness=run.n_steps,
             )
 
