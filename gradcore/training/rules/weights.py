@@ -81,7 +81,7 @@ def moves(run: Run, now: Step) -> Iterator[Symptom]:
                 "tiny_steps" if change < t.small_change else "huge_steps",
                 "moderate",
                 {"change": change, "steps": run.n_steps},
-                f"In {run.n_steps} steps the weights changed by {change:.2g} times their size; the loss has not halved.",
+                f"In {run.n_steps} steps the weights changed by {change:.2g} times their size; the loss did not halve.",
                 badness=run.n_steps,
             )
 
