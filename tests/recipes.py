@@ -757,7 +757,9 @@ def _(rng: np.random.Generator) -> Any:
 def _(rng: np.random.Generator) -> Any:
     return monitor.Thresholds, {
         "window": 50, "warmup": 20, "patience": 5, "spike_z": 6.0, "usual_norm": (0.1, 10.0), "high_norm": 1e3,
-        "oscillation": 1.0, "rise": 3.0, "max_weight": 1e6, "vanish_ratio": 1e-3, "explode_ratio": 1e3,
+        "diverged": 1e3, "oscillation": 1.0, "rise": 3.0, "raised": 0.9, "learning_steps": 200, "progress": 0.05,
+        "small_change": 5e-3, "large_change": 10.0, "dead": 0.75, "data_scale": 100.0,
+        "max_weight": 1e6, "vanish_ratio": 1e-3, "explode_ratio": 1e3,
         "always_clipped": 0.9, "never_clipped_steps": 100, "skipped": 0.1, "check_weights_every": 10,
         "check_outputs_every": 10,
     }  # fmt: skip

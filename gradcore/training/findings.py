@@ -32,12 +32,27 @@ class Thresholds:
         Range of usual gradient norms.
     high_norm : float
         A gradient norm above this is reported at once.
+    diverged : float
+        A run has diverged when its loss is this many times the one at the start.
     oscillation : float
         The loss oscillates when it turns at least every second step and typically changes from one step to the next by
-        this many times its typical value.
+        this many times its typical value, because of the steps rather than the batches.
     rise : float
-        A run has become unstable when its loss (the median of ten steps) rises to this many times its best after it had
-        halved, and by more than the noise of single batches explains.
+        The loss (the median of ten steps) rises when it reaches this many times its best, and more than single batches
+        explain; a run that had halved its loss before has then become unstable.
+    raised : float
+        Steps raise the loss when this share of them does, of those after which their batch is looked at again.
+    learning_steps : int
+        Number of steps within which the loss has to fall, if the run is to be called one that learns.
+    progress : float
+        Share of the loss by which it has to fall, and by which outputs have to fit their own sample better than others.
+    small_change, large_change : float
+        Steps are tiny (huge) when after `learning_steps` the weights have changed by less (more) than this many times
+        their size at the start, and the loss has not halved.
+    dead : float
+        Share of a layer's rectified units that are 0 for a whole batch, from which they are reported.
+    data_scale : float
+        Root mean square of inputs and targets above which they are reported.
     max_weight : float
         Weights of larger magnitude are reported.
     vanish_ratio, explode_ratio : float
@@ -66,8 +81,16 @@ class Thresholds:
     spike_z: float = 6.0
     usual_norm: tuple[float, float] = (0.1, 10.0)
     high_norm: float = 1e3
+    diverged: float = 1e3
     oscillation: float = 1.0
     rise: float = 3.0
+    raised: float = 0.9
+    learning_steps: int = 200
+    progress: float = 0.05
+    small_change: float = 5e-3
+    large_change: float = 10.0
+    dead: float = 0.75
+    data_scale: float = 100.0
     max_weight: float = 1e6
     vanish_ratio: float = 1e-3
     explode_ratio: float = 1e3
@@ -80,7 +103,11 @@ class Thresholds:
     def __post_init__(self) -> None:
         least = {"window": 10, "warmup": 2}
         bounds: dict[str, dict[str, float]] = {
+            "diverged": {"above": 1},
             "rise": {"above": 1},
+            "raised": {"above": 0, "most": 1},
+            "progress": {"above": 0, "most": 1},
+            "dead": {"above": 0, "most": 1},
             "vanish_ratio": {"least": 0, "most": 1},
             "explode_ratio": {"least": 1},
             "always_clipped": {"above": 0, "most": 1},
@@ -117,13 +144,15 @@ class Finding:
     last_step : int
         The step where it was last seen.
     count : int
-        The number of steps at which it was seen (of looks, for what is not looked at in every step).
+        The number of steps at which it happened (of looks, for what is not looked at in every step).
     numbers : dict
         The values behind it, from where it was worst.
     message : str
         What happened, in one sentence.
     advice : str
         What to do.
+    follows : str
+        The kind of the finding that it follows from; the empty string for a cause.
 
     Examples
     --------
@@ -142,6 +171,7 @@ class Finding:
     numbers: dict[str, Any]
     message: str
     advice: str
+    follows: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields in JSON's own types.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -135,7 +137,7 @@ def fit(
                     step = TrainingStep(model, optimizer, *batch, len(history), epoch, history, nonfinite)
                     run_step(step, loss, hooks, max_norm, step_clip, undo)
                     interrupt.at_once = False
-                    answers = [] if step.dropped else _record(step, max_norm, monitor, callbacks)
+                    answers = [] if step.dropped else _record(step, loss, max_norm, monitor, callbacks)
                     n_clipped += bool(getattr(step.grad_norm, "clipped", False))
                     share = n_clipped / max(len(history), 1)
                     norm = float("nan") if step.dropped else float(step.grad_norm)
@@ -166,14 +168,21 @@ class _WholeUpdates(Hook):
 
 
 def _record(
-    step: TrainingStep, max_norm: Any, monitor: GradientMonitor | None, callbacks: list[Callable[[TrainingStep], Any]]
+    step: TrainingStep,
+    loss: Callable[..., Any],
+    max_norm: Any,
+    monitor: GradientMonitor | None,
+    callbacks: list[Callable[[TrainingStep], Any]],
 ) -> list[Any]:
     """Tell everybody of a step, and return the callbacks' answers."""
     limit = None if max_norm is None else step.grad_norm.max_norm
     seen = StepTelemetry(step.tape, step.scale)
     step.history.append(step.loss, step.grad_norm, epoch=step.epoch, lr=step.lr, max_norm=limit, tape=seen)
     if monitor is not None:
-        monitor.update(step.step, step.loss, step.grad_norm, step.model, seen, step.y, max_norm=limit)
+        given = step.step, step.loss, step.grad_norm, step.model, seen, step.y
+        # An object may have a state, which looking again would change.
+        criterion = loss if isinstance(loss, (FunctionType, partial)) else None
+        monitor.update(*given, max_norm=limit, record=step, criterion=criterion)
     return [callback(step) for callback in callbacks]
 
 

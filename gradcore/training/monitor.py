@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -10,13 +11,19 @@ import numpy as np
 
 from gradcore._base.check import Array, check_int, check_real, check_reals
 from gradcore._base.files import jsonable
+from gradcore._base.hook import TrainingStep
 from gradcore._base.html import html_table
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import SEVERITIES, Finding, Thresholds
-from gradcore.training.rules import ADVICE, AT_END, EACH_STEP, Rule, Symptom
+from gradcore.training.rules import SUBJECTS  # noqa: F401  (they bring the rules)
+from gradcore.training.rules.causes import link
+from gradcore.training.rules.data import nan_in_data
+from gradcore.training.rules.rule import ADVICE, AT_END, EACH_STEP, Rule, Symptom
 from gradcore.training.run import Run, Step
 
 __all__ = ["ADVICE", "SEVERITIES", "Finding", "GradientMonitor", "Thresholds"]
+
+_NAN_IN_DATA = Rule(nan_in_data, None)
 
 
 class GradientMonitor:
@@ -40,8 +47,13 @@ class GradientMonitor:
 
     Notes
     -----
-    Losses are taken to be positive where their rise is judged. A loss at every time step adds gradient everywhere: then
-    gradients that vanish in time do not show, while explosion does.
+    Once a loss has been negative, only its noise tells what a rise is, and whether the run learns is not judged: the
+    losses of policy gradients say nothing of it. A loss at every time step adds gradient everywhere: then gradients
+    that vanish in time do not show, while explosion does.
+
+    In `fit`, if the loss is a plain function, the monitor calls it again now and then, with the outputs of the model
+    after the step and with outputs that belong to other samples. A function that does not return the same again,
+    because it draws random numbers, is left alone after the first step.
 
     Examples
     --------
@@ -89,6 +101,8 @@ class GradientMonitor:
         y: Array | None = None,
         *,
         max_norm: float | None = None,
+        record: TrainingStep | None = None,
+        criterion: Callable[..., Any] | None = None,
     ) -> list[Finding]:
         """Look at one step.
 
@@ -109,6 +123,12 @@ class GradientMonitor:
             The model's output, with the features on the last axis.
         max_norm : float, optional
             The clip threshold of this step, None without clipping.
+        record : TrainingStep, optional
+            The whole step, for its batch, its optimizer and dL/dy: with it the monitor can tell faults of the data from
+            those of the training, and its advice fits the optimizer. `training_step` returns one.
+        criterion : callable, optional
+            The loss function, ``criterion(y, target)``. With it and `record`, the monitor now and then looks at what a
+            step made of its own batch; it uses the model's inference for this.
 
         Returns
         -------
@@ -128,11 +148,18 @@ class GradientMonitor:
         now.max_norm = None if max_norm is None else check_real("max_norm", max_norm)
         now.y = None if y is None else check_reals("y", y)
         now.model, now.seen = model, StepTelemetry.of(tape)
+        if record is not None and not isinstance(record, TrainingStep):
+            raise TypeError(f"record: expected a TrainingStep, got {type(record).__name__}")
+        if criterion is not None and not callable(criterion):
+            raise TypeError(f"criterion: expected a callable, got {type(criterion).__name__}")
+        now.record, now.criterion = record, criterion
         if model is not None:
             self._model = model
         n, thresholds = self._run.n_steps, self.thresholds
         due = [rule for rule in EACH_STEP if rule.every is None or n % getattr(thresholds, rule.every) == 0]
         self._run.begin(now)
+        if now.bad_data:  # whatever else is not finite follows from it
+            due = [_NAN_IN_DATA]
         new = self._look(due, now)
         self._run.end(now)
         return new
@@ -163,6 +190,8 @@ class GradientMonitor:
             for rule in rules:
                 for symptom in rule.look(self._run, now):
                     self._report(symptom, now.number)
+        if len(self.findings) > n_known:
+            link(self.findings, self.thresholds.check_outputs_every)
         return self.findings[n_known:]
 
     def _report(self, symptom: Symptom, step: int) -> None:
@@ -171,7 +200,8 @@ class GradientMonitor:
         if place not in self._by_place:
             began = step if symptom.began is None else symptom.began
             kind, severity, numbers, message = symptom[:4]
-            finding = Finding(kind, symptom.where, severity, began, step, symptom.times, numbers, message, ADVICE[kind])
+            advice = symptom.advice or ADVICE[kind]
+            finding = Finding(kind, symptom.where, severity, began, step, symptom.times, numbers, message, advice)
             self.findings.append(finding)
             self._by_place[place] = finding, symptom.badness
             return
@@ -181,18 +211,21 @@ class GradientMonitor:
         finding.severity = min(finding.severity, symptom.severity, key=SEVERITIES.index)
         if symptom.badness > worst:
             finding.numbers, finding.message = symptom.numbers, symptom.message
+            finding.advice = symptom.advice or ADVICE[symptom.kind]
             self._by_place[place] = finding, symptom.badness
 
     def _ordered(self) -> list[Finding]:
-        return sorted(self.findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.step))
+        """Causes, the worst first, each before what follows from it."""
+        ordered = sorted(self.findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.step))
+        return [each for finding in ordered if not finding.follows for each in _with_effects(finding, ordered)]
 
     def summary(self) -> str:
-        """Return all findings as text, the worst first.
+        """Return all findings as text: causes, the worst first, each before what follows from it.
 
         Returns
         -------
         str
-            Two lines for each finding.
+            Two lines for each cause, one for what follows from it.
 
         Examples
         --------
@@ -204,7 +237,9 @@ class GradientMonitor:
         """
         if not self.findings:
             return f"No findings in {_count(self.n_steps, 'step')}."
-        return "\n".join(f"{finding}\n    {finding.advice}" for finding in self._ordered())
+        return "\n".join(
+            f"    {finding}" if finding.follows else f"{finding}\n    {finding.advice}" for finding in self._ordered()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything in JSON's own types.
@@ -245,6 +280,15 @@ class GradientMonitor:
         if not rows:
             return html_table([], caption=self.summary())
         return html_table(rows, header=("severity", "finding", "where", "seen", "what happened", "what to do"))
+
+
+def _with_effects(cause: Finding, ordered: list[Finding]) -> Iterator[Finding]:
+    """Yield a finding and, if it is the first of its kind, what follows from it."""
+    yield cause
+    if cause is next(finding for finding in ordered if finding.kind == cause.kind):
+        for finding in ordered:
+            if finding.follows == cause.kind:
+                yield from _with_effects(finding, ordered)
 
 
 def _count(n: int, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,10 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore._base.hook import TrainingStep
+from gradcore.layers.layer import Layer
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import Thresholds
 
 __all__: list[str] = []  # for the package only
+
+ADAPTIVE = ("Adam", "AdamW", "RMSprop", "Adagrad", "SPAM")  # optimizers that divide by the gradient's size
 
 
 class Outputs(NamedTuple):
@@ -24,6 +29,15 @@ class Outputs(NamedTuple):
     spread: float  # the largest distance of two samples in a feature
     largest: float  # magnitude
     finite: bool
+
+
+class BadData(NamedTuple):
+    """Entries of an array of the batch that are not finite."""
+
+    name: str  # "x" or "target"
+    n: int
+    first: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 @dataclass
@@ -38,6 +52,8 @@ class Step:
     seen: StepTelemetry = field(default_factory=StepTelemetry)
     y: Array | None = None
     max_norm: float | None = None
+    record: TrainingStep | None = None
+    criterion: Callable[..., Any] | None = None
 
     @cached_property
     def outputs(self) -> Outputs | None:
@@ -51,6 +67,74 @@ class Step:
         finite = math.isfinite(least) and math.isfinite(most)
         return Outputs(rows, float((high - low).max()), max(most, -least), finite)
 
+    @cached_property
+    def data(self) -> dict[str, Array]:
+        """What the batch holds as arrays of floats, by name."""
+        pairs = {} if self.record is None else {"x": self.record.x, "target": self.record.target}
+        arrays = {name: value for name, value in pairs.items() if isinstance(value, np.ndarray) and value.size}
+        return {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
+
+    @cached_property
+    def bad_data(self) -> list[BadData]:
+        """What of the batch is not finite, if that may be why the loss is not."""
+        if math.isfinite(self.loss):
+            return []
+        bad = {name: np.argwhere(~np.isfinite(value)) for name, value in self.data.items()}
+        shapes = {name: value.shape for name, value in self.data.items()}
+        return [BadData(name, len(at), tuple(at[0].tolist()), shapes[name]) for name, at in bad.items() if len(at)]
+
+    @property
+    def scale(self) -> float:
+        """The factor of the loss; while it is above 1, gradients that overflow only make it smaller."""
+        return self.record.scale if self.record is not None else 1.0
+
+    @property
+    def optimizer(self) -> str:
+        """The class of the optimizer; empty where it is not known."""
+        return "" if self.record is None else type(self.record.optimizer).__name__
+
+    @property
+    def adaptive(self) -> bool:
+        return self.optimizer in ADAPTIVE
+
+    def cell(self, where: str) -> str:
+        """Return the class of the recurrent layer with this name; empty where it is not known."""
+        place, _, _ = where.rpartition(".")
+        for member in self.seen.members:
+            if member.name == place and member.tape.layer.n_states:
+                return type(member.tape.layer).__name__
+        return ""
+
+    def loss_after(self) -> float:
+        """Return the loss of the same batch with the weights after the step; NaN where that cannot be had."""
+        record, criterion = self.record, self.criterion
+        if record is None or criterion is None or not isinstance(record.model, Layer) or record.model.buffers:
+            return math.nan
+        try:
+            y = record.model(record.x, **record.options)
+        except NotImplementedError:  # a model that is never used for inference
+            return math.nan
+        return self._loss(y[0] if isinstance(y, tuple) else y)
+
+    def loss_of_others(self) -> float:
+        """Return the loss if each sample were given the output of its neighbor; NaN where that cannot be had."""
+        y = self.y
+        if self.record is None or self.criterion is None or y is None or y.ndim < 2:
+            return math.nan
+        axes = (0, 1) if y.ndim > 2 else (0,)  # of samples and of time, in either order
+        if min(y.shape[axis] for axis in axes) < 2:
+            return math.nan
+        return self._loss(np.roll(y, 1, axes))
+
+    def repeats(self) -> bool:
+        """Whether the loss function returns the same again; one that draws random numbers must not be disturbed."""
+        return self.record is not None and self.y is not None and self._loss(self.y) == self.loss
+
+    def _loss(self, y: Array) -> float:
+        assert self.criterion is not None
+        assert self.record is not None
+        return float(self.criterion(y, self.record.target)[0])
+
 
 class Run:
     """What has happened so far, including the newest step.
@@ -59,62 +143,118 @@ class Run:
     ----------
     losses, loss_steps : deque
         The finite losses of the window, and their steps.
-    norms : deque
-        The finite, positive gradient norms of the window, and one before it.
+    norms, logs : deque
+        The finite, positive gradient norms of the window and one before it, and their logarithms.
     clipped, skipped : deque of bool
         Of the steps of the window; `clipped` of those with a threshold.
+    first, lowest : float
+        The first loss, and the lowest one after it.
     reference : float
         The loss at the start: the median of the first `warmup` ones.
     level, best : float
         The median of the last ten losses, and the lowest such median of the steps before.
-    outputs : ndarray or None
-        Some outputs of the last look at them.
+    noise, log_noise : float
+        By how much the loss, and its logarithm, change from step to step: the largest moving average so far.
+    signed : bool
+        Whether a loss was negative.
+    trials : deque of (float, float)
+        Of some steps, the loss of their batch before and after.
+    swaps : deque of (float, float)
+        Of some steps, the loss, and what it would be if each sample were given the output of its neighbor.
+    outputs, weights, grads, start : ndarray or None
+        Some outputs, weights and gradients of the last look at them, and the weights of the first look.
     """
 
     def __init__(self, thresholds: Thresholds) -> None:
         self.thresholds = thresholds
-        self.n_steps = self.n_clipped = self.n_skipped = 0
+        self.n_steps = self.n_clipped = self.n_skipped = self.n_losses = 0
         self.n_thresholded = 0  # steps with a threshold to clip at
         window = thresholds.window
+        self._first_losses = min(thresholds.warmup, window)
         self.losses: deque[float] = deque(maxlen=window)
         self.loss_steps: deque[int] = deque(maxlen=window)
         self.norms: deque[float] = deque(maxlen=window + 1)
+        self.logs: deque[float] = deque(maxlen=window + 1)
         self.clipped: deque[bool] = deque(maxlen=window)
         self.skipped: deque[bool] = deque(maxlen=window)
-        self.reference = self.level = math.nan
-        self.best = math.inf
+        self._recent: deque[float] = deque(maxlen=10)
+        self.first = self.reference = self.level = math.nan
+        self.lowest = self.best = math.inf
         self.largest_norm = 0.0
+        self.first_norm = math.nan  # the median of the first five
+        self.noise = self.log_noise = self._noise = self._log_noise = 0.0
+        self.signed = self.wild = False
+        self.pure: bool | None = None  # whether the loss function returns the same again
+        self.trials: deque[tuple[float, float]] = deque(maxlen=10)
+        self.swaps: deque[tuple[float, float]] = deque(maxlen=10)
         self.outputs: Array | None = None
-        self._n_losses = 0
+        self.weights: Array | None = None
+        self.start: Array | None = None
+        self.grads: Array | None = None
+        self.weights_skipped = self.weights_step = 0
         self._held: dict[tuple[str, str], tuple[int, int]] = {}
         self._step = 0
 
     @property
     def warm(self) -> bool:
         """Whether losses are compared with `reference` by now."""
-        return self._n_losses > min(self.thresholds.warmup, self.thresholds.window)
+        return self.n_losses > self._first_losses
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss is clearly below where it was at the start, and near its best."""
+        return self.warm and self.level < 0.9 * self.reference and self.level <= max(1.5 * self.best, 0.0)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the loss has come down to half, and stays there."""
+        return self.warm and self.level < 0.5 * self.reference and self.level <= max(1.5 * self.best, 0.0)
 
     def begin(self, now: Step) -> None:
         """Add the newest step, before the rules look."""
         self._step = now.number
+        if self.pure is None and now.criterion is not None and math.isfinite(now.loss):
+            self.pure = now.repeats()
+        if not self.pure:
+            now.criterion = None
         if math.isfinite(now.loss):
-            self._n_losses += 1
-            self.losses.append(now.loss)
-            self.loss_steps.append(now.number)
-            self.level = median(list(self.losses)[-10:])
-            if self._n_losses == min(self.thresholds.warmup, self.thresholds.window):
-                self.reference = median(self.losses)
+            self._add_loss(now.loss, now.number)
         if 0 <= now.norm < math.inf:
             self.largest_norm = max(self.largest_norm, now.norm)
             if now.norm > 0:
                 self.norms.append(now.norm)
-        clipped, skipped = (bool(getattr(now.grad_norm, name, False)) for name in ("clipped", "skipped"))
+                if len(self.norms) == 5 and math.isnan(self.first_norm):
+                    self.first_norm = median(self.norms)
+                self.logs.append(math.log(now.norm))
+        grad_norm = now.grad_norm
+        clipped, skipped = bool(getattr(grad_norm, "clipped", False)), bool(getattr(grad_norm, "skipped", False))
         self.n_clipped += clipped
         self.n_skipped += skipped
-        self.skipped.append(skipped)
+        if not now.bad_data:
+            self.skipped.append(skipped and now.scale <= 1)
         if clipped or now.max_norm is not None:
             self.n_thresholded += 1
             self.clipped.append(clipped)
+
+    def _add_loss(self, loss: float, number: int) -> None:
+        self.n_losses += 1
+        if self.n_losses == 1:
+            self.first = loss
+        else:
+            self.lowest = min(self.lowest, loss)
+            share, before = 1 / min(self.n_losses, self.thresholds.window), self.losses[-1]
+            self._noise += share * (abs(loss - before) - self._noise)
+            if loss > 0 and before > 0:
+                self._log_noise += share * (abs(math.log(loss / before)) - self._log_noise)
+        self.signed = self.signed or loss < 0
+        self.losses.append(loss)
+        self.loss_steps.append(number)
+        self._recent.append(loss)
+        self.level = median(self._recent)
+        if self.n_losses == self._first_losses:
+            self.reference = median(self.losses)
+        if self.warm:
+            self.noise, self.log_noise = max(self.noise, self._noise), max(self.log_noise, self._log_noise)
 
     def end(self, now: Step) -> None:
         """Count the step, after the rules have looked."""

@@ -15,8 +15,8 @@ from tapes import ToldTape
 
 import gradcore
 from gradcore.layers.telemetry import StepTelemetry
-from gradcore.training import rules
-from gradcore.training.monitor import ADVICE, SEVERITIES, GradientMonitor, Thresholds
+from gradcore.training.monitor import ADVICE, GradientMonitor, Thresholds
+from gradcore.training.rules import rule
 
 
 class Norm(float):
@@ -51,9 +51,13 @@ def healthy(n: int = 300, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def model_with(weights: Any) -> Any:
+def model_with(weights: Any, grads: Any = ()) -> Any:
     flat = np.asarray(weights, float)
-    return SimpleNamespace(flat_params=flat, params={"a": flat[:1], "b": flat[1:]}, layers=(None, None, None))
+    params = {"a": flat[:1], "b": flat[1:]}
+    layers = None, None, None
+    return SimpleNamespace(
+        flat_params=flat, params=params, layers=layers, flat_grads=np.asarray(grads, float).reshape(-1)
+    )
 
 
 def tape_with(dh_norm: Any, d_norm: Any = None, first_nonfinite: Any = None) -> Any:
@@ -83,6 +87,44 @@ def falling(gain: float) -> Any:
     return tape_with([np.ones(30), back], d_norm=np.ones(4))
 
 
+def batch_with(x: Any, target: Any = None, **told: Any) -> gradcore.TrainingStep:
+    """A step, as far as rules look at it."""
+    return gradcore.TrainingStep(None, gradcore.optim.SGD([(np.zeros(1), np.zeros(1))]), x, target, **told)
+
+
+class After(gradcore.Identity):
+    """A model that says that it was asked."""
+
+    def __call__(self, x: Any) -> Any:
+        return "after"
+
+
+def overshooting(after: float) -> dict[str, Any]:
+    """A step from a loss of 1 to another one of the same batch, where each sample needs an output of its own."""
+    record = batch_with(None)
+    record.model = After()
+    return {
+        "loss": 1.0,
+        "record": record,
+        "y": np.arange(8.0).reshape(4, 2),
+        "criterion": lambda y, target: (after if isinstance(y, str) else 1.0 + 9 * float(y[0, 0] != 0), None),
+    }
+
+
+def dead_tape(n: int) -> Any:
+    """The tape of a layer of 8 units, of which n are 0 for all samples."""
+    x = np.ones((4, 8), np.float32)
+    x[:, :n] = -1
+    return gradcore.ReLU().forward(x)[1]
+
+
+def still(told: dict[str, Any], step: int) -> dict[str, Any]:
+    """A loss that does not fall."""
+    return told | {"loss": 1 + 0.1 * (step % 3)}
+
+
+HOLES = batch_with(np.float32([[1, np.nan], [np.inf, 2]]), np.zeros(2))
+
 ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
     # kind: the run, the severity, the step where it began
     "nan_loss": (changed("loss", slice(100, 110), lambda loss, step: math.nan), "critical", 100),
@@ -102,10 +144,7 @@ ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
     "nonfinite_outputs": (changed("y", slice(200, None), lambda y, step: np.full((8, 2), np.inf)), "high", 200),
     "constant_outputs": (changed("y", slice(200, None), lambda y, step: np.tile(y[0], (8, 1))), "high", 200),
     "frozen_outputs": (
-        [
-            told | {"y": np.arange(16.0).reshape(8, 2), "loss": 1 + 0.1 * (step % 3)}
-            for step, told in enumerate(healthy())
-        ],
+        [still(told, step) | {"y": np.arange(16.0).reshape(8, 2)} for step, told in enumerate(healthy(150))],
         "high",
         0,
     ),
@@ -113,7 +152,7 @@ ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
     "exploding_in_time": (changed("tape", slice(50, None), lambda tape, step: falling(1.5)), "moderate", 50),
     "vanishing_in_layers": (
         changed("tape", slice(50, None), lambda tape, step: tape_with(np.ones((2, 30)), d_norm=[1e-9, 1e-6, 1e-6, 1])),
-        "high",
+        "moderate",
         50,
     ),
     "exploding_in_layers": (
@@ -121,12 +160,55 @@ ILL: dict[str, tuple[list[dict[str, Any]], str, int]] = {
         "moderate",
         50,
     ),
+    "diverged": (changed("loss", slice(100, None), lambda loss, step: 1e5), "critical", 100),
+    "rising_loss": (
+        [told | {"loss": (1 + step / 30) * (1 + 0.05 * (step % 3))} for step, told in enumerate(healthy(150))],
+        "high",
+        95,
+    ),
+    "steps_raise_loss": ([told | overshooting(1.2) for told in healthy(150)], "high", 40),
+    "not_learning": ([still(told, step) for step, told in enumerate(healthy())], "moderate", 200),
+    "frozen_weights": ([told | {"model": model_with(np.ones(20))} for told in healthy(60)], "high", 0),
+    "tiny_steps": (
+        [still(told, step) | {"model": model_with(np.arange(20) + 1e-5 * step)} for step, told in enumerate(healthy())],
+        "moderate",
+        200,
+    ),
+    "huge_steps": (
+        [still(told, step) | {"model": model_with(1 + np.arange(20) * step)} for step, told in enumerate(healthy())],
+        "moderate",
+        200,
+    ),
+    "accumulated_gradients": (
+        [
+            told | {"loss": 1 - step / 300, "grad_norm": 0.1 + step / 80, "model": model_with(np.full(20, step), step)}
+            for step, told in enumerate(healthy(99))
+        ],
+        "moderate",
+        31,
+    ),
+    "nan_in_data": (
+        [told | ({"loss": math.nan, "record": HOLES} if step % 7 == 3 else {}) for step, told in enumerate(healthy())],
+        "critical",
+        3,
+    ),
+    "unscaled_data": ([told | {"record": batch_with(np.diag([200.0, 200.0]))} for told in healthy()], "moderate", 0),
+    "constant_inputs": (
+        [still(told, step) | {"record": batch_with(np.ones((2, 3)))} for step, told in enumerate(healthy(150))],
+        "high",
+        20,
+    ),
+    "dead_units": (changed("tape", slice(None), lambda tape, step: dead_tape(8)), "high", 0),
     "always_clipping": (
         changed("grad_norm", slice(None), lambda norm, step: Norm(norm, clipped=step % 20 > 0)),
         "moderate",
         1,
     ),
-    "never_clipping": (changed("grad_norm", slice(None), lambda norm, step: Norm(norm)), "info", 299),
+    "never_clipping": (
+        [told | {"grad_norm": Norm(told["grad_norm"]), "max_norm": 50.0} for told in healthy()],
+        "info",
+        299,
+    ),
     "skipped_steps": (
         changed("grad_norm", slice(200, None), lambda norm, step: Norm(norm, skipped=step % 4 == 0)),
         "high",
@@ -146,6 +228,18 @@ def test_a_healthy_run_has_no_findings(seed):
     assert monitor.summary() == "No findings in 300 steps."
 
 
+OTHERWISE_WITH_CLIPPING = {
+    "large_gradients",
+    "gradient_spike",
+    "exploding_in_time",
+    "exploding_in_layers",
+    "unstable_after_progress",
+    "diverged",
+    "nan_loss",
+    "inf_loss",
+}
+
+
 @pytest.mark.parametrize("kind", ILL)
 def test_finding(kind):
     steps, severity, began = ILL[kind]
@@ -158,15 +252,17 @@ def test_finding(kind):
     assert finding.step <= finding.last_step < 300
     assert finding.count >= 1
     assert finding.numbers
-    assert finding.advice == ADVICE[kind]
+    assert (finding.advice == ADVICE[kind]) == (kind not in OTHERWISE_WITH_CLIPPING)
     assert kind in monitor.summary()
 
 
 # What may follow from the same cause.
 COMPANIONS = {
-    "nan_loss": {"unstable_after_progress"},
-    "inf_loss": {"unstable_after_progress"},
-    "oscillating_loss": {"unstable_after_progress"},
+    "oscillating_loss": {"unstable_after_progress", "not_learning"},
+    "diverged": {"rising_loss", "not_learning"},
+    "steps_raise_loss": {"frozen_outputs"},
+    "tiny_steps": {"not_learning"},
+    "huge_steps": {"not_learning"},
     "large_gradients": {"gradient_spike"},
 }
 
@@ -202,20 +298,16 @@ def test_severity_and_numbers_are_those_of_the_worst_step():
 def test_summary_begins_with_the_worst():
     monitor = watch([told | {"loss": math.nan, "grad_norm": 20.0} for told in healthy(50)])
     order = [line.split(":")[0] for line in monitor.summary().splitlines()[::2]]
-    assert order == sorted(order, key=lambda severity: SEVERITIES.index(severity.lower()))
-    assert order[0] == "CRITICAL"
-    assert len(order) > 1
+    assert order == ["CRITICAL", "MODERATE"]
 
 
 def test_a_single_outlier_of_the_loss_is_no_instability():
     assert watch(changed("loss", slice(200, 201), lambda loss, step: 100 * loss)).findings == []
 
 
-def test_a_few_losses_that_are_not_finite_are_no_instability():
-    for n, expected in ((4, {"nan_loss"}), (5, {"nan_loss", "unstable_after_progress"})):
-        monitor = watch(changed("loss", slice(200, 200 + n), lambda loss, step: math.nan))
-        assert {finding.kind for finding in monitor.findings} == expected
-        assert all(finding.step == 200 for finding in monitor.findings)
+def test_losses_that_are_not_finite_are_no_instability():
+    monitor = watch(changed("loss", slice(200, 220), lambda loss, step: math.nan))
+    assert [(finding.kind, finding.step, finding.count) for finding in monitor.findings] == [("nan_loss", 200, 20)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -412,7 +504,7 @@ def test_growth_is_reported_from_a_thousand_on(axis, log10, found):
         if axis == "time"
         else tape_with([np.ones(30)], d_norm=[ratio, 1.0, 1.0, 1.0])
     )
-    monitor = watch([{"loss": 1.0, "grad_norm": 1.0, "tape": tape}] * 5)
+    monitor = watch([{"loss": 1.0, "grad_norm": 1.0, "tape": tape}] * (30 if log10 < -7 else 5))
     kind = f"{'vanishing' if log10 < 0 else 'exploding'}_in_{axis}"
     assert [(finding.kind, finding.severity) for finding in monitor.findings] == [
         (kind, severity) for severity in found
@@ -421,8 +513,8 @@ def test_growth_is_reported_from_a_thousand_on(axis, log10, found):
 
 @pytest.mark.parametrize(("share", "found"), [(0.9, []), (0.92, ["always_clipping"])])
 def test_clipping_is_reported_above_nine_tenths_of_a_window(share, found):
-    clipped = round(50 * share)
-    steps = [{"loss": 1.0, "grad_norm": Norm(1.0, clipped=step < clipped), "max_norm": 1.0} for step in range(50)]
+    free = 50 - round(50 * share)
+    steps = [{"loss": 1.0, "grad_norm": Norm(1.0, clipped=step >= free), "max_norm": 1.0} for step in range(50)]
     assert [finding.kind for finding in watch(steps).findings] == found
 
 
@@ -454,7 +546,7 @@ def test_a_loss_oscillates_only_if_it_turns_at_every_second_step(wave, found):
 
 def test_norms_of_parameters_stand_in_for_a_tape():
     norms = {"0.weight": 1e-9, "0.bias": 5.0, "2.weight": 1.0}
-    monitor = watch([{"loss": 1.0, "grad_norm": Norm(1.0, per_array=norms)}] * 5)
+    monitor = watch([{"loss": 1.0, "grad_norm": Norm(1.0, per_array=norms)}] * 30)
     (finding,) = monitor.findings
     assert (finding.kind, finding.severity, finding.numbers["steps"]) == ("vanishing_in_layers", "high", 1)
     assert finding.numbers["factor"] == pytest.approx(1e-9)
@@ -483,15 +575,15 @@ def test_html_is_a_table_of_the_findings():
 
 def test_a_new_rule_is_one_function(monkeypatch):
     for name in ("EACH_STEP", "AT_END"):
-        registry = getattr(rules, name).copy()
-        monkeypatch.setattr(f"gradcore.training.rules.{name}", registry)
+        registry = getattr(rule, name).copy()
+        monkeypatch.setattr(f"gradcore.training.rules.rule.{name}", registry)
         monkeypatch.setattr(f"gradcore.monitor.{name}", registry)
     monkeypatch.setitem(ADVICE, "rounds", "")
 
-    @rules.at_end()
-    @rules.each_step(rounds="Take other numbers.", every="check_outputs_every")
+    @rule.at_end()
+    @rule.each_step(rounds="Take other numbers.", every="check_outputs_every")
     def rounds(run, now):
-        yield rules.Symptom("rounds", "info", {"steps": run.n_steps}, f"Step {now.number} is a round number.")
+        yield rule.Symptom("rounds", "info", {"steps": run.n_steps}, f"Step {now.number} is a round number.")
 
     (finding,) = watch([{"loss": 1.0, "grad_norm": 1.0}] * 25).findings
     assert (finding.kind, finding.advice, finding.count) == ("rounds", "Take other numbers.", 4)

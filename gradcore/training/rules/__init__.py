@@ -1,0 +1,7 @@
+"""What can go wrong in a run: each rule stands beside its advice, in a file for each subject."""
+
+from gradcore.training.rules import clipping, data, gradients, growth, learning, loss, outputs, weights
+
+__all__: list[str] = []  # for the package only
+
+SUBJECTS = (data, loss, learning, gradients, clipping, growth, weights, outputs)
