@@ -399,14 +399,24 @@ def eigenvalues(matrices: Sequence[Any]) -> Panel:
 
 def trials(found: Any) -> Panel:
     """Losses on what is held out: a point for each seed, mean and spread, beside the baselines."""
+    from bokeh.models import FixedTicker
+
     tried, baselines, remedy = found.trials, found.start.baselines, found.verdict.remedy
     losses = [np.array(trial.held_out_losses, np.float64) for trial in tried]
     finite = np.concatenate([*losses, list(baselines.values())])
     log = bool((finite[np.isfinite(finite)] > 0).all())
     low, high = span([*losses, list(baselines.values())], log=log)
     k, heights = len(tried), np.arange(len(tried))[::-1]
-    plot = draw("", "", (low, high), (-0.5, k + 0.1), height=46 * k + 70)
-    _turn(plot, low, high, log)
+    plot = draw(
+        "loss on what is held out", "", (low, high), (-0.5, k + 0.1), height=46 * k + 70,
+        x_axis_type="log" if log else "linear",
+    )  # fmt: skip
+    plot.xaxis.formatter = plot.yaxis[0].formatter
+    if log and high < 1e3 * low:  # there are too few powers of ten
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        plot.xaxis.ticker = FixedTicker(ticks=[digit * 10.0**power for power in powers for digit in (1, 2, 5)])
+    plot.yaxis.visible = False
+    plot.ygrid.grid_line_color = None
     for name, loss in baselines.items():
         at = drawable([loss] * 2, log=log)
         line(plot, at, [-0.5, k + 0.1], *_baseline(name), width=1.5)
@@ -438,36 +448,6 @@ def trials(found: Any) -> Panel:
 
 def _baseline(name: str) -> tuple[str, str]:
     return "muted", {"constant": "dotted", "last_value": "dashed"}.get(name, "dashdot")
-
-
-def _turn(plot: Any, low: float, high: float, log: bool) -> None:
-    """Give a figure of rows its axis of losses, without the labels of the rows."""
-    from bokeh.models import FixedTicker, LogAxis, LogScale, LogTicker
-
-    formatter = plot.yaxis[0].formatter
-    if log:
-        old = plot.xaxis[0]
-        plot.below.remove(old)
-        kept = ("axis_label_text_font_style", "axis_label_text_font_size", "major_label_text_font_size")
-        kept += (
-            "axis_label_text_font",
-            "major_label_text_font",
-            "axis_label_text_color",
-            "major_label_text_color",
-            "axis_line_color",
-            "major_tick_line_color",
-        )
-        ticker = LogTicker()
-        if high < 1e3 * low:  # too few powers of ten
-            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-            ticker = FixedTicker(ticks=[digit * 10.0**power for power in powers for digit in (1, 2, 5)])
-        axis = LogAxis(ticker=ticker, minor_tick_line_color=None, **{name: getattr(old, name) for name in kept})
-        plot.x_scale = LogScale()
-        plot.add_layout(axis, "below")
-    plot.xaxis[0].formatter = formatter
-    plot.xaxis[0].axis_label = "loss on what is held out"
-    plot.yaxis.visible = False
-    plot.ygrid.grid_line_color = None
 
 
 def trials_caption(found: Any) -> str:
