@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 STANDARD_OUTPUT = Path("-")
-MISSING = 'the command line needs typer, rich and matplotlib: pip install "gradcore[cli]"'
+MISSING = 'the command line needs typer, rich, matplotlib and bokeh: pip install "gradcore[cli]"'
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -199,7 +199,8 @@ def _app() -> "typer.Typer":
         seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = plain.seed,
         seeds: Annotated[int, typer.Option(help="Number of seeds that each trial starts from.")] = plain.seeds,
         out: Annotated[
-            Path | None, typer.Option(metavar="DIR", help="Write figures and diagnosis.json to this folder.")
+            Path | None,
+            typer.Option(metavar="DIR", help="Write report.html, figures and diagnosis.json to this folder."),
         ] = None,
         json: as_json = None,
         model: Annotated[
@@ -308,6 +309,7 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise SourceError(f"--out {folder}: is a file, expected a folder")
     try:
+        import bokeh.plotting  # noqa: F401
         from matplotlib.figure import Figure  # noqa: F401
     except ImportError:
         raise SourceError(MISSING) from None
@@ -371,6 +373,7 @@ def _write_folder(folder: Path, found: Study) -> list[str]:
         ready.mkdir()
         for name, figure in figures(found).items():
             figure.savefig(ready / f"{name}.png")
+        found.to_html(ready / "report.html")
         (ready / "diagnosis.json").write_text(json_text(found.to_dict(), indent=1) + "\n", encoding="utf-8")
         names = sorted(file.name for file in ready.iterdir())
         if folder.exists():

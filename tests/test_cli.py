@@ -111,7 +111,7 @@ def test_the_default_start_explodes_as_it_says(sunspots: dict[str, Any]) -> None
 
 
 def test_folder_holds_the_figures_and_the_same_json(sunspots: dict[str, Any]) -> None:
-    assert {path.name for path in sunspots["out"].iterdir()} == FIGURES | {"diagnosis.json"}
+    assert {path.name for path in sunspots["out"].iterdir()} == FIGURES | {"diagnosis.json", "report.html"}
     assert strict((sunspots["out"] / "diagnosis.json").read_text("utf-8")) == sunspots["json"]
     for name in FIGURES:
         assert (sunspots["out"] / name).read_bytes().startswith(b"\x89PNG")
@@ -419,7 +419,7 @@ def test_an_existing_folder_keeps_its_other_files(tmp_path: Path, capsys: pytest
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "trials.png").write_text("old", encoding="utf-8")
     assert run("diagnose", "sunspots", *QUICK, "--out", str(tmp_path), capsys=capsys)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == FIGURES | {"diagnosis.json", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == FIGURES | {"diagnosis.json", "report.html", "notes.txt"}
     assert (tmp_path / "trials.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -589,7 +589,11 @@ def test_json_into_a_pipe_goes_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "argv"),
-    [("typer", ["info"]), ("typer", []), ("matplotlib", ["diagnose", "adding", "--out", "x"])],
+    [
+        ("typer", ["info"]),
+        ("typer", []),
+        *((name, ["diagnose", "adding", "--out", "x"]) for name in ("matplotlib", "bokeh")),
+    ],
 )
 def test_a_missing_extra_is_named(package: str, argv: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from gradcore.cli import main; sys.exit(main({argv}))"
@@ -600,10 +604,11 @@ def test_a_missing_extra_is_named(package: str, argv: list[str], tmp_path: Path)
     assert 'pip install "gradcore[cli]"' in one_line(done.stderr)
 
 
+@pytest.mark.parametrize("module", ["matplotlib.figure", "bokeh.plotting"])
 def test_missing_extras_are_named_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, module, None)
     argv = ["diagnose", "adding", *QUICK, "--out", str(tmp_path / "out")]
     monkeypatch.setattr(cli, "study", lambda *_: pytest.fail("the work was begun"))
     status, out, err = run(*argv, capsys=capsys)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gradcore._base.check import Array
-from gradcore._base.files import jsonable
+from gradcore._base.check import Array, check_path
+from gradcore._base.files import jsonable, write_atomically
 from gradcore._base.html import html_table
 from gradcore.diagnosis.config import Config
+from gradcore.diagnosis.report import page
 from gradcore.diagnosis.trials import ClipThresholds, Conclusion, Outcome, Suggestions, Trial
 from gradcore.diagnosis.wording import number, per_step
 from gradcore.spectral import Condition, LayerGrowth
@@ -390,6 +392,24 @@ class Diagnosis:
         fields = {part.name: _plain(getattr(self, part.name)) for part in dataclasses.fields(self)}
         document: dict[str, Any] = jsonable({"format": "gradcore.Diagnosis", "version": 2} | fields | self._given())
         return document
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report: one file of HTML with figures and the tables of their numbers, which needs no network.
+
+        Parameters
+        ----------
+        path : path
+            The file. It is written whole or, if anything goes wrong, not at all.
+
+        Raises
+        ------
+        ImportError
+            If bokeh is not installed.
+        OSError
+            If the file cannot be written.
+        """
+        path = check_path("path", path)
+        write_atomically(path, page(self).encode())
 
     def _given(self) -> dict[str, Any]:
         """What the document has beside the parts."""
