@@ -132,12 +132,13 @@ class JSONLines:
         step : TrainingStep
             The step, after the update.
         """
-        norm, (seconds, first, last) = step.grad_norm, self._so_far(step)
+        norm, (first, last) = step.grad_norm, ends_of_time(step)
         if self._n_steps == 0:
             self._limited = _step_clipped(step) is not None
             self._head(list(last), norm)
         self._n_steps += 1
         self._file.n_steps += 1
+        seconds = time.perf_counter() - self._start if step.history is None else float(step.history.seconds[-1])
         line: dict[str, Any] = {
             "type": "step",
             **self._labels,
@@ -160,16 +161,6 @@ class JSONLines:
         self._file.add(line)
         self._findings()
         self._file.flush_if_due()
-
-    def _so_far(self, step: TrainingStep) -> tuple[float, dict[str, float], dict[str, float]]:
-        """The seconds so far, and the norms at the first and at the last time step."""
-        if step.history is not None:  # it has walked the tape already
-            tables = step.history.dh_first, step.history.dh_last
-            first, last = ({name: float(column[-1]) for name, column in table.items()} for table in tables)
-            return float(step.history.seconds[-1]), first, last
-        profiles = [(name, row) for name, _, row in StepTelemetry(step.tape, step.scale).profiles if len(row)]
-        first, last = ({name: float(row[at]) for name, row in profiles} for at in (0, -1))
-        return time.perf_counter() - self._start, first, last
 
     def _head(self, layers: list[str], norm: Any = None) -> None:
         """Write how the file, or a trial in it, begins."""
@@ -245,6 +236,17 @@ class JSONLines:
 
     def __repr__(self) -> str:
         return f"JSONLines({self._file.path!r})"
+
+
+def ends_of_time(step: TrainingStep) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the norm of dL/dh_t at the first and at the last time step, by recurrent layer and direction."""
+    if step.history is not None:  # it has walked the tape already
+        tables = step.history.dh_first, step.history.dh_last
+        first, last = ({name: float(column[-1]) for name, column in table.items()} for table in tables)
+    else:
+        profiles = [(name, row) for name, _, row in StepTelemetry(step.tape, step.scale).profiles if len(row)]
+        first, last = ({name: float(row[at]) for name, row in profiles} for at in (0, -1))
+    return first, last
 
 
 def _step_clipped(step: TrainingStep) -> int | None:
