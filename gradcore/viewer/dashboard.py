@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ SEVERITIES = {"critical": "#CC3311", "high": "#D55E00", "moderate": "#E69F00", "
 MOST_POINTS = 1000
 
 
-def serve(path: Path, port: int, *, ready: Callable[[Any], None] = lambda server: None) -> None:
-    """Serve the page until Ctrl-C. `ready` is called with the server before it waits for requests."""
+def serve(path: Path, port: int) -> None:
+    """Serve the page until Ctrl-C."""
     if not 0 <= port <= 65535:
         raise ValueError(f"--port: expected an integer from 0 to 65535, got {port}")
     try:
@@ -40,28 +40,29 @@ def serve(path: Path, port: int, *, ready: Callable[[Any], None] = lambda server
     def fill(document: Any) -> None:
         Page(path).open(document)
 
-    port = port or _free_port()
+    port = _free_port(port)
     origins = [f"{ADDRESS}:{port}", f"localhost:{port}"]  # no page of another site may connect
-    try:
-        server = Server(
-            {"/": Application(FunctionHandler(fill))}, address=ADDRESS, port=port, allow_websocket_origin=origins
-        )
-    except OSError as error:
-        raise OSError(f"--port {port}: {error.strerror}") from None
+    application = Application(FunctionHandler(fill))
+    server = Server({"/": application}, address=ADDRESS, port=port, allow_websocket_origin=origins)
     try:
         server.start()
         print(f"http://{ADDRESS}:{port}/ shows {path}; Ctrl-C ends it.", flush=True)
-        ready(server)
         server.io_loop.start()
     finally:
         server.stop()
         server.unlisten()
 
 
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind((ADDRESS, 0))
-        port: int = found.getsockname()[1]
+def _free_port(wanted: int) -> int:
+    """Return the port, or any for 0; raise where it is taken."""
+    with contextlib.closing(socket.socket()) as probe:
+        if os.name == "posix":  # elsewhere it means another thing
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, wanted))
+        except OSError as error:
+            raise OSError(f"--port {wanted}: {error.strerror}") from None
+        port: int = probe.getsockname()[1]
     return port
 
 

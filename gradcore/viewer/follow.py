@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,20 +100,18 @@ class Run:
             return
         try:
             found = json.loads(line)
+            readers: dict[str, Callable[[dict[str, Any]], Any]] = {
+                "start": self._start,
+                "trial": self._trial,
+                "step": self._step,
+                "finding": self._finding,
+                "end": self._end,
+            }
             kind = found["type"]
-            reader = (
-                {
-                    "start": self._start,
-                    "trial": self._trial,
-                    "step": self._step,
-                    "finding": self._finding,
-                    "end": self._end,
-                }.get(kind)
-                if isinstance(kind, str)
-                else None
-            )
-            if reader is not None:  # other kinds are those of later versions
-                reader(found)
+            if not isinstance(kind, str):
+                raise ValueError
+            if kind in readers:  # other kinds are those of later versions
+                readers[kind](found)
         except DAMAGE:
             self.n_damaged += 1
         else:

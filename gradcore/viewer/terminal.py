@@ -21,6 +21,7 @@ SILENT = 10.0  # seconds without a new line from which they are mentioned
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 STYLES = {"critical": "bold red", "high": "red", "moderate": "yellow", "info": "dim"}
 STATUS = {"ended": "ended", "interrupted": "interrupted by Ctrl-C", "failed": "failed", "running": "running"}
+MISSING = 'a run in the terminal needs rich: pip install "gradcore[cli]"'
 NARROWEST = 30
 MOST_LAYERS = 12
 MOST_TRIALS = 12
@@ -59,15 +60,16 @@ def _poll(follower: Follower) -> bool:
 
 def _follow(follower: Follower) -> None:
     """Draw the state anew whenever it changes, and at least once a second."""
-    from rich.console import Console
-    from rich.live import Live
-
+    try:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+    except ImportError:
+        raise ValueError(MISSING) from None
     console = Console()
     drawn = -math.inf
 
     def picture() -> Any:
-        from rich.text import Text
-
         rows = lines(follower, console.width, plain=not _can_draw())
         if len(rows) > console.height > 4:  # Live would cut it
             rows = [*rows[: console.height - 2], ("...", "dim")]
@@ -108,7 +110,7 @@ def _lines(follower: Follower, width: int, blocks: str) -> Iterator[Line]:
     run = follower.run
     trial = run.current
     if not follower.exists:
-        yield f"Waiting for {follower.path}: there is no such file yet.", ""
+        yield from _wrapped(f"Waiting: there is no file yet at {follower.path}", width)
         return
     yield f"{follower.path.name}: {_state(follower, run)}", "bold"
     if run.error:
@@ -218,7 +220,7 @@ def _trials(run: Run, width: int) -> Iterator[Line]:
 
 
 def _wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
-    for line in textwrap.wrap(text, width, subsequent_indent="  "):
+    for line in textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False):
         yield line, style
 
 
