@@ -1,4 +1,4 @@
-"""The command line: `gradcore diagnose SOURCE` and `gradcore info`.
+"""The command line: `gradcore diagnose SOURCE`, `gradcore watch RUN`, `gradcore dashboard RUN` and `gradcore info`.
 
 The exit status is 0 when done, 2 for invalid usage or input, which one line on standard error explains, and 130 after
 Ctrl-C.
@@ -26,6 +26,7 @@ from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, confi
 from gradcore.diagnosis.pipeline import study
 from gradcore.diagnosis.text import Printer
 from gradcore.layers.cell import BY_NAME
+from gradcore.training.live import JSONLines
 
 if TYPE_CHECKING:
     import typer
@@ -219,6 +220,10 @@ def _app() -> "typer.Typer":
                 is_eager=True,
             ),
         ] = None,
+        live: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="Write the trials' steps while they are trained, for gradcore watch."),
+        ] = None,
     ) -> Callable[[], None]:
         """Forecast, measure, train, try remedies, and say what to do."""
         what = configure(
@@ -228,7 +233,25 @@ def _app() -> "typer.Typer":
             inputs=tuple(inputs.split(",")) if inputs else None, time=time, group=group, missing=missing,
             na=tuple(na or ()), delimiter=delimiter, decimal=decimal, encoding=encoding, horizon=horizon,
         )  # fmt: skip
-        return lambda: _diagnose(what, out, json)
+        return lambda: _diagnose(what, out, json, live)
+
+    run_file = Annotated[Path, typer.Argument(metavar="RUN.jsonl", help="What JSONLines or --live writes.")]
+
+    @app.command()
+    def watch(
+        run: run_file,
+        once: Annotated[bool, typer.Option("--once", help="Show the present state, and end.")] = False,
+    ) -> Callable[[], None]:
+        """Show a training run in the terminal while it goes on."""
+        return lambda: _watch(run, once)
+
+    @app.command()
+    def dashboard(
+        run: run_file,
+        port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 for any that is free.")] = 5006,
+    ) -> Callable[[], None]:
+        """Show a training run in the browser while it goes on."""
+        return lambda: _dashboard(run, port)
 
     @app.command()
     def info(
@@ -260,12 +283,12 @@ def _options_in(path: Path, known: set[str]) -> dict[str, Any]:
     return options
 
 
-def _diagnose(config: Config, out: Path | None, json: Path | None) -> None:
+def _diagnose(config: Config, out: Path | None, json: Path | None, live: Path | None) -> None:
     if out:
         _check_folder(out)
-    with _json_file(json) as write:
+    with _json_file(json) as write, _live(live) as log:
         with _own_frames(config.model):
-            found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else Printer())
+            found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else Printer(), log)
         if out:
             names = _write_folder(out, found)
             if json != STANDARD_OUTPUT:
@@ -290,6 +313,46 @@ def _own_frames(model: str | None) -> Iterator[None]:
             raise
         lines = [*traceback.format_list(frames[own[0] :]), *traceback.format_exception_only(error)]
         raise OwnError("".join(lines)) from None
+
+
+@contextlib.contextmanager
+def _live(path: Path | None) -> Iterator[JSONLines | None]:
+    """Where the trials' steps are written, if they are."""
+    if path is None:
+        yield None
+        return
+    if path.is_dir():
+        raise SourceError(f"--live {path}: is a directory, expected a file")
+    try:
+        log = JSONLines(path)
+    except OSError as error:
+        raise SourceError(f"--live {path}: cannot be written ({error.strerror})") from None
+    with log:
+        yield log
+
+
+def _watch(run: Path, once: bool) -> None:
+    from gradcore.viewer.terminal import watch
+
+    _check_run(run)
+    watch(run, once=once)
+
+
+def _dashboard(run: Path, port: int) -> None:
+    from gradcore.viewer.dashboard import serve
+
+    _check_run(run)
+    serve(run, port)
+
+
+def _check_run(run: Path) -> None:
+    """Refuse what can never become a run; a file that is not there yet can."""
+    if run.is_dir():
+        raise SourceError(f"{run}: is a directory, expected a file")
+    if not run.parent.is_dir():
+        raise SourceError(f"{run}: there is no folder {run.parent}")
+    if _is_device(run):
+        raise SourceError(f"{run}: is a device; expected a file")
 
 
 def _info(json: Path | None) -> None:

@@ -28,6 +28,7 @@ from gradcore.diagnosis.wording import number
 from gradcore.layers.layer import Layer
 from gradcore.spectral.members import recurrent_tapes
 from gradcore.training.fit import each_batch
+from gradcore.training.live import JSONLines
 
 __all__ = ["diagnose", "study"]
 
@@ -130,7 +131,7 @@ def _sample(model: Any, batches: Any) -> tuple[Array, Any, int]:
     return x, target, np.shape(x)[1 if batch_first else 0]
 
 
-def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> Study:
+def study(config: Config, report: Callable[[Any], None] = lambda part: None, live: JSONLines | None = None) -> Study:
     """Diagnose a configuration: forecast, measure, train, try remedies, and say what to do.
 
     Parameters
@@ -140,6 +141,8 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
     report : callable, optional
         Called with each part as soon as it is known: Start, TimeForecast, Measurement, Comparison, tuple of Length,
         Trial (as configured), ClipThresholds, Suggestions, Trial (one for each remedy), Outcome.
+    live : JSONLines, optional
+        Where the steps of the trials are written while they are trained.
 
     Returns
     -------
@@ -187,7 +190,7 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
     comparison = tell(compare(expected, measured))
     lengths = tell(_other_lengths(config, measured))
     seeds = range(config.seed, config.seed + config.seeds)
-    configured = tell(train(problem, "as configured", {}, seeds))
+    configured = tell(train(problem, "as configured", {}, seeds, live))
     threshold = tell(choose_thresholds(configured, config.batch))
     suggestions, suggested = suggest(config, task, model, x, target)
     tell(suggestions)
@@ -196,9 +199,10 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
     steady = best_rate(problem, config.steps)
     if steady is not None and steady != config.lr:
         changes = {"lr": steady}
-        trials.append(tell(train(problem.varied(lr=steady), f"learning rate {number(steady)}", changes, seeds)))
+        name = f"learning rate {number(steady)}"
+        trials.append(tell(train(problem.varied(lr=steady), name, changes, seeds, live)))
     for remedy in (*clipping(threshold), *starts, *suggested, *cells):
-        trials.append(tell(_tried(remedy, problem, config.steps, seeds)))
+        trials.append(tell(_tried(remedy, problem, config.steps, seeds, live)))
     return Study(
         forecast=expected,
         measurement=measured,
@@ -212,13 +216,13 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None) -> 
     )
 
 
-def _tried(remedy: Remedy, problem: Problem, steps: int, seeds: Sequence[int]) -> Trial:
+def _tried(remedy: Remedy, problem: Problem, steps: int, seeds: Sequence[int], live: JSONLines | None) -> Trial:
     """The trial of a remedy, at the learning rate that suits it."""
     changed, changes, name = remedy.apply(problem), remedy.changes, remedy.name
     rate = best_rate(changed, steps)
     if rate is not None and rate != changed.lr:
         changed, changes, name = changed.varied(lr=rate), {**changes, "lr": rate}, f"{name}, rate {number(rate)}"
-    return train(changed, name, changes, seeds)
+    return train(changed, name, changes, seeds, live)
 
 
 def _other_lengths(config: Config, measured: Measurement) -> tuple[Length, ...]:

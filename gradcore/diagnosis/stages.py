@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from gradcore.spectral.members import recurrent_tapes
 from gradcore.spectral.verdict import judge
 from gradcore.training.fit import fit
 from gradcore.training.history import History
+from gradcore.training.live import JSONLines
 from gradcore.training.monitor import Finding, GradientMonitor
 
 __all__ = ["Run", "compare", "ended_at", "forecast", "measure", "predict", "recurrent_layers", "run", "train"]
@@ -389,13 +391,15 @@ class Run(NamedTuple):
     held_out_loss: float
 
 
-def run(problem: Problem) -> Run:
+def run(problem: Problem, live: Callable[[GradientMonitor], Callable[[TrainingStep], None]] | None = None) -> Run:
     """Train a problem once, and judge the model by the sequences held out.
 
     Parameters
     ----------
     problem : Problem
         What to train.
+    live : callable, optional
+        Given the monitor, it returns a further callback of `fit`.
 
     Returns
     -------
@@ -433,7 +437,7 @@ def run(problem: Problem) -> Run:
         max_norm=problem.max_norm,
         step_clip=problem.step_clip,
         monitor=monitor,
-        callbacks=[count],
+        callbacks=[count] if live is None else [count, live(monitor)],
     )
     if history.interrupted:
         raise KeyboardInterrupt
@@ -473,7 +477,9 @@ def ended_at(history: History) -> float:
     return float(history.loss[-max(len(history) // 10, 1) :].mean())
 
 
-def train(problem: Problem, name: str, changes: dict[str, Any], seeds: Sequence[int]) -> Trial:
+def train(
+    problem: Problem, name: str, changes: dict[str, Any], seeds: Sequence[int], live: JSONLines | None = None
+) -> Trial:
     """Train a problem whose makers are recipes, from several seeds.
 
     Parameters
@@ -486,6 +492,8 @@ def train(problem: Problem, name: str, changes: dict[str, Any], seeds: Sequence[
         What the remedy sets.
     seeds : sequence of int
         Seeds of weights and batches, at least one.
+    live : JSONLines, optional
+        Where the steps are written, with the name of the trial and the seed.
 
     Returns
     -------
@@ -507,7 +515,9 @@ def train(problem: Problem, name: str, changes: dict[str, Any], seeds: Sequence[
     ('as configured', 5, 2)
     """
     started = time.perf_counter()
-    runs = [run(problem.varied(seed=seed)) for seed in seeds]
+    runs = [
+        run(problem.varied(seed=seed), None if live is None else partial(live.trial, name, seed=seed)) for seed in seeds
+    ]
     first = problem.varied(seed=seeds[0])
     history, findings, step_clipped, _ = runs[0]
     norms = history.grad_norm

@@ -79,6 +79,11 @@ class Telemetry:
         """The L2 norm over batch and hidden units of dL/dc_t, (L*D, T); None but for LSTM."""
         return None if self.dc_norm_per_sample is None else _norm_over_batch(self.dc_norm_per_sample)
 
+    @property
+    def has_limit(self) -> bool:
+        """Whether `step_clip` limited the norms."""
+        return self._step_clip < math.inf
+
     @cached_property
     def n_clipped(self) -> Array:
         """How many sequences `step_clip` rescaled, (L*D, T)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from types import FunctionType
@@ -72,7 +73,8 @@ def fit(
         A monitor to update after every step and to finish at the end.
     callbacks : iterable of callables
         Functions to call with the `TrainingStep` after every step, when it is in the history. One that returns True
-        ends the training.
+        ends the training. One that has a method `after_run`, such as `JSONLines`, is told of the end: of the history,
+        and of the error or second Ctrl-C if one ended it.
     progress : bool, optional
         Whether to show a `ProgressBar`. By default it appears after a second of work, in a notebook or where standard
         error is a terminal and rich is installed.
@@ -123,7 +125,7 @@ def fit(
     hooks, callbacks = check_hooks(hooks), as_list("callbacks", callbacks, "an iterable of callables")
     total = _check_run(batches, epochs, monitor, callbacks, progress)
     history, n_clipped = History(), 0
-    with Interrupt() as interrupt, ProgressBar(total, "training", show=progress) as bar:
+    with _ending(callbacks, history), Interrupt() as interrupt, ProgressBar(total, "training", show=progress) as bar:
         hooks.append(_WholeUpdates(interrupt))  # the last one: what follows it is finished first
         undo = Undo(model)
         try:
@@ -154,6 +156,7 @@ def fit(
     history.interrupted = interrupt.requested
     if monitor is not None:
         monitor.finish()
+    _tell_of_end(callbacks, history)
     return history
 
 
@@ -165,6 +168,23 @@ class _WholeUpdates(Hook):
 
     def before_step(self, step: TrainingStep) -> None:
         self._interrupt.at_once = False
+
+
+@contextlib.contextmanager
+def _ending(callbacks: list[Any], history: History) -> Iterator[None]:
+    """Tell callbacks of an error that ends a run."""
+    try:
+        yield
+    except BaseException as error:
+        _tell_of_end(callbacks, history, error)
+        raise
+
+
+def _tell_of_end(callbacks: list[Any], history: History, error: BaseException | None = None) -> None:
+    for callback in callbacks:
+        after_run = getattr(callback, "after_run", None)
+        if after_run is not None:
+            after_run(history, error)
 
 
 def _record(

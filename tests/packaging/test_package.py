@@ -29,7 +29,7 @@ FLOORS = [
     {"spectral"},
     {"meanfield"},
     {"training"},
-    {"diagnosis"},
+    {"diagnosis", "viewer"},
     {"cli"},
     {"__main__"},
 ]
