@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.data.blocks import as_texts, letters_of
 from gradcore.data.errors import SourceError, shown
 
 __all__: list[str] = []  # for the package only
@@ -139,26 +140,41 @@ class NumberReader:
 
     def feed(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> None:
         """Take some more cells, and the lines of the file that they are in."""
-        if isinstance(cells, np.ndarray):
-            values = cells.astype(np.float64)
+        if isinstance(cells, np.ndarray) and cells.dtype.kind != "S":
+            values: Array = cells.astype(np.float64)
         else:
-            text = "\n".join(cells)
-            try:
-                if "_" in text or (self.numbers.decimal == "," and "." in text):
-                    raise ValueError
-                numeric = text.replace(",", ".").split("\n") if self.numbers.decimal == "," else cells
-                values = np.array(list(map(float, numeric)))
-                if np.isinf(values).any():
-                    raise ValueError
-            except ValueError:
-                values = np.array([self._value(cell, line) for cell, line in zip(cells, lines, strict=True)])
+            plain = self._plain_values(cells)
+            if plain is None:
+                cells = as_texts(cells)
+                plain = np.array([self._value(cell, line) for cell, line in zip(cells, lines, strict=True)])
+            values = plain
             if self.doubtful:
-                self._look_for_groups(cells, lines)
+                self._look_for_groups(cells, values, lines)
         for value in self.na_values:
             values[values == value] = np.nan
         for i in np.flatnonzero(np.isinf(values)).tolist():  # of arrays
             self.bad.append((lines[i], str(values[i])))
         self.parts.append(values)
+
+    def _plain_values(self, cells: Sequence[str] | Array) -> Array | None:
+        """All values at once, if every cell is a plain number."""
+        comma = self.numbers.decimal == ","
+        try:
+            if isinstance(cells, np.ndarray):
+                letters = letters_of(cells)
+                if (letters == ord("_")).any() or (comma and (letters == ord(".")).any()):
+                    return None
+                if comma:
+                    letters = np.where(letters == ord(","), np.uint8(ord(".")), letters)
+                values = letters.view(cells.dtype).ravel().astype(np.float64)
+            else:
+                text = "\n".join(cells)
+                if "_" in text or (comma and "." in text):
+                    return None
+                values = np.array(list(map(float, text.replace(",", ".").split("\n") if comma else cells)))
+        except ValueError:
+            return None
+        return None if np.isinf(values).any() else values
 
     def _value(self, cell: str, line: int) -> float:
         cell = cell.strip()
@@ -173,9 +189,13 @@ class NumberReader:
             self.bad.append((line, cell))  # grouped or not, nothing tells
         return value
 
-    def _look_for_groups(self, cells: Sequence[str], lines: Sequence[int]) -> None:
+    def _look_for_groups(self, cells: Sequence[str] | Array, values: Array, lines: Sequence[int]) -> None:
         """Until a dot is surely a decimal point: numbers such as 950 and 1.250 leave two readings."""
-        for cell, line in zip(cells, lines, strict=True):
+        if isinstance(cells, np.ndarray) and not (letters_of(cells) == ord(".")).any():
+            self.doubtful = not (np.abs(values) >= 1000).any()
+            self.small = True
+            return
+        for cell, line in zip(as_texts(cells), lines, strict=True):
             bare = cell.strip()
             if "." in bare and bare != ".":
                 if not DOTS_MAY_GROUP.fullmatch(bare):
@@ -231,7 +251,7 @@ class WordReader:
     def feed(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> None:
         """Take some more cells."""
         known: Callable[[str, str], str] = self.seen.setdefault
-        for cell in map(_word, cells):
+        for cell in map(_word, as_texts(cells)):
             self.words.append(known(cell, cell))
 
     def finish(self) -> list[str]:

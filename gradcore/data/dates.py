@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.data.blocks import as_texts
 
 __all__: list[str] = []  # for the package only
 
@@ -26,6 +28,9 @@ DAYS = [
     r"(?P<y>(?:19|20)\d{2})(?P<m>[01]\d)(?P<d>[0-3]\d)",  # also a number
 ]
 DATES = [re.compile(rf"(?:{day})(?:[T ] ?{CLOCK}{ZONE})?", re.IGNORECASE) for day in DAYS]
+FIXED = re.compile(r"(\d{4}([-/.])\d\d\2\d\d|\d\d([-/.])\d\d\3\d{4})([ T]\d\d:\d\d(:\d\d)?)?")
+YEAR_FIRST = ([0, 1, 2, 3, 5, 6, 8, 9],) * 2
+YEAR_LAST = [6, 7, 8, 9, 3, 4, 0, 1], [6, 7, 8, 9, 0, 1, 3, 4]
 NUMERIC = re.compile(r"\d{8}|\d{4}\.\d{1,2}")  # a number, not a date
 TIME = re.compile(r"\d{1,2}(?::\d{2}(?::\d{2}(?:[.,]\d+)?)?|\.\d{2}\.\d{2})(?: ?[AaPp]\.?[Mm]\.?)?")
 STEPS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
@@ -61,7 +66,16 @@ class DateReader:
             self.parts.append(seconds)
             self.swapped.append(seconds)
             return
-        both = np.array([self._seconds(str(cell).strip(), line) for cell, line in zip(cells, lines, strict=True)])
+        if isinstance(cells, np.ndarray):
+            cells = cells.astype(np.str_)
+        if (bulk := _in_bulk(cells)) is not None:
+            self.dated = True
+            self.parts.append(bulk[0])
+            self.swapped.append(bulk[1])
+            return
+        both = np.array(
+            [self._seconds(str(cell).strip(), line) for cell, line in zip(as_texts(cells), lines, strict=True)]
+        )
         self.parts.append(both[:, 0])
         self.swapped.append(both[:, 1])
 
@@ -104,6 +118,28 @@ class DateReader:
         ) else day_first  # fmt: skip
 
 
+def _in_bulk(cells: Sequence[str] | Array) -> tuple[Array, Array] | None:
+    """Seconds of cells such as 2020-01-31 12:00 or 31.01.2020, with day and month in both orders; None for others."""
+    text = np.array(cells, np.str_)
+    width = text.dtype.itemsize // 4
+    if not len(text) or width != len(cells[0]) or not FIXED.fullmatch(cells[0]):
+        return None
+    letters = text.view("U1").reshape(len(text), width)
+    signs, orders = ((4, 7), YEAR_FIRST) if cells[0][:4].isdigit() else ((2, 5), YEAR_LAST)
+    if (letters[:, signs] != cells[0][signs[0]]).any():
+        return None
+    found = []
+    for order in orders if orders[0] != orders[1] else orders[:1]:
+        iso = letters.copy()
+        iso[:, [0, 1, 2, 3, 5, 6, 8, 9]] = letters[:, order]
+        iso[:, [4, 7]] = "-"
+        try:
+            found.append(iso.view(f"U{width}").ravel().astype("M8[s]").astype(np.int64).astype(np.float64))
+        except ValueError:  # no such month
+            found.append(np.full(len(text), np.nan))
+    return None if np.isnan(found).any(1).all() else (found[0], found[-1])
+
+
 def _days(named: dict[str, str | None]) -> tuple[float, float] | None:
     """Seconds of a day, with the day first and with the month first where both can be."""
     year = int(named["y"] or 0)
@@ -126,6 +162,7 @@ def _stamp(year: int, month: int, day: int) -> float:
         return np.nan
 
 
+@functools.lru_cache(100_000)
 def _clock(clock: str) -> float:
     if not clock:
         return 0.0

@@ -93,6 +93,7 @@ def decode(path: str, raw: bytes, encoding: str | None) -> tuple[str, str]:
         except (LookupError, ValueError):
             raise SourceError(f"encoding: expected a name such as utf-8 or cp1252, got {encoding!r}") from None
     text = text.removeprefix("\ufeff")
+    text = text.replace("\r\n", "\n")
     if "\r" in text:
         text = re.sub("\r+\n", "\n", text).replace("\r", "\n")  # \r\r\n comes of writing twice in text mode
     if not text.strip():
