@@ -143,7 +143,7 @@ class NumberReader:
         if isinstance(cells, np.ndarray) and cells.dtype.kind != "S":
             values: Array = cells.astype(np.float64)
         else:
-            plain = self._plain_values(cells)
+            plain = self._plain_values(cells, lines)
             if plain is None:
                 cells = as_texts(cells)
                 plain = np.array([self._value(cell, line) for cell, line in zip(cells, lines, strict=True)])
@@ -156,25 +156,42 @@ class NumberReader:
             self.bad.append((lines[i], str(values[i])))
         self.parts.append(values)
 
-    def _plain_values(self, cells: Sequence[str] | Array) -> Array | None:
-        """All values at once, if every cell is a plain number."""
+    def _plain_values(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> Array | None:
+        """All values at once, if those that begin with a digit are plain numbers; the others one by one."""
         comma = self.numbers.decimal == ","
+        bad = len(self.bad)
         try:
             if isinstance(cells, np.ndarray):
                 letters = letters_of(cells)
                 if (letters == ord("_")).any() or (comma and (letters == ord(".")).any()):
                     return None
+                digits = (letters[:, :2] >= ord("0")) & (letters[:, :2] <= ord("9"))
+                signed = np.isin(letters[:, 0], (ord("+"), ord("-"))) & digits[:, -1]
+                odd = np.flatnonzero(~(digits[:, 0] | signed))
                 if comma:
                     letters = np.where(letters == ord(","), np.uint8(ord(".")), letters)
-                values = letters.view(cells.dtype).ravel().astype(np.float64)
+                plain = np.ascontiguousarray(letters).view(cells.dtype).ravel()
+                if odd.size:
+                    plain = plain.copy()
+                    plain[odd] = b"0"
+                values = plain.astype(np.float64)
+                values[odd] = [self._value(cells[i].decode(), lines[i]) for i in odd.tolist()]
             else:
                 text = "\n".join(cells)
                 if "_" in text or (comma and "." in text):
                     return None
-                values = np.array(list(map(float, text.replace(",", ".").split("\n") if comma else cells)))
+                numeric = text.replace(",", ".").split("\n") if comma else cells
+                triples = zip(numeric, cells, lines, strict=True)
+                values = np.array(
+                    [float(n) if n[:1].isdigit() else self._value(cell, line) for n, cell, line in triples]
+                )
         except ValueError:
+            del self.bad[bad:]
             return None
-        return None if np.isinf(values).any() else values
+        if np.isinf(values).any():
+            del self.bad[bad:]
+            return None
+        return values
 
     def _value(self, cell: str, line: int) -> float:
         cell = cell.strip()

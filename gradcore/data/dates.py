@@ -29,8 +29,6 @@ DAYS = [
 ]
 DATES = [re.compile(rf"(?:{day})(?:[T ] ?{CLOCK}{ZONE})?", re.IGNORECASE) for day in DAYS]
 FIXED = re.compile(r"(\d{4}([-/.])\d\d\2\d\d|\d\d([-/.])\d\d\3\d{4})([ T]\d\d:\d\d(:\d\d)?)?")
-YEAR_FIRST = ([0, 1, 2, 3, 5, 6, 8, 9],) * 2
-YEAR_LAST = [6, 7, 8, 9, 3, 4, 0, 1], [6, 7, 8, 9, 0, 1, 3, 4]
 NUMERIC = re.compile(r"\d{8}|\d{4}\.\d{1,2}")  # a number, not a date
 TIME = re.compile(r"\d{1,2}(?::\d{2}(?::\d{2}(?:[.,]\d+)?)?|\.\d{2}\.\d{2})(?: ?[AaPp]\.?[Mm]\.?)?")
 STEPS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
@@ -124,20 +122,40 @@ def _in_bulk(cells: Sequence[str] | Array) -> tuple[Array, Array] | None:
     width = text.dtype.itemsize // 4
     if not len(text) or width != len(cells[0]) or not FIXED.fullmatch(cells[0]):
         return None
-    letters = text.view("U1").reshape(len(text), width)
-    signs, orders = ((4, 7), YEAR_FIRST) if cells[0][:4].isdigit() else ((2, 5), YEAR_LAST)
-    if (letters[:, signs] != cells[0][signs[0]]).any():
+    letters = text.view(np.uint32).reshape(len(text), width)
+    pattern = np.array([c if c.isdigit() else "" for c in cells[0]])
+    signs = np.flatnonzero(pattern == "")
+    digits = letters.astype(np.int32) - ord("0")
+    if (letters[:, signs] != letters[0, signs]).any():
         return None
-    found = []
-    for order in orders if orders[0] != orders[1] else orders[:1]:
-        iso = letters.copy()
-        iso[:, [0, 1, 2, 3, 5, 6, 8, 9]] = letters[:, order]
-        iso[:, [4, 7]] = "-"
-        try:
-            found.append(iso.view(f"U{width}").ravel().astype("M8[s]").astype(np.int64).astype(np.float64))
-        except ValueError:  # no such month
-            found.append(np.full(len(text), np.nan))
-    return None if np.isnan(found).any(1).all() else (found[0], found[-1])
+    digits[:, signs] = 0
+    if (digits < 0).any() or (digits > 9).any():
+        return None
+
+    def number(*places: int) -> Array:
+        return np.asarray(sum(digits[:, place] * 10**i for i, place in enumerate(reversed(places))), np.int64)
+
+    clock = np.zeros(len(text), np.int64)
+    for place, most, seconds in ((11, 23, 3600), (14, 59, 60), (17, 60, 1)):
+        if width > place:
+            part = number(place, place + 1)
+            if (part > most).any():
+                return None
+            clock += part * seconds
+    if cells[0][:4].isdigit():
+        found = [_seconds_of_days(number(0, 1, 2, 3), number(5, 6), number(8, 9))] * 2
+    else:
+        one, other, year = number(0, 1), number(3, 4), number(6, 7, 8, 9)
+        found = [_seconds_of_days(year, other, one), _seconds_of_days(year, one, other)]
+    return None if np.isnan(found).any(1).all() else (found[0] + clock, found[1] + clock)
+
+
+def _seconds_of_days(year: Array, month: Array, day: Array) -> Array:
+    """Seconds since 1970; NaN where there is no such day."""
+    months = (year - 1970).astype("M8[Y]").astype("M8[M]") + (month - 1)
+    days = months.astype("M8[D]") + (day - 1)
+    wrong = (month < 1) | (month > 12) | (day < 1) | (days.astype("M8[M]") != months)
+    return np.where(wrong, np.nan, days.astype(np.int64) * 86400.0)
 
 
 def _days(named: dict[str, str | None]) -> tuple[float, float] | None:

@@ -127,10 +127,16 @@ class TextTable:
         """Some rows at a time: the last line of each, and their cells or else the wanted columns."""
         at, delimiter = self.line, self.dialect.delimiter
         if '"' in self.text or delimiter == SPACE:
+            taken = 0
             rows = iter_cells(self._lines(self.ends), delimiter)
             while cells := self._some(rows):
-                lines = at + np.cumsum([1 + sum(cell.count("\n") for cell in row) for row in cells])
-                at = int(lines[-1])
+                now = getattr(rows, "line_num", taken + len(cells))
+                if now - taken == len(cells):
+                    lines = at + taken + 1 + np.arange(len(cells))
+                else:  # some cells go over several lines
+                    spans = [1 + sum(cell.count("\n") for cell in row) for row in cells]
+                    lines = at + taken + np.cumsum(spans)
+                taken = now
                 yield lines, cells, None
             return
         for block in self._blocks(self.ends):

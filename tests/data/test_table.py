@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -638,3 +639,65 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path, kind: str, monkeypa
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SourceError, match=r'pip install "gradcore\[data\]"'):
         read(tmp_path, content, ".txt")
+
+
+# ---- what people brought ---------------------------------------------------------------------------------------------
+
+
+def windows_are_of(path: Path, truth: list[float], **options: Any) -> None:
+    """Every window that is drawn is a stretch of the true series, whatever its scale."""
+    x = load(path, 20, **options).draw(np.random.default_rng(0), 300)[0][:, :, 0].T.astype(float)
+    stretches = np.lib.stride_tricks.sliding_window_view(np.array(truth), 20)
+    x, stretches = (a - a.mean(1, keepdims=True) for a in (x, stretches))
+    cosines = (x / np.linalg.norm(x, axis=1)[:, None]) @ (stretches / np.linalg.norm(stretches, axis=1)[:, None]).T
+    assert (np.nanmax(cosines, axis=1) > 0.9999).all()
+
+
+def test_household_power_with_a_gap(tmp_path: Path) -> None:
+    watts = np.round(2 + np.sin(np.arange(2000) / 15) + 0.3 * np.random.default_rng(7).standard_normal(2000), 3)
+    lines = ["Date;Time;Global_active_power;Voltage"]
+    for i, watt in enumerate(watts):
+        values = "?;?" if 700 <= i < 760 else f"{watt:.3f};240.12{i % 10}"
+        lines.append(f"16/12/2006;{i // 60 % 24:02}:{i % 60:02}:00;{values}")
+    path = tmp_path / "power.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    series = read_series(path, target="Global_active_power")
+    assert series.facts["missing"]["count"] == 60
+    truth = np.where((np.arange(2000) >= 700) & (np.arange(2000) < 760), NAN, watts)
+    np.testing.assert_array_equal(series.targets[0], truth)
+    windows_are_of(path, list(watts), target="Global_active_power")
+    with pytest.raises(SourceError, match=r"60 values are missing, the first in line 702, the last in line 761"):
+        load(path, target="Global_active_power", missing="error")
+
+
+def test_a_million_rows_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with blocks of some lines, where a line with a quote, a gap or a word meets plain ones."""
+    from gradcore.data import delimited
+
+    monkeypatch.setattr(delimited, "BLOCK", 100)
+    monkeypatch.setattr(delimited, "CHUNK", 7)
+    for name, (content, options, values, _) in TABLES.items():
+        np.testing.assert_allclose(read(tmp_path, content, **options).targets[0], values, rtol=1e-6, err_msg=name)
+    for name in ("ragged", "words", "missing", "a total", "NUL"):
+        content, options, message = REFUSED[name]
+        with pytest.raises(SourceError, match=message):
+            read(tmp_path, content, **options)
+
+
+def test_values_far_from_zero_and_near_each_other(tmp_path: Path) -> None:
+    values = [round(1e12 + 100 * math.sin(i / 9), 1) for i in range(200)]
+    path = tmp_path / "far.csv"
+    path.write_text("y\n" + "\n".join(f"{v:.1f}" for v in values), encoding="utf-8")
+    windows_are_of(path, values)
+
+
+def test_a_batch_of_many_characters_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_text("".join(chr(0x4E00 + i * i % 6007 % 3000) for i in range(9000)), encoding="utf-8")
+    task = load(path, 50)
+    tracemalloc.start()
+    x, _ = task.draw(np.random.default_rng(0), 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert x.sum() == 200
+    assert peak < 3 * x.nbytes
