@@ -163,6 +163,11 @@ def look_at(table: Table, options: Options) -> Columns:
     if len(numbers) > 1:
         aside |= {time} if time is not None else set()
     else:
+        if len(cells) > 1 and target is None and "word" in kinds and (aside or time in numbers):
+            raise SourceError(
+                f"{table.where}: expected a column of numbers beside {table.names[numbers[0]] or 'the first'}, "
+                f"got {_described(table, kinds)}; give target"
+            )
         aside, time = set(), (None if time in numbers else time)
     numeric = tuple(i for i, kind in enumerate(kinds) if kind == "number" and i not in aside and i not in (group, time))
     if target is None:

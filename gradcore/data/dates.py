@@ -184,7 +184,7 @@ def _stamp(year: int, month: int, day: int) -> float:
 def _clock(clock: str) -> float:
     if not clock:
         return 0.0
-    half = clock[-1].lower() if clock[-1].isalpha() else clock.rstrip("mM. ")[-1].lower()
+    half = clock.rstrip("mM. ")[-1].lower()
     digits = re.findall(r"\d+(?:[.,]\d+$)?", clock) if ":" in clock else re.findall(r"\d+", clock)
     hours, minutes, seconds = [float(part.replace(",", ".")) for part in (*digits, "0", "0")][:3]
     if half in "ap":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from gradcore.data.cells import INTEGER, Numbers, is_missing
@@ -17,6 +17,7 @@ Row = tuple[int, list[str]]
 TITLES = 40  # rows above a header, at most
 NAME_ROWS = 3  # names, units, and what pandas writes below two rows of names
 MANY = 30  # rows that show how a column is written
+RULER = re.compile(r"[-=+:]{3,}")
 YEARS = range(1500, 2200)
 NAME_WORDS = re.compile(r"(?i)date|time|datum|day|month|year|week|name|id|index|key|city|country|station")
 
@@ -67,7 +68,21 @@ def kind_of_column(cells: Sequence[str], numbers: Numbers) -> str:
 
 def find_head(where: str, rows: Sequence[Row], width: int, numbers: Numbers, target: str | int | None) -> Head:
     """Find the header among the first rows of a table whose rows mostly have `width` cells."""
-    filled = [(line, row) for line, row in rows if any(row)]
+    head = _find_head(
+        where, [(line, row) for line, row in rows if any(row) and not _is_ruler(row)], width, numbers, target
+    )
+    below = [line for line, row in rows if line == head.line + 1 and _is_ruler(row)]
+    return replace(head, line=below[0]) if below and head.named else head
+
+
+def _is_ruler(row: Sequence[str]) -> bool:
+    """Whether a row is a line drawn below the names."""
+    return RULER.fullmatch("".join(row)) is not None
+
+
+def _find_head(where: str, filled: Sequence[Row], width: int, numbers: Numbers, target: str | int | None) -> Head:
+    if not filled:
+        raise SourceError(f"{where}: has no rows")
     start = _first_row(where, filled, width)
     above = filled[start - 1][0] if start else 0
     titles = [row for _, row in filled[:start]]
@@ -225,7 +240,8 @@ def _ask(where: str, first: Sequence[str], target: str | int | None) -> bool:
 def _joined_names(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """One name for each column: the first row's, with those below where it is not enough."""
     first = [cell.removeprefix("#").strip() if i == 0 else cell for i, cell in enumerate(rows[0])]
-    if len(rows) == 1 or len(set(first)) == len(first):
+    given = [name for name in first if name]
+    if len(rows) == 1 or len(set(given)) == len(given):
         return tuple(name or next((row[i] for row in rows[1:] if row[i]), "") for i, name in enumerate(first))
     names, last = [], ""
     for i, cell in enumerate(first):
