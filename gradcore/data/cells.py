@@ -23,7 +23,7 @@ MARKS = frozenset(
 )
 """What stands for a missing value, in lower case."""
 
-INTEGER = re.compile(r"[+-]?\d+")
+INTEGER = re.compile(r"[+-]?\d{1,18}")
 EXPONENT = r"(?:[eE][+-]?\d+)?"
 PLAIN = {d: re.compile(rf"[+-]?(?:\d+(?:{re.escape(d)}\d*)?|{re.escape(d)}\d+){EXPONENT}") for d in ".,"}
 SPACES = "\u00a0\u202f '’"  # that stand between thousands whatever the decimal sign
@@ -241,7 +241,7 @@ class NumberReader:
         (first, cell), (last, other) = self.bad[0], self.bad[-1]
         if len(self.bad) == 1:
             infinite = (self.numbers.value(cell) or 0) in (math.inf, -math.inf)
-            why = f"{cell} is not a finite number" if infinite else f"expected a number, got {shown(cell)}"
+            why = f"{shown(cell)[1:-1]} is not a finite number" if infinite else f"expected a number, got {shown(cell)}"
             raise SourceError(f"{self.where}, line {first}, {self.label}: {why}{self._hint(cell)}")
         raise SourceError(
             f"{self.where}, {self.label}: expected numbers, got {len(self.bad)} cells that are none, "

@@ -19,6 +19,9 @@ class SourceError(ValueError):
     gradcore.data.errors.SourceError: nowhere.csv: no such file, and not one of the tasks sunspots, ...
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\n", " "))  # names of files and columns may have more than one line
+
 
 def shown(cell: str) -> str:
     """Return a cell in quotes, cut if it is long."""

@@ -239,6 +239,7 @@ def _ask(where: str, first: Sequence[str], target: str | int | None) -> bool:
 
 def _joined_names(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """One name for each column: the first row's, with those below where it is not enough."""
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]  # a cell in quotes may have several lines
     first = [cell.removeprefix("#").strip() if i == 0 else cell for i, cell in enumerate(rows[0])]
     given = [name for name in first if name]
     if len(rows) == 1 or len(set(given)) == len(given):

@@ -38,18 +38,6 @@ class Config:
         What to learn, as `gradcore.data.load` takes it.
     target : str or int, optional
         Column of a table to forecast.
-    inputs : tuple of str or int, optional
-        Columns to forecast from.
-    time, group : str or int, optional
-        Column to sort by, and column that tells apart several series.
-    missing : {"skip", "error", "interpolate"}
-        What to do where a value is missing.
-    na : tuple of str
-        More marks of a missing value.
-    delimiter, decimal, encoding : str, optional
-        How a text table is written.
-    horizon : int, optional
-        How many steps after its window the target lies.
     cell : {"rnn", "lstm", "gru"}
         Kind of recurrent layer.
     hidden : int
@@ -74,6 +62,18 @@ class Config:
         Seed of weights and batches.
     gate_bias : float, optional
         Bias of the gate that keeps the state, for LSTM and GRU; by default the layer's own.
+    inputs : tuple of str or int, optional
+        Columns to forecast from.
+    time, group : str or int, optional
+        Column to sort by, and column that tells apart several series.
+    missing : {"skip", "error", "interpolate"}
+        What to do where a value is missing.
+    na : tuple of str
+        More marks of a missing value.
+    delimiter, decimal, encoding : str, optional
+        How a text table is written.
+    horizon : int, optional
+        How many steps after its window the target lies.
 
     Raises
     ------

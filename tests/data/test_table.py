@@ -130,7 +130,7 @@ TABLES: dict[str, Case] = {
         rows(lambda i: f"{DAYS[i]},{VALUES[i]}", 'day,"v\nin kW"'),
         {},
         VALUES,
-        "v\nin kW",
+        "v in kW",
     ),
     "a cell with line breaks": (rows(lambda i: f'{VALUES[i]},"say ""{i}"",\nplease"', "v,note"), {}, VALUES, "v"),
     "pandas, unnamed": (rows(lambda i: f"{i},{VALUES[i]}", ",0"), {}, VALUES, "0"),
