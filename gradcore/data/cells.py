@@ -240,9 +240,13 @@ class NumberReader:
     def _refuse(self) -> None:
         (first, cell), (last, other) = self.bad[0], self.bad[-1]
         if len(self.bad) == 1:
-            infinite = (self.numbers.value(cell) or 0) in (math.inf, -math.inf)
-            why = f"{shown(cell)[1:-1]} is not a finite number" if infinite else f"expected a number, got {shown(cell)}"
-            raise SourceError(f"{self.where}, line {first}, {self.label}: {why}{self._hint(cell)}")
+            if (self.numbers.value(cell) or 0) in (math.inf, -math.inf):
+                raise SourceError(
+                    f"{self.where}, line {first}, {self.label}: {shown(cell)[1:-1]} is not a finite number"
+                )
+            raise SourceError(
+                f"{self.where}, line {first}, {self.label}: expected a number, got {shown(cell)}{self._hint(cell)}"
+            )
         raise SourceError(
             f"{self.where}, {self.label}: expected numbers, got {len(self.bad)} cells that are none, "
             f"the first {shown(cell)} in line {first}, the last {shown(other)} in line {last}{self._hint(cell)}"

@@ -15,7 +15,7 @@ from gradcore.data.cells import INTEGER, is_missing
 from gradcore.data.dates import is_time
 from gradcore.data.delimited import Table
 from gradcore.data.dialect import check_delimiter
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, listed
 from gradcore.data.header import kind_of_column
 
 __all__: list[str] = []  # for the package only
@@ -217,7 +217,7 @@ def _find(table: Table, option: str, column: str | int | None) -> int | None:
         return int(text)
     width = len(names)
     if any(names):
-        known = ", ".join(name or f"(column {i})" for i, name in enumerate(names))
+        known = listed(name or f"(column {i})" for i, name in enumerate(names))
     else:
         known = f"0 to {width - 1} (there is no header)" if width > 1 else "0 (no header)"
     what = "" if option == "target" else f"{option}: "
@@ -226,7 +226,7 @@ def _find(table: Table, option: str, column: str | int | None) -> int | None:
 
 def _described(table: Table, kinds: list[str]) -> str:
     words = {"word": "words", "date": "dates", "number": "numbers", "missing": "nothing"}
-    return ", ".join(f"{name or f'column {i}'} ({words[kinds[i]]})" for i, name in enumerate(table.names))
+    return listed(f"{name or f'column {i}'} ({words[kinds[i]]})" for i, name in enumerate(table.names))
 
 
 def _all_times(cells: list[str]) -> bool:

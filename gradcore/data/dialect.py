@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from gradcore.data.cells import COMMA_MAY_GROUP, PLAIN, Numbers, how_written, is_missing, is_number
 from gradcore.data.dates import is_date, is_time
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, listed
 from gradcore.data.header import Head, find_head
 
 __all__: list[str] = []  # for the package only
@@ -248,7 +248,7 @@ def _one_or_two(
     other = "decimal ," if best.delimiter == "," else "decimal , or a header"
     raise SourceError(
         f"{where}: reads as {best.width} columns with {sign} between them (delimiter {sign}), and as one column of "
-        f"numbers such as {header.strip()} ({other}); give one of the two"
+        f"numbers such as {listed([header.strip()])} ({other}); give one of the two"
     )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from gradcore.data.cells import INTEGER, Numbers, is_missing
 from gradcore.data.dates import is_date, is_time
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, listed
 
 __all__: list[str] = []  # for the package only
 
@@ -232,7 +232,7 @@ def _ask(where: str, first: Sequence[str], target: str | int | None) -> bool:
     if target is not None and text.isdigit() and int(text) < len(first) and text not in first:
         return False
     raise SourceError(
-        f"{where}: the first line, {', '.join(first)[:60]}, may be names or values; give target as a name of it "
+        f"{where}: the first line, {listed(first[:4])}, may be names or values; give target as a name of it "
         f"(names) or as the number of a column (values), or write names above it"
     )
 
