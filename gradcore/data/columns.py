@@ -203,25 +203,27 @@ def _find(table: Table, option: str, column: str | int | None) -> int | None:
     if column is None:
         return None
     names, text = list(table.names), str(column).strip()
-    for fits in (names, [name.lower() for name in names], [name.partition(" ")[0] for name in names]):
-        wanted = text if fits is not names[1:] else text.lower()
-        matches = [i for i, name in enumerate(fits) if name and name in (wanted, text.lower())]
+    lower = [name.lower() for name in names]
+    for known, wanted in (
+        (names, text),
+        (lower, text.lower()),
+        ([name.partition(" ")[0] for name in lower], text.lower()),
+    ):
+        matches = [i for i, name in enumerate(known) if name and name == wanted]
         if len(matches) == 1:
             return matches[0]
         if matches:
-            where = " and ".join(str(i) for i in matches)
+            where = " and ".join(map(str, matches[:4]))
             raise SourceError(f'{table.where}: has several columns "{text}"; give {option} as a number, {where}')
-        if isinstance(column, int):
-            break
     if text.isdigit() and int(text) < len(names):
         return int(text)
     width = len(names)
     if any(names):
-        known = listed(name or f"(column {i})" for i, name in enumerate(names))
+        shown = listed(name or f"(column {i})" for i, name in enumerate(names))
     else:
-        known = f"0 to {width - 1} (there is no header)" if width > 1 else "0 (no header)"
+        shown = f"0 to {width - 1} (there is no header)" if width > 1 else "0 (no header)"
     what = "" if option == "target" else f"{option}: "
-    raise SourceError(f'{table.where}: {what}has no column "{column}"; its columns are {known}')
+    raise SourceError(f'{table.where}: {what}has no column "{column}"; its columns are {shown}')
 
 
 def _described(table: Table, kinds: list[str]) -> str:
