@@ -127,7 +127,20 @@ def sniff(
         )
     if decimal:
         numbers = Numbers(decimal, True, True)
-    return Dialect(best.delimiter, numbers, find_head(where, best.rows, best.width, numbers, target))
+    head = find_head(where, best.rows, best.width, numbers, target, commas=best.delimiter == ",")
+    if not delimiter and best.delimiter == "," and best.width == 3 and not head.named:
+        _refuse_dated_integers(where, best.rows)
+    return Dialect(best.delimiter, numbers, head)
+
+
+def _refuse_dated_integers(where: str, rows: Sequence[Row]) -> None:
+    """Refuse rows such as 2020-01-31,12,5 without names: two columns of integers, or one of decimal commas."""
+    body = [cells for _, cells in rows if len(cells) == 3]
+    if all(is_date(cells[0]) and INDEX.fullmatch(cells[1]) and INDEX.fullmatch(cells[2]) for cells in body):
+        raise SourceError(
+            f"{where}: reads as 3 columns with comma between them (delimiter comma), and as dates and numbers such as "
+            f"{body[0][1]},{body[0][2]}; give delimiter, or save it with semicolons"
+        )
 
 
 def _rows(lines: Sequence[str], delimiter: str | None, at: int, whole: bool) -> list[Row]:

@@ -66,11 +66,12 @@ def kind_of_column(cells: Sequence[str], numbers: Numbers) -> str:
     return "word" if present else "missing"
 
 
-def find_head(where: str, rows: Sequence[Row], width: int, numbers: Numbers, target: str | int | None) -> Head:
+def find_head(
+    where: str, rows: Sequence[Row], width: int, numbers: Numbers, target: str | int | None, *, commas: bool = False
+) -> Head:
     """Find the header among the first rows of a table whose rows mostly have `width` cells."""
-    head = _find_head(
-        where, [(line, row) for line, row in rows if any(row) and not _is_ruler(row)], width, numbers, target
-    )
+    drawn = [(line, row) for line, row in rows if any(row) and not _is_ruler(row)]
+    head = _find_head(where, drawn, width, numbers, target, commas)
     below = [line for line, row in rows if line == head.line + 1 and _is_ruler(row)]
     return replace(head, line=below[0]) if below and head.named else head
 
@@ -80,7 +81,9 @@ def _is_ruler(row: Sequence[str]) -> bool:
     return RULER.fullmatch("".join(row)) is not None
 
 
-def _find_head(where: str, filled: Sequence[Row], width: int, numbers: Numbers, target: str | int | None) -> Head:
+def _find_head(
+    where: str, filled: Sequence[Row], width: int, numbers: Numbers, target: str | int | None, commas: bool
+) -> Head:
     if not filled:
         raise SourceError(f"{where}: has no rows")
     start = _first_row(where, filled, width)
@@ -88,13 +91,19 @@ def _find_head(where: str, filled: Sequence[Row], width: int, numbers: Numbers, 
     titles = [row for _, row in filled[:start]]
     body = [row for _, row in filled[start:] if len(row) == width]
     n_names = _count_name_rows(body, width, numbers)
-    if not n_names and titles and (names := _narrow_names(titles[-1], body, numbers)):
+    if not n_names and titles and (names := _narrow_names(titles[-1], body, numbers, commas)):
         return Head(names, above, width, True, start - 1)
     if not n_names and _is_named(where, body, numbers, target):
         n_names = 1
     if not n_names:
         if above:
             _refuse_numbers_above(where, filled[:start], width, numbers)
+            cells = sum(map(bool, titles[-1]))
+            if not titles[-1][0].startswith("#") and (cells == width - 1 or (commas and cells > 1)) and cells > 1:
+                raise SourceError(
+                    f"{where}, line {above}: expected {width} cells as in most lines, got {len(titles[-1])}; if commas "
+                    "stand before the fractions of numbers, save it with semicolons"
+                )
         return Head(("",) * width, above, width, False, start)
     _refuse_numbers_above(where, filled[:start], width, numbers)
     return Head(_joined_names(body[:n_names]), filled[start + n_names - 1][0], width, True, start)
@@ -119,7 +128,9 @@ def _refuse_numbers_above(where: str, rows: Sequence[Row], width: int, numbers: 
             raise SourceError(f"{where}, line {line}: expected {width} cells as in most lines, got {len(row)}")
 
 
-def _narrow_names(title: Sequence[str], body: Sequence[Sequence[str]], numbers: Numbers) -> tuple[str, ...] | None:
+def _narrow_names(
+    title: Sequence[str], body: Sequence[Sequence[str]], numbers: Numbers, commas: bool
+) -> tuple[str, ...] | None:
     """Names with fewer cells than the rows: R leaves out that of row names, others end rows in a comma."""
     title = [cell for cell in title if cell]
     if title and title[0].startswith("#"):
@@ -132,7 +143,10 @@ def _narrow_names(title: Sequence[str], body: Sequence[Sequence[str]], numbers: 
         return tuple(title)
     if missing > 0 and all(not cell for row in body for cell in row[len(title) :]):
         return (*title, *[""] * missing)
-    if missing == 1 and len(title) > 0:
+    behind = all(cell.isdigit() for row in body for cell in row[-1:]) and all(
+        INTEGER.fullmatch(row[-2]) for row in body
+    )
+    if missing == 1 and title and not (behind and commas):  # else 12,5 may be one number
         first = [row[0] for row in body]
         counted = all(INTEGER.fullmatch(cell) for cell in first) and _is_counting(first)
         if counted or (kind_of_column(first, numbers) in ("word", "date") and len(set(first)) == len(first)):
@@ -202,10 +216,20 @@ def _is_named(where: str, body: Sequence[Sequence[str]], numbers: Numbers, targe
     )
     if new_words and known:
         return True if not years or (isinstance(target, str) and target in first) else _ask(where, first, target)
+    if years and not values_are_years and (new_words or counting):
+        return _ask(where, first, target)
+    if len(values) == 1 and (years or not values[0]) and _is_far(values[0], columns[valued[0]], numbers):
+        return _ask(where, first, target)
     doubtful = (fractions or (counting and values[0] == 0)) and not _is_counting_on(first, columns)
     if doubtful and (len(set(values)) == len(values) and (counting or 0 in values)):
         return _ask(where, first, target)
     return False
+
+
+def _is_far(value: int, cells: Sequence[str], numbers: Numbers) -> bool:
+    """Whether a number is no neighbor of the others."""
+    others = [number for cell in cells if (number := numbers.value(cell)) is not None]
+    return len(others) > 2 and min(abs(value - other) for other in others) > 2 * (max(others) - min(others))
 
 
 def _is_new(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:

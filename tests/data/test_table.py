@@ -36,6 +36,33 @@ def rows(line: Callable[[int], str], head: str = "", foot: str = "", end: str = 
 Case = tuple[str | bytes, dict[str, Any], list[float], str]  # a file, options, values of the target, its label
 PLAIN = rows(lambda i: f"{DAYS[i]},{VALUES[i]}", "day,v")
 TABLES: dict[str, Case] = {
+    "a table of Markdown": (
+        rows(lambda i: f"| {DAYS[i]} | {VALUES[i]} |", "| day | v |\n|-----|---|"),
+        {"target": "v"},
+        VALUES,
+        "v",
+    ),
+    "a table of PostgreSQL": (
+        rows(lambda i: f" {DAYS[i]} | {VALUES[i]:5}", " day        |   v\n------------+-------"),
+        {},
+        VALUES,
+        "v",
+    ),
+    "AM and PM": (
+        rows(lambda i: f"1/{i // 24 + 1}/2021 {i % 12 or 12}:00:00 {'AP'[i // 12 % 2]}M,{VALUES[i]}", "t,v"),
+        {},
+        VALUES,
+        "v",
+    ),
+    "an export of quotes": (
+        rows(
+            lambda i: f'"{i % 2 + 1:02}/{28 - i // 2:02}/2021","{POWER[i]:,.2f}","{i}.1K","{i / 7:.2f}%"',
+            '"Date","Price","Vol.","Change %"',
+        ),
+        {"target": "Price"},
+        POWER,
+        "Price",
+    ),
     "commas": (PLAIN, {}, VALUES, "v"),
     "semicolons": (rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "day;v"), {}, VALUES, "v"),
     "tabs": (rows(lambda i: f"{DAYS[i]}\t{VALUES[i]}", "day\tv"), {}, VALUES, "v"),
@@ -380,6 +407,28 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         r"2 columns with comma .*\(delimiter comma\).*\(decimal ,\); give",
     ),
+    "a year as a name": (rows(lambda i: f"{100 + i % 7}", "2018"), {}, r"the first line, 2018, may be names or values"),
+    "zero as a name": (rows(lambda i: f"{1000 + i % 7}", "0"), {}, r"the first line, 0, may be names or values"),
+    "two years as names": (rows(lambda i: f"{i % 9},{i % 7}", "2018,2019"), {"delimiter": ","}, r"2018, 2019, may be"),
+    "a year beside a word": (rows(lambda i: f"m{i},{i % 7}", "Monat,2018"), {}, r"Monat, 2018, may be names or values"),
+    "decimal commas between commas": (
+        rows(lambda i: f"{DAYS[i]},{i},{i % 7}", "day,v"),
+        {},
+        r"line 1: expected 3 cells",
+    ),
+    "decimal commas between commas, no header": (rows(lambda i: f"{DAYS[i]},{i},{i % 7}"), {}, r"give delimiter"),
+    "decimal commas and words": (rows(lambda i: f"m{i},{i},{i % 7}", "month,v"), {}, r"line 1: expected 3 cells"),
+    "a comma late in the file": (
+        "v\n" + "12\n" * 3000 + '"1,250"\n',
+        {},
+        r'line 3002, column "v": expected a number, got \'1,250\'; it may be 1250',
+    ),
+    "a decimal comma late in the file": (
+        "d;v\n" + "1;12\n" * 3000 + "1;12,5\n",
+        {},
+        r"line 3002.*got \'12,5\'; decimal",
+    ),
+    "another way of writing late": ("d;v\n" + "1;1.5\n" * 3000 + "1;1.234,5\n", {}, r"line 3002.*got \'1\.234,5\'"),
     "thousands or decimals": (
         rows(lambda i: f'{DAYS[i]},"{1014 + i:,}"', "d,v"),
         {},
