@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.data.blocks import as_texts, letters_of
 from gradcore.data.errors import SourceError, shown
 
 __all__: list[str] = []  # for the package only
@@ -22,7 +23,7 @@ MARKS = frozenset(
 )
 """What stands for a missing value, in lower case."""
 
-INTEGER = re.compile(r"[+-]?\d+")
+INTEGER = re.compile(r"[+-]?\d{1,18}")
 EXPONENT = r"(?:[eE][+-]?\d+)?"
 PLAIN = {d: re.compile(rf"[+-]?(?:\d+(?:{re.escape(d)}\d*)?|{re.escape(d)}\d+){EXPONENT}") for d in ".,"}
 SPACES = "\u00a0\u202f '’"  # that stand between thousands whatever the decimal sign
@@ -139,26 +140,58 @@ class NumberReader:
 
     def feed(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> None:
         """Take some more cells, and the lines of the file that they are in."""
-        if isinstance(cells, np.ndarray):
-            values = cells.astype(np.float64)
+        if isinstance(cells, np.ndarray) and cells.dtype.kind != "S":
+            values: Array = cells.astype(np.float64)
         else:
-            text = "\n".join(cells)
-            try:
-                if "_" in text or (self.numbers.decimal == "," and "." in text):
-                    raise ValueError
-                numeric = text.replace(",", ".").split("\n") if self.numbers.decimal == "," else cells
-                values = np.array(list(map(float, numeric)))
-                if np.isinf(values).any():
-                    raise ValueError
-            except ValueError:
-                values = np.array([self._value(cell, line) for cell, line in zip(cells, lines, strict=True)])
+            plain = self._plain_values(cells, lines)
+            if plain is None:
+                cells = as_texts(cells)
+                plain = np.array([self._value(cell, line) for cell, line in zip(cells, lines, strict=True)])
+            values = plain
             if self.doubtful:
-                self._look_for_groups(cells, lines)
+                self._look_for_groups(cells, values, lines)
         for value in self.na_values:
             values[values == value] = np.nan
         for i in np.flatnonzero(np.isinf(values)).tolist():  # of arrays
             self.bad.append((lines[i], str(values[i])))
         self.parts.append(values)
+
+    def _plain_values(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> Array | None:
+        """All values at once, if those that begin with a digit are plain numbers; the others one by one."""
+        comma = self.numbers.decimal == ","
+        bad = len(self.bad)
+        try:
+            if isinstance(cells, np.ndarray):
+                letters = letters_of(cells)
+                if (letters == ord("_")).any() or (comma and (letters == ord(".")).any()):
+                    return None
+                digits = (letters[:, :2] >= ord("0")) & (letters[:, :2] <= ord("9"))
+                signed = np.isin(letters[:, 0], (ord("+"), ord("-"))) & digits[:, -1]
+                odd = np.flatnonzero(~(digits[:, 0] | signed))
+                if comma:
+                    letters = np.where(letters == ord(","), np.uint8(ord(".")), letters)
+                plain = np.ascontiguousarray(letters).view(cells.dtype).ravel()
+                if odd.size:
+                    plain = plain.copy()
+                    plain[odd] = b"0"
+                values = plain.astype(np.float64)
+                values[odd] = [self._value(cells[i].decode(), lines[i]) for i in odd.tolist()]
+            else:
+                text = "\n".join(cells)
+                if "_" in text or (comma and "." in text):
+                    return None
+                numeric = text.replace(",", ".").split("\n") if comma else cells
+                triples = zip(numeric, cells, lines, strict=True)
+                values = np.array(
+                    [float(n) if n[:1].isdigit() else self._value(cell, line) for n, cell, line in triples]
+                )
+        except ValueError:
+            del self.bad[bad:]
+            return None
+        if np.isinf(values).any():
+            del self.bad[bad:]
+            return None
+        return values
 
     def _value(self, cell: str, line: int) -> float:
         cell = cell.strip()
@@ -173,9 +206,13 @@ class NumberReader:
             self.bad.append((line, cell))  # grouped or not, nothing tells
         return value
 
-    def _look_for_groups(self, cells: Sequence[str], lines: Sequence[int]) -> None:
+    def _look_for_groups(self, cells: Sequence[str] | Array, values: Array, lines: Sequence[int]) -> None:
         """Until a dot is surely a decimal point: numbers such as 950 and 1.250 leave two readings."""
-        for cell, line in zip(cells, lines, strict=True):
+        if isinstance(cells, np.ndarray) and not (letters_of(cells) == ord(".")).any():
+            self.doubtful = not (np.abs(values) >= 1000).any()
+            self.small = True
+            return
+        for cell, line in zip(as_texts(cells), lines, strict=True):
             bare = cell.strip()
             if "." in bare and bare != ".":
                 if not DOTS_MAY_GROUP.fullmatch(bare):
@@ -203,9 +240,13 @@ class NumberReader:
     def _refuse(self) -> None:
         (first, cell), (last, other) = self.bad[0], self.bad[-1]
         if len(self.bad) == 1:
-            infinite = (self.numbers.value(cell) or 0) in (math.inf, -math.inf)
-            why = f"{cell} is not a finite number" if infinite else f"expected a number, got {shown(cell)}"
-            raise SourceError(f"{self.where}, line {first}, {self.label}: {why}{self._hint(cell)}")
+            if (self.numbers.value(cell) or 0) in (math.inf, -math.inf):
+                raise SourceError(
+                    f"{self.where}, line {first}, {self.label}: {shown(cell)[1:-1]} is not a finite number"
+                )
+            raise SourceError(
+                f"{self.where}, line {first}, {self.label}: expected a number, got {shown(cell)}{self._hint(cell)}"
+            )
         raise SourceError(
             f"{self.where}, {self.label}: expected numbers, got {len(self.bad)} cells that are none, "
             f"the first {shown(cell)} in line {first}, the last {shown(other)} in line {last}{self._hint(cell)}"
@@ -231,7 +272,7 @@ class WordReader:
     def feed(self, cells: Sequence[str] | Array, lines: Sequence[int]) -> None:
         """Take some more cells."""
         known: Callable[[str, str], str] = self.seen.setdefault
-        for cell in map(_word, cells):
+        for cell in map(_word, as_texts(cells)):
             self.words.append(known(cell, cell))
 
     def finish(self) -> list[str]:

@@ -15,7 +15,7 @@ from gradcore.data.cells import INTEGER, is_missing
 from gradcore.data.dates import is_time
 from gradcore.data.delimited import Table
 from gradcore.data.dialect import check_delimiter
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, listed
 from gradcore.data.header import kind_of_column
 
 __all__: list[str] = []  # for the package only
@@ -163,6 +163,11 @@ def look_at(table: Table, options: Options) -> Columns:
     if len(numbers) > 1:
         aside |= {time} if time is not None else set()
     else:
+        if len(cells) > 1 and target is None and "word" in kinds and (aside or time in numbers):
+            raise SourceError(
+                f"{table.where}: expected a column of numbers beside {table.names[numbers[0]] or 'the first'}, "
+                f"got {_described(table, kinds)}; give target"
+            )
         aside, time = set(), (None if time in numbers else time)
     numeric = tuple(i for i, kind in enumerate(kinds) if kind == "number" and i not in aside and i not in (group, time))
     if target is None:
@@ -198,30 +203,32 @@ def _find(table: Table, option: str, column: str | int | None) -> int | None:
     if column is None:
         return None
     names, text = list(table.names), str(column).strip()
-    for fits in (names, [name.lower() for name in names], [name.partition(" ")[0] for name in names]):
-        wanted = text if fits is not names[1:] else text.lower()
-        matches = [i for i, name in enumerate(fits) if name and name in (wanted, text.lower())]
+    lower = [name.lower() for name in names]
+    for known, wanted in (
+        (names, text),
+        (lower, text.lower()),
+        ([name.partition(" ")[0] for name in lower], text.lower()),
+    ):
+        matches = [i for i, name in enumerate(known) if name and name == wanted]
         if len(matches) == 1:
             return matches[0]
         if matches:
-            where = " and ".join(str(i) for i in matches)
+            where = " and ".join(map(str, matches[:4]))
             raise SourceError(f'{table.where}: has several columns "{text}"; give {option} as a number, {where}')
-        if isinstance(column, int):
-            break
     if text.isdigit() and int(text) < len(names):
         return int(text)
     width = len(names)
     if any(names):
-        known = ", ".join(name or f"(column {i})" for i, name in enumerate(names))
+        shown = listed(name or f"(column {i})" for i, name in enumerate(names))
     else:
-        known = f"0 to {width - 1} (there is no header)" if width > 1 else "0 (no header)"
+        shown = f"0 to {width - 1} (there is no header)" if width > 1 else "0 (no header)"
     what = "" if option == "target" else f"{option}: "
-    raise SourceError(f'{table.where}: {what}has no column "{column}"; its columns are {known}')
+    raise SourceError(f'{table.where}: {what}has no column "{column}"; its columns are {shown}')
 
 
 def _described(table: Table, kinds: list[str]) -> str:
     words = {"word": "words", "date": "dates", "number": "numbers", "missing": "nothing"}
-    return ", ".join(f"{name or f'column {i}'} ({words[kinds[i]]})" for i, name in enumerate(table.names))
+    return listed(f"{name or f'column {i}'} ({words[kinds[i]]})" for i, name in enumerate(table.names))
 
 
 def _all_times(cells: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.data.blocks import as_texts
 
 __all__: list[str] = []  # for the package only
 
@@ -26,6 +28,7 @@ DAYS = [
     r"(?P<y>(?:19|20)\d{2})(?P<m>[01]\d)(?P<d>[0-3]\d)",  # also a number
 ]
 DATES = [re.compile(rf"(?:{day})(?:[T ] ?{CLOCK}{ZONE})?", re.IGNORECASE) for day in DAYS]
+FIXED = re.compile(r"(\d{4}([-/.])\d\d\2\d\d|\d\d([-/.])\d\d\3\d{4})([ T]\d\d:\d\d(:\d\d)?)?")
 NUMERIC = re.compile(r"\d{8}|\d{4}\.\d{1,2}")  # a number, not a date
 TIME = re.compile(r"\d{1,2}(?::\d{2}(?::\d{2}(?:[.,]\d+)?)?|\.\d{2}\.\d{2})(?: ?[AaPp]\.?[Mm]\.?)?")
 STEPS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
@@ -61,7 +64,16 @@ class DateReader:
             self.parts.append(seconds)
             self.swapped.append(seconds)
             return
-        both = np.array([self._seconds(str(cell).strip(), line) for cell, line in zip(cells, lines, strict=True)])
+        if isinstance(cells, np.ndarray):
+            cells = cells.astype(np.str_)
+        if (bulk := _in_bulk(cells)) is not None:
+            self.dated = True
+            self.parts.append(bulk[0])
+            self.swapped.append(bulk[1])
+            return
+        both = np.array(
+            [self._seconds(str(cell).strip(), line) for cell, line in zip(as_texts(cells), lines, strict=True)]
+        )
         self.parts.append(both[:, 0])
         self.swapped.append(both[:, 1])
 
@@ -104,6 +116,48 @@ class DateReader:
         ) else day_first  # fmt: skip
 
 
+def _in_bulk(cells: Sequence[str] | Array) -> tuple[Array, Array] | None:
+    """Seconds of cells such as 2020-01-31 12:00 or 31.01.2020, with day and month in both orders; None for others."""
+    text = np.array(cells, np.str_)
+    width = text.dtype.itemsize // 4
+    if not len(text) or width != len(cells[0]) or not FIXED.fullmatch(cells[0]):
+        return None
+    letters = text.view(np.uint32).reshape(len(text), width)
+    pattern = np.array([c if c.isdigit() else "" for c in cells[0]])
+    signs = np.flatnonzero(pattern == "")
+    digits = letters.astype(np.int32) - ord("0")
+    if (letters[:, signs] != letters[0, signs]).any():
+        return None
+    digits[:, signs] = 0
+    if (digits < 0).any() or (digits > 9).any():
+        return None
+
+    def number(*places: int) -> Array:
+        return np.asarray(sum(digits[:, place] * 10**i for i, place in enumerate(reversed(places))), np.int64)
+
+    clock = np.zeros(len(text), np.int64)
+    for place, most, seconds in ((11, 23, 3600), (14, 59, 60), (17, 60, 1)):
+        if width > place:
+            part = number(place, place + 1)
+            if (part > most).any():
+                return None
+            clock += part * seconds
+    if cells[0][:4].isdigit():
+        found = [_seconds_of_days(number(0, 1, 2, 3), number(5, 6), number(8, 9))] * 2
+    else:
+        one, other, year = number(0, 1), number(3, 4), number(6, 7, 8, 9)
+        found = [_seconds_of_days(year, other, one), _seconds_of_days(year, one, other)]
+    return None if np.isnan(found).any(1).all() else (found[0] + clock, found[1] + clock)
+
+
+def _seconds_of_days(year: Array, month: Array, day: Array) -> Array:
+    """Seconds since 1970; NaN where there is no such day."""
+    months = (year - 1970).astype("M8[Y]").astype("M8[M]") + (month - 1)
+    days = months.astype("M8[D]") + (day - 1)
+    wrong = (month < 1) | (month > 12) | (day < 1) | (days.astype("M8[M]") != months)
+    return np.where(wrong, np.nan, days.astype(np.int64) * 86400.0)
+
+
 def _days(named: dict[str, str | None]) -> tuple[float, float] | None:
     """Seconds of a day, with the day first and with the month first where both can be."""
     year = int(named["y"] or 0)
@@ -126,10 +180,11 @@ def _stamp(year: int, month: int, day: int) -> float:
         return np.nan
 
 
+@functools.lru_cache(100_000)
 def _clock(clock: str) -> float:
     if not clock:
         return 0.0
-    half = clock[-1].lower() if clock[-1].isalpha() else clock.rstrip("mM. ")[-1].lower()
+    half = clock.rstrip("mM. ")[-1].lower()
     digits = re.findall(r"\d+(?:[.,]\d+$)?", clock) if ":" in clock else re.findall(r"\d+", clock)
     hours, minutes, seconds = [float(part.replace(",", ".")) for part in (*digits, "0", "0")][:3]
     if half in "ap":

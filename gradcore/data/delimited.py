@@ -11,14 +11,15 @@ from typing import Protocol
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.data.blocks import cut
 from gradcore.data.cells import Numbers, is_missing
-from gradcore.data.dialect import SPACE, Dialect, Row, head_lines, split_rows
+from gradcore.data.dialect import NEVER, SPACE, Dialect, Row, head_lines, iter_cells, split_rows
 from gradcore.data.errors import SourceError
 from gradcore.data.header import kind_of
 
 __all__: list[str] = []  # for the package only
 
-CHUNK = 20_000  # rows
+CHUNK = 5_000  # rows
 BLOCK = 1 << 20  # characters
 NOTES = 50  # lines below a table, at most
 
@@ -70,14 +71,15 @@ class TextTable:
         self.named = self.dialect.head.named
         self.ends, self.notes = self._end()
         self.start, self.line = self._start()
+        self.first = self._sample()
 
     def sample(self) -> list[list[str]]:
         """Return the first cells of each column."""
-        return self._sample()[0]
+        return self.first[0]
 
     def fit(self) -> float:
         """Return the share of the first rows that have as many cells as the header."""
-        return self._sample()[1]
+        return self.first[1]
 
     def _sample(self) -> tuple[list[list[str]], float]:
         width, n = self.dialect.head.width, 0
@@ -98,11 +100,9 @@ class TextTable:
         width, blank_is_row = self.dialect.head.width, self.dialect.head.width == 1
         wrong: list[tuple[int, int]] = []
         found: list[Array] = []
-        rows = self._rows(self.ends)
-        while chunk := list(islice(rows, CHUNK)):
-            lines = np.fromiter((line for line, _ in chunk), np.int64, len(chunk))
-            cells = [row for _, row in chunk]
-            if set(map(len, cells)) != {width}:
+        for lines, cells, cut_columns in self._chunks(list(readers)):
+            places, kept = lines, cells
+            if cut_columns is None and set(map(len, cells)) != {width}:
                 good = []
                 for i, row in enumerate(cells):
                     if len(row) == width:
@@ -112,16 +112,47 @@ class TextTable:
                         good.append(i)
                     elif row and any(row):
                         wrong.append((int(lines[i]), len(row)))
-                cells, lines = [cells[i] for i in good], lines[good]
-            found.append(lines)
-            numbers = lines.tolist()
+                kept, places = [cells[i] for i in good], lines[good]
+            found.append(places)
+            numbers = places.tolist()
             for column, several in readers.items():
-                part = [row[column] for row in cells]
+                part = [row[column] for row in kept] if cut_columns is None else cut_columns[column]
                 for reader in several:
                     reader.feed(part, numbers)
         if wrong:
             self._refuse(wrong)
         return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _chunks(self, wanted: list[int]) -> Iterator[tuple[Array, list[list[str]], dict[int, Array] | None]]:
+        """Some rows at a time: the last line of each, and their cells or else the wanted columns."""
+        at, delimiter = self.line, self.dialect.delimiter
+        if '"' in self.text or delimiter == SPACE:
+            taken = 0
+            rows = iter_cells(self._lines(self.ends), delimiter)
+            while cells := self._some(rows):
+                now = getattr(rows, "line_num", taken + len(cells))
+                if now - taken == len(cells):
+                    lines = at + taken + 1 + np.arange(len(cells))
+                else:  # some cells go over several lines
+                    spans = [1 + sum(cell.count("\n") for cell in row) for row in cells]
+                    lines = at + taken + np.cumsum(spans)
+                taken = now
+                yield lines, cells, None
+            return
+        for block in self._blocks(self.ends):
+            found = cut(block, delimiter or NEVER, self.dialect.head.width, wanted)
+            cells = [] if found else list(iter_cells(block.split("\n")[:-1], delimiter))
+            n = len(found[wanted[0]]) if found else len(cells)
+            yield np.arange(at + 1, at + n + 1), cells, found
+            at += n
+
+    def _some(self, rows: Iterator[list[str]]) -> list[list[str]]:
+        try:
+            return list(islice(rows, CHUNK))
+        except csv.Error:
+            for _ in self._rows(self.ends):  # raises an error with the line
+                pass
+            raise
 
     def _rows(self, end: int) -> Iterator[Row]:
         rows = split_rows(self._lines(end), self.dialect.delimiter, self.line)
@@ -133,12 +164,17 @@ class TextTable:
             raise SourceError(f"{self.where}, line {line + 1}: not a readable table ({error})") from None
 
     def _lines(self, end: int) -> Iterator[str]:
+        for block in self._blocks(end):
+            for line in block[:-1].split("\n"):
+                yield line + "\n"
+
+    def _blocks(self, end: int) -> Iterator[str]:
+        """Some whole lines at a time."""
         place = self.start
         while place < end:
             stop = self.text.find("\n", min(place + BLOCK, end), end)
             stop = end if stop < 0 else stop
-            for line in self.text[place:stop].split("\n"):
-                yield line + "\n"
+            yield self.text[place:stop] + "\n"
             place = stop + 1
 
     def _start(self) -> tuple[int, int]:

@@ -16,11 +16,13 @@ from itertools import pairwise
 
 from gradcore.data.cells import COMMA_MAY_GROUP, PLAIN, Numbers, how_written, is_missing, is_number
 from gradcore.data.dates import is_date, is_time
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, listed
 from gradcore.data.header import Head, find_head
 
 __all__: list[str] = []  # for the package only
 
+NEVER = "\x1f"  # no table has it: one column
+FEW = 300  # rows whose cells are looked at one by one
 SAMPLE = 2000  # lines that decide
 SPACE = " "  # any run of spaces and tabs
 CANDIDATES = (",", ";", "\t", "|", SPACE)
@@ -65,14 +67,23 @@ def check_delimiter(delimiter: str | None) -> str | None:
 def split_rows(lines: Iterable[str], delimiter: str | None, at: int = 0) -> Iterator[Row]:
     """Split lines into rows; a quoted cell may go over several lines. Errors are csv's."""
     if delimiter == SPACE:
-        for line in lines:
+        for row in iter_cells(lines, delimiter):
             at += 1
-            quoted = '"' in line
-            yield at, [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', line)] if quoted else line.split()
+            yield at, row
     else:
-        reader = csv.reader(lines, delimiter=delimiter or "\x1f", skipinitialspace=True, strict=True)
+        reader = csv.reader(lines, delimiter=delimiter or NEVER, skipinitialspace=True, strict=True)
         for row in reader:
             yield at + reader.line_num, row
+
+
+def iter_cells(lines: Iterable[str], delimiter: str | None) -> Iterator[list[str]]:
+    """Split lines into cells, without their lines' numbers."""
+    if delimiter == SPACE:
+        return (
+            [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', line)] if '"' in line else line.split()
+            for line in lines
+        )
+    return csv.reader(lines, delimiter=delimiter or NEVER, skipinitialspace=True, strict=True)
 
 
 def head_lines(text: str) -> list[str]:
@@ -98,6 +109,8 @@ def sniff(
         skip = 1
     readings = []
     for candidate in [delimiter] if delimiter else [*CANDIDATES, None]:
+        if candidate not in (None, SPACE, delimiter) and sum(candidate in line for line in lines) < len(lines) / 3:
+            continue
         if rows := _rows(lines[skip:], candidate, skip, whole):
             reading = _reading(candidate, rows, decimal)
             if reading.width > 1 or candidate is None or delimiter:
@@ -114,7 +127,20 @@ def sniff(
         )
     if decimal:
         numbers = Numbers(decimal, True, True)
-    return Dialect(best.delimiter, numbers, find_head(where, best.rows, best.width, numbers, target))
+    head = find_head(where, best.rows, best.width, numbers, target, commas=best.delimiter == ",")
+    if not delimiter and best.delimiter == "," and best.width == 3 and not head.named:
+        _refuse_dated_integers(where, best.rows)
+    return Dialect(best.delimiter, numbers, head)
+
+
+def _refuse_dated_integers(where: str, rows: Sequence[Row]) -> None:
+    """Refuse rows such as 2020-01-31,12,5 without names: two columns of integers, or one of decimal commas."""
+    body = [cells for _, cells in rows if len(cells) == 3]
+    if all(is_date(cells[0]) and INDEX.fullmatch(cells[1]) and INDEX.fullmatch(cells[2]) for cells in body):
+        raise SourceError(
+            f"{where}: reads as 3 columns with comma between them (delimiter comma), and as dates and numbers such as "
+            f"{body[0][1]},{body[0][2]}; give delimiter, or save it with semicolons"
+        )
 
 
 def _rows(lines: Sequence[str], delimiter: str | None, at: int, whole: bool) -> list[Row]:
@@ -167,7 +193,7 @@ def _reading(delimiter: str | None, rows: list[Row], decimal: str | None) -> _Re
     cells = list(zip(*body[len(body) > 1 :], strict=True))
     present = [[cell for cell in column if not is_missing(cell)] for column in cells]
     numbers = Numbers(decimal, True, True) if decimal else how_written(present)
-    senses = [_sense(cell, delimiter) for column in cells for cell in column]
+    senses = [_sense(cell, delimiter) for column in cells for cell in column[:FEW]]
     return _Reading(delimiter, rows, width, fit, sum(senses) / len(senses), numbers)
 
 
@@ -235,7 +261,7 @@ def _one_or_two(
     other = "decimal ," if best.delimiter == "," else "decimal , or a header"
     raise SourceError(
         f"{where}: reads as {best.width} columns with {sign} between them (delimiter {sign}), and as one column of "
-        f"numbers such as {header.strip()} ({other}); give one of the two"
+        f"numbers such as {listed([header.strip()])} ({other}); give one of the two"
     )
 
 

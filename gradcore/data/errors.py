@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = ["SourceError"]
 
+MOST_LISTED = 20
 SHOWN = 40  # characters of a cell in a message
 
 
@@ -18,6 +21,16 @@ class SourceError(ValueError):
     ...
     gradcore.data.errors.SourceError: nowhere.csv: no such file, and not one of the tasks sunspots, ...
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\n", " "))  # names of files and columns may have more than one line
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names with commas between them, cut if they are long or many."""
+    short = [name if len(name) <= SHOWN else name[: SHOWN - 3] + "..." for name in names]
+    more = len(short) - MOST_LISTED
+    return ", ".join(short[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def shown(cell: str) -> str:

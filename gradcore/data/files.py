@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
 import stat
@@ -43,9 +44,7 @@ def read_bytes(path: str, known: tuple[str, ...]) -> bytes:
         with open(path, "rb") as file:
             raw = file.read(MOST + 1)  # the size of some files, such as those in /proc, is not known before
         _check_size(path, len(raw))
-        if raw[:2] == GZIP:
-            with gzip.open(path) as packed:
-                raw = read_at_most(packed, path)
+        raw = unpacked(path, raw)
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file, and not one of the tasks {', '.join(known)}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -60,6 +59,14 @@ def read_bytes(path: str, known: tuple[str, ...]) -> bytes:
 def _check_size(path: str, size: int) -> None:
     if size > MOST:
         raise SourceError(f"{path}: expected at most {MOST / 1e9:g} GB, got {size / 1e9:.3g} GB or more")
+
+
+def unpacked(path: str, raw: bytes) -> bytes:
+    """Return what a gzip file holds, and other bytes as they are."""
+    if raw[:2] != GZIP:
+        return raw
+    with gzip.open(io.BytesIO(raw)) as packed:
+        return read_at_most(packed, path)
 
 
 def read_at_most(packed: IO[bytes] | gzip.GzipFile, path: str) -> bytes:
@@ -93,6 +100,7 @@ def decode(path: str, raw: bytes, encoding: str | None) -> tuple[str, str]:
         except (LookupError, ValueError):
             raise SourceError(f"encoding: expected a name such as utf-8 or cp1252, got {encoding!r}") from None
     text = text.removeprefix("\ufeff")
+    text = text.replace("\r\n", "\n")
     if "\r" in text:
         text = re.sub("\r+\n", "\n", text).replace("\r", "\n")  # \r\r\n comes of writing twice in text mode
     if not text.strip():

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def _read_npy(path: str, raw: bytes) -> Array:
         array: Array = np.load(file, allow_pickle=False)
     except SourceError:
         raise
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except Exception as error:  # the header is Python, which may be wrong in any way
         raise SourceError(f"{path}: is damaged ({error})") from None
     return array
 
@@ -181,7 +182,9 @@ def _read_zip(path: str, raw: bytes, target: str | int | None) -> ArrayTable:
             if not members or not all(member.filename.endswith(".npy") for member in members):
                 raise SourceError(f"{path}: is a zip archive; unpack it and give the table in it")
             arrays = {m.filename.removesuffix(".npy"): _read_npy(path, archive.read(m)) for m in members}
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except SourceError:
+        raise
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise SourceError(f"{path}: is damaged ({error})") from None
     if isinstance(target, str) and target in arrays and arrays[target].ndim != 1:
         return _array_table(path, arrays[target])

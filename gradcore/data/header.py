@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from gradcore.data.cells import INTEGER, Numbers, is_missing
 from gradcore.data.dates import is_date, is_time
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, listed
 
 __all__: list[str] = []  # for the package only
 
@@ -17,6 +17,7 @@ Row = tuple[int, list[str]]
 TITLES = 40  # rows above a header, at most
 NAME_ROWS = 3  # names, units, and what pandas writes below two rows of names
 MANY = 30  # rows that show how a column is written
+RULER = re.compile(r"[-=+:]{3,}")
 YEARS = range(1500, 2200)
 NAME_WORDS = re.compile(r"(?i)date|time|datum|day|month|year|week|name|id|index|key|city|country|station")
 
@@ -65,21 +66,44 @@ def kind_of_column(cells: Sequence[str], numbers: Numbers) -> str:
     return "word" if present else "missing"
 
 
-def find_head(where: str, rows: Sequence[Row], width: int, numbers: Numbers, target: str | int | None) -> Head:
+def find_head(
+    where: str, rows: Sequence[Row], width: int, numbers: Numbers, target: str | int | None, *, commas: bool = False
+) -> Head:
     """Find the header among the first rows of a table whose rows mostly have `width` cells."""
-    filled = [(line, row) for line, row in rows if any(row)]
+    drawn = [(line, row) for line, row in rows if any(row) and not _is_ruler(row)]
+    head = _find_head(where, drawn, width, numbers, target, commas)
+    below = [line for line, row in rows if line == head.line + 1 and _is_ruler(row)]
+    return replace(head, line=below[0]) if below and head.named else head
+
+
+def _is_ruler(row: Sequence[str]) -> bool:
+    """Whether a row is a line drawn below the names."""
+    return RULER.fullmatch("".join(row)) is not None
+
+
+def _find_head(
+    where: str, filled: Sequence[Row], width: int, numbers: Numbers, target: str | int | None, commas: bool
+) -> Head:
+    if not filled:
+        raise SourceError(f"{where}: has no rows")
     start = _first_row(where, filled, width)
     above = filled[start - 1][0] if start else 0
     titles = [row for _, row in filled[:start]]
     body = [row for _, row in filled[start:] if len(row) == width]
     n_names = _count_name_rows(body, width, numbers)
-    if not n_names and titles and (names := _narrow_names(titles[-1], body, numbers)):
+    if not n_names and titles and (names := _narrow_names(titles[-1], body, numbers, commas)):
         return Head(names, above, width, True, start - 1)
     if not n_names and _is_named(where, body, numbers, target):
         n_names = 1
     if not n_names:
         if above:
             _refuse_numbers_above(where, filled[:start], width, numbers)
+            cells = sum(map(bool, titles[-1]))
+            if not titles[-1][0].startswith("#") and (cells == width - 1 or (commas and cells > 1)) and cells > 1:
+                raise SourceError(
+                    f"{where}, line {above}: expected {width} cells as in most lines, got {len(titles[-1])}; if commas "
+                    "stand before the fractions of numbers, save it with semicolons"
+                )
         return Head(("",) * width, above, width, False, start)
     _refuse_numbers_above(where, filled[:start], width, numbers)
     return Head(_joined_names(body[:n_names]), filled[start + n_names - 1][0], width, True, start)
@@ -104,7 +128,9 @@ def _refuse_numbers_above(where: str, rows: Sequence[Row], width: int, numbers: 
             raise SourceError(f"{where}, line {line}: expected {width} cells as in most lines, got {len(row)}")
 
 
-def _narrow_names(title: Sequence[str], body: Sequence[Sequence[str]], numbers: Numbers) -> tuple[str, ...] | None:
+def _narrow_names(
+    title: Sequence[str], body: Sequence[Sequence[str]], numbers: Numbers, commas: bool
+) -> tuple[str, ...] | None:
     """Names with fewer cells than the rows: R leaves out that of row names, others end rows in a comma."""
     title = [cell for cell in title if cell]
     if title and title[0].startswith("#"):
@@ -117,7 +143,10 @@ def _narrow_names(title: Sequence[str], body: Sequence[Sequence[str]], numbers: 
         return tuple(title)
     if missing > 0 and all(not cell for row in body for cell in row[len(title) :]):
         return (*title, *[""] * missing)
-    if missing == 1 and len(title) > 0:
+    behind = all(cell.isdigit() for row in body for cell in row[-1:]) and all(
+        INTEGER.fullmatch(row[-2]) for row in body
+    )
+    if missing == 1 and title and not (behind and commas):  # else 12,5 may be one number
         first = [row[0] for row in body]
         counted = all(INTEGER.fullmatch(cell) for cell in first) and _is_counting(first)
         if counted or (kind_of_column(first, numbers) in ("word", "date") and len(set(first)) == len(first)):
@@ -187,10 +216,20 @@ def _is_named(where: str, body: Sequence[Sequence[str]], numbers: Numbers, targe
     )
     if new_words and known:
         return True if not years or (isinstance(target, str) and target in first) else _ask(where, first, target)
+    if years and not values_are_years and (new_words or counting):
+        return _ask(where, first, target)
+    if len(values) == 1 and (years or not values[0]) and _is_far(values[0], columns[valued[0]], numbers):
+        return _ask(where, first, target)
     doubtful = (fractions or (counting and values[0] == 0)) and not _is_counting_on(first, columns)
     if doubtful and (len(set(values)) == len(values) and (counting or 0 in values)):
         return _ask(where, first, target)
     return False
+
+
+def _is_far(value: int, cells: Sequence[str], numbers: Numbers) -> bool:
+    """Whether a number is no neighbor of the others."""
+    others = [number for cell in cells if (number := numbers.value(cell)) is not None]
+    return len(others) > 2 and min(abs(value - other) for other in others) > 2 * (max(others) - min(others))
 
 
 def _is_new(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
@@ -217,15 +256,17 @@ def _ask(where: str, first: Sequence[str], target: str | int | None) -> bool:
     if target is not None and text.isdigit() and int(text) < len(first) and text not in first:
         return False
     raise SourceError(
-        f"{where}: the first line, {', '.join(first)[:60]}, may be names or values; give target as a name of it "
+        f"{where}: the first line, {listed(first[:4])}, may be names or values; give target as a name of it "
         f"(names) or as the number of a column (values), or write names above it"
     )
 
 
 def _joined_names(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """One name for each column: the first row's, with those below where it is not enough."""
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]  # a cell in quotes may have several lines
     first = [cell.removeprefix("#").strip() if i == 0 else cell for i, cell in enumerate(rows[0])]
-    if len(rows) == 1 or len(set(first)) == len(first):
+    given = [name for name in first if name]
+    if len(rows) == 1 or len(set(given)) == len(given):
         return tuple(name or next((row[i] for row in rows[1:] if row[i]), "") for i, name in enumerate(first))
     names, last = [], ""
     for i, cell in enumerate(first):

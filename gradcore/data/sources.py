@@ -13,7 +13,7 @@ import numpy as np
 from gradcore._base.check import FLOAT32, Array, check_int
 from gradcore.data.columns import Options, check_options
 from gradcore.data.errors import SourceError
-from gradcore.data.files import read_bytes
+from gradcore.data.files import read_bytes, unpacked
 from gradcore.data.forecasting import forecast_task
 from gradcore.data.table import Series, open_source, series_of
 from gradcore.data.tasks import HeldOut, Task, adding_task, copy_task, temporal_order_task
@@ -27,6 +27,7 @@ BUNDLED = {
     "co2": "weekly carbon dioxide at Mauna Loa, 1958 to 2001",
     "weather": "daily weather in Seattle, 2012 to 2015",
 }
+BUNDLED_FILES = {"temperatures": "temperatures.csv.gz"}
 TARGETS = {"weather": "weather"}  # where the last column of numbers is not what most people want
 
 SOURCES = ("sunspots", *MAKERS, *(name for name in BUNDLED if name != "sunspots"))
@@ -120,7 +121,7 @@ def load(
     if name in BUNDLED:
         if target is None and name in TARGETS:
             options = replace(options, target=TARGETS[name])
-        raw = (resources.files("gradcore.data") / f"{name}.csv").read_bytes()
+        raw = unpacked(name, (resources.files("gradcore.data") / BUNDLED_FILES.get(name, f"{name}.csv")).read_bytes())
         found = open_source(f"{name}.csv", raw, options)
     else:
         raw = read_bytes(name, SOURCES)

@@ -16,7 +16,7 @@ from gradcore.data.columns import MOST_CLASSES, Columns, Options, check_options,
 from gradcore.data.dates import DateReader
 from gradcore.data.delimited import Reader, Table, TextTable, is_table
 from gradcore.data.dialect import sniff
-from gradcore.data.errors import SourceError
+from gradcore.data.errors import SourceError, shown
 from gradcore.data.files import decode, read_bytes
 from gradcore.data.formats import read_json, read_known
 from gradcore.data.order import group_rows, order_rows
@@ -273,7 +273,7 @@ def _labels_of_words(columns: Columns, words: list[str], na: tuple[str, ...]) ->
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise SourceError(
             f"{columns.where}, {columns.said(columns.target)}: expected numbers, or 2 to {MOST_CLASSES} different "
-            f"words as classes, got {len(classes)} different words"
+            f"words as classes, got {len(classes)} different words, such as {shown(next(iter(classes), ''))}"
         )
     number = {word: float(i) for i, word in enumerate(classes)} | dict.fromkeys(gone, np.nan)
     return np.array([number[word] for word in words]), classes

@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,33 @@ def rows(line: Callable[[int], str], head: str = "", foot: str = "", end: str = 
 Case = tuple[str | bytes, dict[str, Any], list[float], str]  # a file, options, values of the target, its label
 PLAIN = rows(lambda i: f"{DAYS[i]},{VALUES[i]}", "day,v")
 TABLES: dict[str, Case] = {
+    "a table of Markdown": (
+        rows(lambda i: f"| {DAYS[i]} | {VALUES[i]} |", "| day | v |\n|-----|---|"),
+        {"target": "v"},
+        VALUES,
+        "v",
+    ),
+    "a table of PostgreSQL": (
+        rows(lambda i: f" {DAYS[i]} | {VALUES[i]:5}", " day        |   v\n------------+-------"),
+        {},
+        VALUES,
+        "v",
+    ),
+    "AM and PM": (
+        rows(lambda i: f"1/{i // 24 + 1}/2021 {i % 12 or 12}:00:00 {'AP'[i // 12 % 2]}M,{VALUES[i]}", "t,v"),
+        {},
+        VALUES,
+        "v",
+    ),
+    "an export of quotes": (
+        rows(
+            lambda i: f'"{i % 2 + 1:02}/{28 - i // 2:02}/2021","{POWER[i]:,.2f}","{i}.1K","{i / 7:.2f}%"',
+            '"Date","Price","Vol.","Change %"',
+        ),
+        {"target": "Price"},
+        POWER,
+        "Price",
+    ),
     "commas": (PLAIN, {}, VALUES, "v"),
     "semicolons": (rows(lambda i: f"{DAYS[i]};{VALUES[i]}", "day;v"), {}, VALUES, "v"),
     "tabs": (rows(lambda i: f"{DAYS[i]}\t{VALUES[i]}", "day\tv"), {}, VALUES, "v"),
@@ -129,7 +157,7 @@ TABLES: dict[str, Case] = {
         rows(lambda i: f"{DAYS[i]},{VALUES[i]}", 'day,"v\nin kW"'),
         {},
         VALUES,
-        "v\nin kW",
+        "v in kW",
     ),
     "a cell with line breaks": (rows(lambda i: f'{VALUES[i]},"say ""{i}"",\nplease"', "v,note"), {}, VALUES, "v"),
     "pandas, unnamed": (rows(lambda i: f"{i},{VALUES[i]}", ",0"), {}, VALUES, "0"),
@@ -379,6 +407,28 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         r"2 columns with comma .*\(delimiter comma\).*\(decimal ,\); give",
     ),
+    "a year as a name": (rows(lambda i: f"{100 + i % 7}", "2018"), {}, r"the first line, 2018, may be names or values"),
+    "zero as a name": (rows(lambda i: f"{1000 + i % 7}", "0"), {}, r"the first line, 0, may be names or values"),
+    "two years as names": (rows(lambda i: f"{i % 9},{i % 7}", "2018,2019"), {"delimiter": ","}, r"2018, 2019, may be"),
+    "a year beside a word": (rows(lambda i: f"m{i},{i % 7}", "Monat,2018"), {}, r"Monat, 2018, may be names or values"),
+    "decimal commas between commas": (
+        rows(lambda i: f"{DAYS[i]},{i},{i % 7}", "day,v"),
+        {},
+        r"line 1: expected 3 cells",
+    ),
+    "decimal commas between commas, no header": (rows(lambda i: f"{DAYS[i]},{i},{i % 7}"), {}, r"give delimiter"),
+    "decimal commas and words": (rows(lambda i: f"m{i},{i},{i % 7}", "month,v"), {}, r"line 1: expected 3 cells"),
+    "a comma late in the file": (
+        "v\n" + "12\n" * 3000 + '"1,250"\n',
+        {},
+        r'line 3002, column "v": expected a number, got \'1,250\'; it may be 1250',
+    ),
+    "a decimal comma late in the file": (
+        "d;v\n" + "1;12\n" * 3000 + "1;12,5\n",
+        {},
+        r"line 3002.*got \'12,5\'; decimal",
+    ),
+    "another way of writing late": ("d;v\n" + "1;1.5\n" * 3000 + "1;1.234,5\n", {}, r"line 3002.*got \'1\.234,5\'"),
     "thousands or decimals": (
         rows(lambda i: f'{DAYS[i]},"{1014 + i:,}"', "d,v"),
         {},
@@ -638,3 +688,65 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path, kind: str, monkeypa
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SourceError, match=r'pip install "gradcore\[data\]"'):
         read(tmp_path, content, ".txt")
+
+
+# ---- what people brought ---------------------------------------------------------------------------------------------
+
+
+def windows_are_of(path: Path, truth: list[float], **options: Any) -> None:
+    """Every window that is drawn is a stretch of the true series, whatever its scale."""
+    x = load(path, 20, **options).draw(np.random.default_rng(0), 300)[0][:, :, 0].T.astype(float)
+    stretches = np.lib.stride_tricks.sliding_window_view(np.array(truth), 20)
+    x, stretches = (a - a.mean(1, keepdims=True) for a in (x, stretches))
+    cosines = (x / np.linalg.norm(x, axis=1)[:, None]) @ (stretches / np.linalg.norm(stretches, axis=1)[:, None]).T
+    assert (np.nanmax(cosines, axis=1) > 0.9999).all()
+
+
+def test_household_power_with_a_gap(tmp_path: Path) -> None:
+    watts = np.round(2 + np.sin(np.arange(2000) / 15) + 0.3 * np.random.default_rng(7).standard_normal(2000), 3)
+    lines = ["Date;Time;Global_active_power;Voltage"]
+    for i, watt in enumerate(watts):
+        values = "?;?" if 700 <= i < 760 else f"{watt:.3f};240.12{i % 10}"
+        lines.append(f"16/12/2006;{i // 60 % 24:02}:{i % 60:02}:00;{values}")
+    path = tmp_path / "power.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    series = read_series(path, target="Global_active_power")
+    assert series.facts["missing"]["count"] == 60
+    truth = np.where((np.arange(2000) >= 700) & (np.arange(2000) < 760), NAN, watts)
+    np.testing.assert_array_equal(series.targets[0], truth)
+    windows_are_of(path, list(watts), target="Global_active_power")
+    with pytest.raises(SourceError, match=r"60 values are missing, the first in line 702, the last in line 761"):
+        load(path, target="Global_active_power", missing="error")
+
+
+def test_a_million_rows_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with blocks of some lines, where a line with a quote, a gap or a word meets plain ones."""
+    from gradcore.data import delimited
+
+    monkeypatch.setattr(delimited, "BLOCK", 100)
+    monkeypatch.setattr(delimited, "CHUNK", 7)
+    for name, (content, options, values, _) in TABLES.items():
+        np.testing.assert_allclose(read(tmp_path, content, **options).targets[0], values, rtol=1e-6, err_msg=name)
+    for name in ("ragged", "words", "missing", "a total", "NUL"):
+        content, options, message = REFUSED[name]
+        with pytest.raises(SourceError, match=message):
+            read(tmp_path, content, **options)
+
+
+def test_values_far_from_zero_and_near_each_other(tmp_path: Path) -> None:
+    values = [round(1e12 + 100 * math.sin(i / 9), 1) for i in range(200)]
+    path = tmp_path / "far.csv"
+    path.write_text("y\n" + "\n".join(f"{v:.1f}" for v in values), encoding="utf-8")
+    windows_are_of(path, values)
+
+
+def test_a_batch_of_many_characters_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_text("".join(chr(0x4E00 + i * i % 6007 % 3000) for i in range(9000)), encoding="utf-8")
+    task = load(path, 50)
+    tracemalloc.start()
+    x, _ = task.draw(np.random.default_rng(0), 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert x.sum() == 200
+    assert peak < 3 * x.nbytes
