@@ -62,17 +62,14 @@ def test_windows_are_standardized_and_the_target_is_the_value_after(tmp_path: Pa
     unit = (x[1, 0, 0] - x[0, 0, 0]).item()
     np.testing.assert_allclose(np.diff(x[..., 0], axis=0), unit, rtol=1e-4)
     np.testing.assert_allclose(target - x[-1], unit, rtol=1e-4)
-    assert unit == pytest.approx(1 / np.std(np.arange(40)), rel=1e-5)
-    assert len(np.unique(x[0].round(4))) == 34  # every window is drawn, the last one too
-    assert task.baseline == 1.0
-
-
-def test_exactly_one_window_is_enough(tmp_path: Path) -> None:
-    path = tmp_path / "short.csv"
-    path.write_text("1\n2\n4\n", encoding="utf-8")
-    x, target = next(iter(load(path, 2).batches(5, 1)))
-    assert (x == x[:, :1]).all()
-    assert (target == target[0]).all()
+    assert unit == pytest.approx(1 / np.std(np.arange(32)), rel=1e-5)  # of what is trained on
+    assert len(np.unique(x[0].round(4))) == 32 - 6  # every window is drawn, the last one too
+    test_x, test_target = task.test()
+    assert test_x.shape == (6, 8, 1)
+    np.testing.assert_allclose(test_target[:, 0], (np.arange(32, 40) - 15.5) * unit, rtol=1e-5)
+    assert task.baselines["constant"] == task.baseline == pytest.approx(float(np.mean(test_target**2)), rel=1e-5)
+    assert task.baselines["last_value"] == pytest.approx(unit**2, rel=1e-4)
+    assert task.facts["windows"] == {"training": 26, "held_out": 8, "left_out": 0}
 
 
 def test_characters_predict_the_next(text: Path) -> None:
@@ -121,10 +118,9 @@ TABLE = "date,open,close\n" + "".join(f"2020-01-{i:02},{i},{i * i}\n" for i in r
 
 
 def column(tmp_path: Path, content: str, name: str | None = None, suffix: str = ".csv") -> list[float]:
-    """The values that `load` learns from."""
+    """The values of the target."""
     path = tmp_path / f"table{suffix}"
     path.write_text(content, encoding="utf-8")
-    load(path, 2, target=name)
     return list(read_series(path, target=name).targets[0])
 
 
@@ -158,13 +154,13 @@ BAD_TABLES = {
     "text without header": ("1\n2\nx\n", None, r"line 3, column 0: expected a number, got 'x'"),
     "long text": ("v\n" + "y" * 500, None, r"line 2.*got 'y{37}\.\.\.'"),
     "underscore": ("v\n1_000\n", None, r"line 2.*expected a number, got '1_000'"),
-    "missing": ("a,b\n1,2\n3,\n", "b", r"expected at least 7 values"),
+    "missing": ("a,b\n1,2\n3,\n", "b", r"b: every value is 2 in the part to train on"),
     "inf": ("v\n1\n2\n3\n-inf\n", None, r'line 5, column "v": -inf is not a finite number'),
     "too large": ("v\n1e999\n", None, r"line 2.*1e999 is not a finite number"),
     "ragged": ("a,b\n1,2\n3\n", None, r"line 3: expected 2 columns as in the first line, got 1"),
     "header only": ("a,b\n", None, "has a header but no values"),
-    "constant": ("v\n" + "3.5\n" * 30, None, "every value is 3.5; a constant series"),
-    "zero": ("v\n" + "0\n" * 30, None, "every value is 0; a constant series"),
+    "constant": ("v\n" + "3.5\n" * 30, None, "v: every value is 3.5 in the part to train on; a constant series"),
+    "zero": ("v\n" + "0\n" * 30, None, "v: every value is 0 in the part to train on; a constant series"),
     "unknown column": (TABLE, "price", r'has no column "price"; its columns are date, open, close'),
     "column too far": (TABLE, "3", r'has no column "3"; its columns are date, open, close'),
     "negative column": (TABLE, "-1", r'has no column "-1"'),
@@ -172,7 +168,7 @@ BAD_TABLES = {
     "too short": (
         "v\n1\n2\n3\n4\n",
         None,
-        r"at least 7 values for windows of 6 .*, got 4; a seq_len of 3 would fit",
+        r"4 values give 0 windows of 6 steps to train on and 0 to judge by; expected at least 8 and 4",
     ),
     "open quote": ('v\n1\n"' + "2\n" * 100_000, None, r"not a readable table"),
 }
@@ -196,7 +192,7 @@ BAD_FILES = {
     "not utf-8": (b"abc\ndef\xff\xfe\n", "line 2: byte 0xff is not UTF-8"),
     "nul": (b"abc\n\ndef\0ghi", "line 3: contains a NUL byte"),
     "one character": (b"aaaaaaaaaaaaaaaaaaaaaaaa", "every character is 'a'"),
-    "too short": (b"abcd", "expected at least 7 characters for windows of 6 .*, got 4; a seq_len of 3 would fit"),
+    "too short": (b"abcd", "expected more than 6 characters to train on, and a tenth .* to judge by, got 4"),
 }
 
 
@@ -224,9 +220,7 @@ def test_missing_files_directories_and_columns_of_texts(tmp_path: Path, text: Pa
             load(source, target="x")
     with pytest.raises(SourceError, match="cannot be read"):
         load("a\0b")
-    with pytest.raises(
-        SourceError, match=r"at least 310 values for windows of 309 .*, got 309; a seq_len of 308 would"
-    ):
+    with pytest.raises(SourceError, match=r"309 values give 0 windows of 309 .*; a seq_len of 103 leaves 145 and 61"):
         load("sunspots", 309)
     with pytest.raises(ValueError, match="seq_len"):
         load("sunspots", 1)

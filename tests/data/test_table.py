@@ -390,10 +390,9 @@ def test_dates_that_go_nowhere_are_not_obeyed(tmp_path: Path) -> None:
 
 def test_the_task_says_what_was_taken(tmp_path: Path) -> None:
     read(tmp_path, rows(lambda i: f"{DAYS[i]},{VALUES[i]},{i}", "Date,Close,Volume"))
-    name = load(tmp_path / "table.csv", 5).name
-    assert name == (
-        'next value of column "Volume" of table.csv (the last of 2 columns of numbers; target chooses another)'
-    )
+    task = load(tmp_path / "table.csv", 5)
+    assert task.name == 'next value of column "Volume" of table.csv'
+    assert task.facts["notes"] == ["the last of 2 columns of numbers; target chooses another"]
     assert load(tmp_path / "table.csv", 5, target="Close", horizon=3).name == (
         'value 3 steps ahead of column "Close" of table.csv'
     )

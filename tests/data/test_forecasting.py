@@ -1,0 +1,130 @@
+"""Windows to train on, windows held out at the end, and answers that need no model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradcore.data import SourceError, load
+from gradcore.data.forecasting import find_period
+
+Array = np.ndarray[Any, Any]
+
+
+def written(folder: Path, values: Any, header: str = "v") -> Path:
+    path = folder / "series.csv"
+    cells = ("" if isinstance(v, float) and math.isnan(v) else f"{v}" for v in values)
+    path.write_text(f"{header}\n" + "\n".join(cells) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_no_target_that_is_held_out_is_trained_on(tmp_path: Path, horizon: int) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(100).round(6)
+    task = load(written(tmp_path, values), 7, horizon=horizon)
+    scaled = ((values - values[:80].mean()) / values[:80].std()).astype(np.float32)
+    _, trained = next(iter(task.batches(5000, 1)))
+    np.testing.assert_array_equal(np.unique(trained), np.unique(scaled[6 + horizon : 80]))
+    test_x, target = task.test()
+    np.testing.assert_array_equal(target[:, 0], scaled[80:])
+    np.testing.assert_array_equal(test_x[-1, :, 0], scaled[80 - horizon : 100 - horizon])
+    expected = {"constant": scaled[80:], "last_value": scaled[80:] - scaled[80 - horizon : 100 - horizon]}
+    for name, error in expected.items():
+        assert task.baselines[name] == pytest.approx(float(np.mean(error.astype(float) ** 2)), rel=1e-5)
+    assert "seasonal" not in task.baselines
+
+
+def test_the_test_windows_are_the_same_each_time_and_as_many_as_asked(tmp_path: Path) -> None:
+    task = load(written(tmp_path, np.sin(np.arange(400) ** 1.1)), 20)
+    (x, _), (again, _) = task.test(10), task.test(10)
+    assert x.shape == (20, 10, 1)
+    np.testing.assert_array_equal(x, again)
+    assert task.test()[1].shape == (80, 1)
+
+
+def test_windows_that_touch_a_gap_are_left_out_and_counted(tmp_path: Path) -> None:
+    values = [float(v) for v in np.random.default_rng(1).standard_normal(100).round(6)]
+    values[40] = math.nan
+    task = load(written(tmp_path, values), 7)
+    x, target = next(iter(task.batches(5000, 1)))
+    assert np.isfinite(x).all()
+    assert np.isfinite(target).all()
+    assert task.facts["windows"] == {"training": 73 - 8, "held_out": 20, "left_out": 8}
+    assert task.facts["missing"]["count"] == 1
+
+
+@pytest.mark.parametrize(("n", "steps"), [(36, 9), (120, 30), (1000, 50)])
+def test_the_default_length_leaves_windows_of_a_short_series(tmp_path: Path, n: int, steps: int) -> None:
+    task = load(written(tmp_path, np.random.default_rng(2).standard_normal(n)))
+    assert task.steps == steps
+    assert task.facts["windows"]["training"] >= 8
+
+
+def test_a_length_that_leaves_too_little_is_refused_with_one_that_does_not(tmp_path: Path) -> None:
+    path = written(tmp_path, np.random.default_rng(2).standard_normal(36))
+    with pytest.raises(SourceError, match=r"36 values give 0 windows of 35 .*; a seq_len of 12 leaves 17 and 7"):
+        load(path, 35)
+    assert load(path, 12).facts["windows"] == {"training": 17, "held_out": 7, "left_out": 0}
+
+
+@pytest.mark.parametrize("period", [7, 12, 24])
+@pytest.mark.parametrize("trend", [0.0, 0.05])
+def test_a_period_is_found_beside_noise_and_a_trend(period: int, trend: float) -> None:
+    at = np.arange(20 * period)
+    values = np.sin(2 * np.pi * at / period) + trend * at + 0.3 * np.random.default_rng(3).standard_normal(len(at))
+    assert find_period(values) == period
+    values[::17] = np.nan
+    assert find_period(values) == period
+
+
+def test_no_period_is_found_where_there_is_none() -> None:
+    rng = np.random.default_rng(4)
+    assert find_period(rng.standard_normal(500)) is None
+    assert find_period(np.arange(100.0)) is None
+    assert find_period(np.ones(50)) is None
+    assert find_period(np.full(50, np.nan)) is None
+    assert find_period(rng.standard_normal(5)) is None
+
+
+def test_the_seasonal_answer_is_the_value_a_period_ago(tmp_path: Path) -> None:
+    at = np.arange(240)
+    values = np.sin(2 * np.pi * at / 12) + 0.1 * np.random.default_rng(5).standard_normal(240)
+    task = load(written(tmp_path, values.round(6)), 24)
+    assert task.facts["period"] == 12
+    error = (values[192:] - values[180:228]) / values[:192].std()
+    assert task.baselines["seasonal"] == pytest.approx(float(np.mean(error**2)), rel=1e-3)
+    assert task.baselines["seasonal"] < task.baselines["last_value"] < task.baselines["constant"]
+
+
+def test_the_answers_to_classes_are_frequencies(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    label = (np.arange(200) // 5) % 2  # stays for five steps
+    lines = [f"{a:.4f},{'dry' if c else 'wet'}" for a, c in zip(rng.standard_normal(200), label, strict=True)]
+    path = written(tmp_path, lines, "a,weather")
+    task = load(path, 8, target="weather")
+    assert task.classes
+    assert task.output_size == 2
+    x, target = task.test()
+    assert target.shape == (x.shape[1],)
+    assert target.tolist() == (1 - label[160:]).tolist() or target.tolist() == label[160:].tolist()
+    assert task.baselines["constant"] == pytest.approx(math.log(2), rel=0.02)
+    stays = 127 / 161  # of those that follow a label in the part to train on, with one more of each
+    assert task.baselines["last_value"] == pytest.approx(
+        -(32 * math.log(stays) + 8 * math.log(1 - stays)) / 40, rel=0.05
+    )
+
+
+def test_text_holds_out_its_last_tenth(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("abcd" * 50 + "abdc" * 5 + "abcd", encoding="utf-8")
+    task = load(path, 10)
+    x, target = task.test()
+    assert x.shape[1] == target.shape[1] <= 64
+    assert task.baselines["constant"] == pytest.approx(math.log(4), rel=0.02)
+    drawn, _ = next(iter(task.batches(500, 1)))
+    assert drawn.shape == (10, 500, 4)
