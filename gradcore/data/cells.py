@@ -48,11 +48,14 @@ class Numbers:
         Whether thousands may be set apart by the other sign, a space or an apostrophe.
     sure : bool
         Whether the sign was given or follows from the cells.
+    wary : bool
+        Whether dots may stand between thousands even if every number has one, as in European tables.
     """
 
     decimal: str = "."
     grouped: bool = False
     sure: bool = False
+    wary: bool = False
 
     def value(self, cell: str) -> float | None:
         """Return the number in a cell without spaces around it, or None."""
@@ -229,7 +232,7 @@ class NumberReader:
         """Return all values, or raise a SourceError that names the bad ones."""
         if self.bad:
             self._refuse()
-        if self.doubtful and self.dotted and self.small:
+        if self.doubtful and self.dotted and (self.small or self.numbers.wary):
             line, cell = self.dotted
             raise SourceError(
                 f"{self.where}, line {line}, {self.label}: {cell} may be {float(cell):g} (decimal .) or "

@@ -31,6 +31,7 @@ SPELLED = {
     "pipe": "|",
 }  # fmt: skip
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", SPACE: "spaces", None: "none (one column)"}
+EUROPEAN = (";", "\t", None)  # what tables with decimal commas are separated by
 SEPARATORS = re.compile(r"[;\t|,]")
 Row = tuple[int, list[str]]  # the last line of the file that it is in, and its cells
 
@@ -127,6 +128,7 @@ def sniff(
         )
     if decimal:
         numbers = Numbers(decimal, True, True)
+    numbers = replace(numbers, wary=not numbers.sure and best.delimiter in EUROPEAN)
     head = find_head(where, best.rows, best.width, numbers, target, commas=best.delimiter == ",")
     if not delimiter and best.delimiter == "," and best.width == 3 and not head.named:
         _refuse_dated_integers(where, best.rows)
@@ -271,8 +273,3 @@ INDEX = re.compile(r"\d{1,9}")
 def _joined(cells: Sequence[str]) -> bool:
     text = ",".join(cells)
     return bool(PLAIN[","].fullmatch(text) or COMMA_MAY_GROUP.fullmatch(text) or is_number(text))
-
-
-def with_names(dialect: Dialect, names: tuple[str, ...]) -> Dialect:
-    """Return the dialect with other names of columns."""
-    return replace(dialect, head=replace(dialect.head, names=names))

@@ -13,6 +13,11 @@ SHOWN = 40  # characters of a cell in a message
 class SourceError(ValueError):
     """Say in one line why a source cannot be learned from, and where the fault is.
 
+    Parameters
+    ----------
+    message : str
+        What was expected and what came; line breaks become spaces.
+
     Examples
     --------
     >>> import gradcore

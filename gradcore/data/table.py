@@ -51,10 +51,12 @@ class Series:
 
     Examples
     --------
-    >>> from pathlib import Path
+    >>> import pathlib
+    >>> import tempfile
     >>> from gradcore.data.table import read_series
-    >>> _ = Path("stock.csv").write_text("day;close\\n2020-01-01;1,5\\n2020-01-02;2,5\\n2020-01-03;2,25\\n")
-    >>> series = read_series("stock.csv")
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "stock.csv"
+    >>> _ = path.write_text("day;close\\n2020-01-01;1,5\\n2020-01-02;2,5\\n2020-01-03;2,25\\n")
+    >>> series = read_series(path)
     >>> series.targets[0].tolist(), series.facts["decimal"], series.facts["time"]["step"]
     ([1.5, 2.5, 2.25], ',', '1 day')
     """
@@ -123,10 +125,12 @@ def read_series(
 
     Examples
     --------
-    >>> from pathlib import Path
+    >>> import pathlib
+    >>> import tempfile
     >>> from gradcore.data.table import read_series
-    >>> _ = Path("air.tsv").write_text("hour\\tNO2\\tO3\\n0\\t31\\t40\\n1\\t-\\t42\\n2\\t35\\t39\\n")
-    >>> series = read_series("air.tsv", target="NO2", inputs=["NO2", "O3"], missing="interpolate")
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "air.tsv"
+    >>> _ = path.write_text("hour\\tNO2\\tO3\\n0\\t31\\t40\\n1\\t-\\t42\\n2\\t35\\t39\\n")
+    >>> series = read_series(path, target="NO2", inputs=["NO2", "O3"], missing="interpolate")
     >>> series.inputs, series.targets[0].tolist()
     (('NO2', 'O3'), [31.0, 33.0, 35.0])
     """

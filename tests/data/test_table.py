@@ -125,7 +125,7 @@ TABLES: dict[str, Case] = {
         [1014 + i for i in range(N)],
         "v",
     ),
-    "three decimals": (rows(lambda i: f"{DAYS[i]};{VALUES[i]:.3f}", "d;v"), {}, VALUES, "v"),
+    "three decimals": (rows(lambda i: f"{DAYS[i]},{VALUES[i]:.3f}", "d,v"), {}, VALUES, "v"),
     "mark of UTF-8": (b"\xef\xbb\xbf" + PLAIN.encode(), {"target": "v", "time": "day"}, VALUES, "v"),
     "mark of UTF-8, quoted, CRLF": (
         b"\xef\xbb\xbf" + rows(lambda i: f'"{DAYS[i]}","{VALUES[i]}"', '"Date","Close"', end="\r\n").encode(),
@@ -438,6 +438,11 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         r"may be 1\.004 \(decimal \.\) or 1004 \(decimal ,\); give decimal",
     ),
+    "dots between thousands everywhere": (
+        rows(lambda i: f"{DAYS[i]};{1950 + 9 * i:,}".replace(",", "."), "d;v"),
+        {},
+        r"may be 1\.95 \(decimal \.\) or 1950",
+    ),
     "both signs": (
         rows(lambda i: f"{DAYS[i]};{COMMAS[i]};{VALUES[i]}", "d;a;b"),
         {},
@@ -749,3 +754,62 @@ def test_a_batch_of_many_characters_takes_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert x.sum() == 200
     assert peak < 3 * x.nbytes
+
+
+def random_table(rng: np.random.Generator) -> tuple[str, list[float]]:
+    """A table in a random dialect, and the numbers of its last column but for notes and dates."""
+    n = int(rng.integers(12, 60))
+    delimiter = [",", ";", "\t", "|", " "][rng.integers(5)]
+    decimal = ",."[rng.integers(2)]
+    digits = int(rng.integers(0, 4))
+    scale = 10.0 ** rng.integers(0, 7)
+    values = np.round(scale * (rng.random() + rng.standard_normal(n)), digits)
+    grouped = rng.random() < 0.3 and delimiter in (",;" if decimal == "." else ";\t")
+    quote = rng.random() < 0.3 or (delimiter == "," and (decimal == "," or grouped))
+
+    def written(value: float) -> str:
+        text = f"{value:,.{digits}f}" if grouped else f"{value:.{digits}f}"
+        if decimal == ",":
+            text = text.translate(str.maketrans(",.", ".,"))
+        return f'"{text}"' if quote else text
+
+    def column(kind: int, i: int) -> str:
+        if kind == 0:
+            return f"{2020 + i // 336}-{i // 28 % 12 + 1:02}-{i % 28 + 1:02}"
+        if kind == 1:
+            return f"{i % 28 + 1:02}.{i // 28 % 12 + 1:02}.2020"
+        return [str(i), f"word{i % 3}", written(float(values[n - 1 - i]))][kind - 2]
+
+    kinds = [int(kind) for kind in rng.permutation(5)[: rng.integers(0, 4)]]
+    gaps = rng.random(n) < (0.2 if rng.random() < 0.3 and delimiter != " " else 0)
+    gaps[:3] = False
+    mark = ["NA", "?", "", "-"][rng.integers(4)] if kinds else "NaN"
+    lines = [
+        delimiter.join([column(kind, i) for kind in kinds] + [mark if gaps[i] else written(values[i])])
+        for i in range(n)
+    ]
+    if rng.random() < 0.7:
+        lines = [delimiter.join([f"name{kind}" for kind in kinds] + ["value"]), *lines]
+    return "\n".join(lines) + "\n", list(np.where(gaps, NAN, values))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_dialect_is_misread_in_silence(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    right = 0
+    for _ in range(25):
+        content, values = random_table(rng)
+        try:
+            series = read(tmp_path, content, na="none")
+        except SourceError:
+            continue
+        np.testing.assert_allclose(series.targets[0], values, rtol=1e-9, err_msg=content[:400])
+        right += 1
+    assert right >= 15  # the others can be read in two ways
+
+
+def test_text_tables_need_no_other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("duckdb", "openpyxl", "charset_normalizer", "pandas", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name, (content, options, values, _) in TABLES.items():
+        np.testing.assert_allclose(read(tmp_path, content, **options).targets[0], values, rtol=1e-6, err_msg=name)
