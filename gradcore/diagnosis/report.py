@@ -166,7 +166,7 @@ def _head(found: Any, over: str) -> str:
 
 
 def _title(found: Any) -> str:
-    kind = found.verdict.kind
+    kind: str = found.verdict.kind
     if kind == "diverged" and not hasattr(found, "trials"):
         return "The gradient is not finite"
     return HEADS.get(kind, kind)

@@ -135,7 +135,7 @@ def training(trial: Trial, threshold: float) -> tuple[Panel, Panel]:
 def _between(low: float, high: float, share: float, *, log: bool) -> float:
     """A place between the ends of an axis, or beyond them."""
     if log:
-        return 10.0 ** min((1 - share) * math.log10(low) + share * math.log10(high), 250)
+        return math.pow(10.0, min((1 - share) * math.log10(low) + share * math.log10(high), 250))
     return (1 - share) * low + share * high
 
 
@@ -176,11 +176,17 @@ def _marks(plot: Any, trial: Trial, values: Array, top: float) -> bool:
     for t in y:  # those that are near each other share a label
         first = next((other for other in labeled if t - other < len(values) / 12), t)
         labeled.setdefault(first, []).extend(at[t])
-    texts = [
-        ", ".join(map(str, found)) if len(found) < 3 else f"{min(found)} to {max(found)}" for found in labeled.values()
-    ]
-    words(plot, list(labeled), [y[t] for t in labeled], texts, "mark", x_offset=7, y_offset=-5, text_font_style="bold")
+    words(
+        plot, list(labeled), [y[t] for t in labeled], [_listed(sorted(found)) for found in labeled.values()], "mark",
+        x_offset=7, y_offset=-5, text_font_style="bold",
+    )  # fmt: skip
     return True
+
+
+def _listed(found: list[int]) -> str:
+    """Numbers in a row: "2, 4" or "2 to 4"."""
+    together = len(found) > 2 and found[-1] - found[0] == len(found) - 1
+    return f"{found[0]} to {found[-1]}" if together else ", ".join(map(str, found))
 
 
 # ---- norms by layer and training step --------------------------------------------------------------------------------
