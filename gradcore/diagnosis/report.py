@@ -34,6 +34,7 @@ HEADS = {
 }
 MISSING = 'a report needs bokeh: pip install "gradcore[cli]"'
 MOST_FINDINGS = 30
+MOST_COLUMNS = 6  # of a table that a phone shows whole; one with more scrolls in its own box
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:"
@@ -51,6 +52,7 @@ PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <main>
+<noscript><p class="note">The figures need JavaScript; the tables below them have their numbers.</p></noscript>
 {body}
 </main>
 {figures}
@@ -307,7 +309,10 @@ def _code(text: str) -> str:
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    columns = head.count("<th ")
+    style = f' style="min-width: {72 * columns}px"' if columns > MOST_COLUMNS else ""
+    table = f"<table{style}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>' if style else table
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

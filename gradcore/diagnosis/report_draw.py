@@ -145,7 +145,7 @@ def hover(plot: Any, renderer: Any, tips: Sequence[tuple[str, str]]) -> None:
     """Show the numbers of a point under the pointer."""
     from bokeh.models import HoverTool
 
-    plot.add_tools(HoverTool(renderers=[renderer], tooltips=list(tips), point_policy="snap_to_data"))
+    plot.add_tools(HoverTool(renderers=[renderer], tooltips=list(tips), point_policy="snap_to_data", visible=False))
 
 
 def line(plot: Any, x: Any, y: Any, role: str, form: str = "line", *, width: float = 2.0, tip: str = "") -> None:

@@ -56,7 +56,8 @@ def time_steps(found: Any) -> Panel:
         "time step", "norm of dL/dh", (0, max(T - 1, 1)), (low, high), log=True, height=300,
     )  # fmt: skip
     keys = []
-    line(plot, steps, drawable(bound, log=True), "muted", "dotted", width=1.5)
+    kept = thinned(bound)
+    line(plot, steps[kept], drawable(bound[kept], log=True), "muted", "dotted", width=1.5)
     for i, (name, row) in enumerate(zip(measured.names, measured.norms, strict=True)):
         role, values = SERIES[i % len(SERIES)], drawable(row, log=True)
         kept = thinned(values)
