@@ -141,14 +141,26 @@ def draw(
     return plot
 
 
-def hover(plot: Any, renderer: Any, tips: Sequence[tuple[str, str]]) -> None:
-    """Show the numbers of a point under the pointer."""
+def hover(plot: Any, renderer: Any, tips: Sequence[tuple[str, str]], *, anywhere: bool = False) -> None:
+    """Show the numbers of a point under the pointer, or of that above or below it."""
     from bokeh.models import HoverTool
 
-    plot.add_tools(HoverTool(renderers=[renderer], tooltips=list(tips), point_policy="snap_to_data", visible=False))
+    plot.add_tools(
+        HoverTool(renderers=[renderer], tooltips=list(tips), mode="vline" if anywhere else "mouse", visible=False)
+    )
 
 
-def line(plot: Any, x: Any, y: Any, role: str, form: str = "line", *, width: float = 2.0, tip: str = "") -> None:
+def line(
+    plot: Any,
+    x: Any,
+    y: Any,
+    role: str,
+    form: str = "line",
+    *,
+    width: float = 2.0,
+    tip: str = "",
+    anywhere: bool = True,
+) -> None:
     """A line, of which the reader sees the numbers if `tip` names them."""
     from bokeh.models import ColumnDataSource
 
@@ -156,7 +168,7 @@ def line(plot: Any, x: Any, y: Any, role: str, form: str = "line", *, width: flo
     source = ColumnDataSource({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)})
     drawn = plot.line("x", "y", source=source, line_color=COLORS[role], line_width=width, line_dash=dash)
     if tip:
-        hover(plot, drawn, [("step", "@x{0}"), (tip, "@y{0.[0000]e+0}")])
+        hover(plot, drawn, [("step", "@x{0}"), (tip, "@y")], anywhere=anywhere)
 
 
 def dots(plot: Any, x: Any, y: Any, role: str, *, marker: str = "circle", size: int = 8, alpha: float = 1.0) -> Any:

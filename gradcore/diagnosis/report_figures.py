@@ -61,7 +61,7 @@ def time_steps(found: Any) -> Panel:
     for i, (name, row) in enumerate(zip(measured.names, measured.norms, strict=True)):
         role, values = SERIES[i % len(SERIES)], drawable(row, log=True)
         kept = thinned(values)
-        line(plot, steps[kept], values[kept], role, width=2.5, tip="norm")
+        line(plot, steps[kept], values[kept], role, width=2.5, tip="norm", anywhere=len(expected) == 1)
         line(plot, steps[kept], drawable(expected[i], log=True)[kept], role, "dashed", width=1.5)
         keys += [Key(f"{name}, measured", role), Key(f"{name}, forecast", role, "dashed")]
     name = "upper bound" if len(measured.names) == 1 else f"{measured.names[top]}, upper bound"
