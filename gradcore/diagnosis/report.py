@@ -18,18 +18,8 @@ import numpy as np
 
 from gradcore._base.threads import info
 from gradcore.diagnosis.config import Config, configure
-from gradcore.diagnosis.report_figures import (
-    COLORS,
-    RAMP,
-    Key,
-    Panel,
-    eigenvalues,
-    factor,
-    heat_map,
-    time_steps,
-    training,
-    trials,
-)
+from gradcore.diagnosis.report_draw import COLORS, Key, Panel
+from gradcore.diagnosis.report_figures import RAMP, eigenvalues, factor, heat_map, time_steps, training, trials
 from gradcore.diagnosis.wording import number
 from gradcore.training.monitor import Finding
 
@@ -44,6 +34,7 @@ HEADS = {
 }
 MISSING = 'a report needs bokeh: pip install "gradcore[cli]"'
 MOST_FINDINGS = 30
+MOST_COLUMNS = 6  # of a table that a phone shows whole; one with more scrolls in its own box
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:"
@@ -61,6 +52,7 @@ PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <main>
+<noscript><p class="note">The figures need JavaScript; the tables below them have their numbers.</p></noscript>
 {body}
 </main>
 {figures}
@@ -95,7 +87,8 @@ def page(found: Any) -> str:
     except ImportError:
         raise ImportError(MISSING) from None
     panels: dict[str, Panel] = {}
-    body = "\n".join(_study(found, panels) if hasattr(found, "trials") else _diagnosis(found, panels))
+    with np.errstate(all="ignore"):  # numbers that are not finite are among what is shown
+        body = "\n".join(_study(found, panels) if hasattr(found, "trials") else _diagnosis(found, panels))
     script, places = components({name: panel.figure for name, panel in panels.items()})
     for name, place in places.items():
         body = body.replace(_place(name), place.strip())
@@ -103,7 +96,7 @@ def page(found: Any) -> str:
     here = files(__package__)
     return PAGE.format(
         policy=POLICY,
-        title=escape(f"{HEADS.get(found.verdict.kind, found.verdict.kind)} - gradcore"),
+        title=escape(f"{_title(found)} - gradcore"),
         css=(here / "report.css").read_text("utf-8"),
         library="\n".join(f"<script>\n{code}\n</script>" for code in resources.js_raw),
         body=body,
@@ -168,10 +161,17 @@ def _head(found: Any, over: str) -> str:
         for name, value, beside in tiles
     )
     return (
-        f'<p class="over">{escape(over)}</p>\n<h1>{escape(HEADS.get(verdict.kind, verdict.kind))}</h1>\n'
+        f'<p class="over">{escape(over)}</p>\n<h1>{escape(_title(found))}</h1>\n'
         f'<p>{escape(verdict.finding)}</p>\n<p class="advice">{escape(verdict.advice)}</p>\n'
         f'<dl class="tiles">{cells}</dl>'
     )
+
+
+def _title(found: Any) -> str:
+    kind: str = found.verdict.kind
+    if kind == "diverged" and not hasattr(found, "trials"):
+        return "The gradient is not finite"
+    return HEADS.get(kind, kind)
 
 
 def _growth(found: Any, panels: dict[str, Panel]) -> str:
@@ -309,7 +309,10 @@ def _code(text: str) -> str:
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    columns = head.count("<th ")
+    style = f' style="min-width: {72 * columns}px"' if columns > MOST_COLUMNS else ""
+    table = f"<table{style}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>' if style else table
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -356,6 +359,8 @@ def _swatch(key: Key) -> str:
     mark = f'<path d="M1 6H25" stroke="{color}" stroke-width="2.5"{dash}/>'
     if key.form == "dot":
         mark = f'<circle cx="13" cy="6" r="5" fill="{color}"/>'
+    elif key.form == "square":
+        mark = f'<path d="M8 6h10" stroke="{color}" stroke-width="10"/>'
     elif key.form == "cross":
         mark = f'<path d="M9 2l8 8M9 10l8-8" stroke="{color}" stroke-width="2"/>'
     elif key.form == "scale":

@@ -1,187 +1,40 @@
-"""The figures of a report, each with its caption, its legend and the table of its numbers.
-
-Bokeh draws them in the reader's browser, in the colors of light; report.css turns them for dark. Names from outside
-reach it as text of glyphs only: it would read the labels of axes and titles as TeX where they have dollar signs.
-"""
+"""The figures of a report, each with its caption, its legend and the table of its numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.diagnosis.report_draw import (
+    COLORS,
+    EXTREME,
+    MOST_ROWS,
+    SERIES,
+    Key,
+    Panel,
+    dots,
+    draw,
+    drawable,
+    hover,
+    line,
+    numbers,
+    shown,
+    span,
+    thinned,
+    words,
+)
 from gradcore.diagnosis.trials import Trial
 from gradcore.diagnosis.wording import BASELINES, number
 from gradcore.training.history import History
 
 __all__: list[str] = []  # for the package only
 
-# Roles; the colors of layers are of Okabe and Ito's palette, which color-blind readers tell apart.
-COLORS = {
-    "ink": "#1b2530", "muted": "#66707c", "rule": "#dfe4ea", "accent": "#0072b2", "mark": "#c2410c",
-    "c1": "#d55e00", "c2": "#009e73", "c3": "#cc79a7", "c4": "#e69f00", "c5": "#56b4e9",
-}  # fmt: skip
-FONT = "system-ui, sans-serif"
-RAMP = ("#eef4f9", "#56b4e9", "#0072b2", "#003a63")  # of the heat map
-SERIES = ("accent", "c1", "c2", "c3", "c4", "c5")
-MOST_POINTS = 2000
-MOST_ROWS = 60
 MOST_COLUMNS = 600
-EXTREME = 1e250  # what is beyond has no place on an axis
-HEIGHT = 270
-TICKS = """
-    const size = Math.abs(tick)
-    if (tick === 0 || (size >= 1e-3 && size < 1e6)) return String(Number(tick.toPrecision(3)))
-    const [digits, exponent] = tick.toExponential(2).split("e")
-    return `${Number(digits)}e${Number(exponent)}`
-"""
-
-
-@dataclass(frozen=True)
-class Key:
-    """An entry of a legend: what a mark of a role and a form stands for."""
-
-    label: str
-    role: str
-    form: str = "line"  # or "dashed", "dotted", "dashdot", "dot", "cross", "scale"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure, what it shows in a sentence, and its numbers."""
-
-    figure: Any
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    keys: Sequence[Key] = ()
-    left_out: bool = False  # whether the table has not all numbers
-
-
-def numbers(*values: float) -> list[str]:
-    """Write each number."""
-    return [number(float(value)) for value in values]
-
-
-def shown(n: int, most: int = MOST_ROWS) -> list[int]:
-    """At most so many of n rows, evenly, with the first and the last."""
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))}) if n else []
-
-
-def thinned(y: Array, most: int = MOST_POINTS) -> Array:
-    """Indices of at most so many points: of each stretch the smallest and the largest, and one that is not finite."""
-    if len(y) <= most:
-        return np.arange(len(y))
-    kept = {0, len(y) - 1}
-    for part in np.array_split(np.arange(len(y)), (most - 2) // 3):
-        values, lost = y[part], ~np.isfinite(y[part])
-        kept |= {int(part[np.argmax(lost)])} if lost.any() else set()
-        if not lost.all():
-            kept |= {int(part[np.nanargmin(np.where(lost, np.nan, values))])}
-            kept |= {int(part[np.nanargmax(np.where(lost, np.nan, values))])}
-    return np.array(sorted(kept))
-
-
-def drawable(values: Any, *, log: bool) -> Array:
-    """float64 with NaN in place of what has no place on the axis."""
-    array = np.array(values, np.float64)
-    size = np.abs(array)
-    with np.errstate(invalid="ignore"):
-        array[~((size < EXTREME) & ((array > 1 / EXTREME) if log else True))] = np.nan
-    return array
-
-
-def span(values: Iterable[Any], *, log: bool) -> tuple[float, float]:
-    """Both ends of an axis over what can be drawn: with a margin, and not so near that noise looks large."""
-    seen = np.concatenate([drawable(v, log=log).ravel() for v in values] or [np.zeros(0)])
-    seen = seen[np.isfinite(seen)]
-    if not seen.size:
-        return (0.1, 10.0) if log else (-1.0, 1.0)
-    if log:
-        seen = np.log10(seen)
-    low, high = float(seen.min()), float(seen.max())
-    least = 1.0 if log else 0.1 * max(abs(low), abs(high), 1e-9)
-    margin = max(0.07 * (high - low), (least - (high - low)) / 2)
-    low, high = low - margin, high + margin
-    return (10.0**low, 10.0**high) if log else (low, high)
-
-
-def draw(
-    label: str,
-    y_label: str,
-    x: tuple[float, float] | None,
-    y: tuple[float, float] | None,
-    *,
-    log: bool = False,
-    height: int = HEIGHT,
-    **options: Any,
-) -> Any:
-    """An empty figure in the style of all of them; without ends of an axis, what is drawn decides."""
-    from bokeh.models import BoxZoomTool, CustomJSTickFormatter, DataRange1d, Range1d, ResetTool
-    from bokeh.plotting import figure
-
-    plot = figure(
-        height=height, sizing_mode="stretch_width", x_range=Range1d(*x) if x else DataRange1d(),
-        y_range=Range1d(*y) if y else DataRange1d(), output_backend="svg", y_axis_type="log" if log else "linear",
-        x_axis_label=label, y_axis_label=y_label, toolbar_location="above", tools=[BoxZoomTool(), ResetTool()],
-        background_fill_color=None, border_fill_color=None, outline_line_color=None, min_border_right=12, **options,
-    )  # fmt: skip
-    plot.toolbar.logo = None
-    plot.toolbar.autohide = True
-    plot.toolbar.active_drag = None  # a finger on a figure scrolls the page
-    plot.yaxis.formatter = CustomJSTickFormatter(code=TICKS)
-    for axis in (plot.xaxis, plot.yaxis):
-        axis.update(
-            axis_label_text_font_style="normal", axis_label_text_font_size="13px", major_label_text_font_size="12px",
-            axis_label_text_color=COLORS["muted"], major_label_text_color=COLORS["muted"], minor_tick_line_color=None,
-            axis_line_color=COLORS["rule"], major_tick_line_color=COLORS["rule"], axis_label_text_font=FONT,
-            major_label_text_font=FONT,
-        )  # fmt: skip
-    plot.xgrid.grid_line_color = None
-    plot.ygrid.grid_line_color = COLORS["rule"]
-    return plot
-
-
-def hover(plot: Any, renderer: Any, tips: Sequence[tuple[str, str]]) -> None:
-    """Show the numbers of a point under the pointer."""
-    from bokeh.models import HoverTool
-
-    plot.add_tools(HoverTool(renderers=[renderer], tooltips=list(tips), point_policy="snap_to_data"))
-
-
-def line(plot: Any, x: Any, y: Any, role: str, form: str = "line", *, width: float = 2.0, tip: str = "") -> None:
-    """A line, of which the reader sees the numbers if `tip` names them."""
-    from bokeh.models import ColumnDataSource
-
-    dash = {"line": "solid", "dashed": [7, 4], "dotted": [2, 4], "dashdot": [9, 3, 2, 3]}[form]
-    source = ColumnDataSource({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)})
-    drawn = plot.line("x", "y", source=source, line_color=COLORS[role], line_width=width, line_dash=dash)
-    if tip:
-        hover(plot, drawn, [("step", "@x{0}"), (tip, "@y{0.[0000]e+0}")])
-
-
-def dots(plot: Any, x: Any, y: Any, role: str, *, marker: str = "circle", size: int = 8, alpha: float = 1.0) -> Any:
-    """Points."""
-    from bokeh.models import ColumnDataSource
-
-    source = ColumnDataSource({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)})
-    color = COLORS[role]
-    return plot.scatter(
-        "x", "y", source=source, marker=marker, size=size, fill_color=color, line_color=color, alpha=alpha
-    )
-
-
-def words(plot: Any, x: Any, y: Any, text: Sequence[str], role: str, **options: Any) -> None:
-    """Plain text at places of the figure."""
-    from bokeh.models import ColumnDataSource
-
-    source = ColumnDataSource({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64), "text": list(text)})
-    options = {"text_font_size": "12px", "text_font": {"value": FONT}, "text_color": COLORS[role]} | options
-    plot.text("x", "y", text="text", source=source, **options)
+RAMP = ("#eef4f9", "#56b4e9", "#0072b2", "#003a63")  # of the heat map
 
 
 # ---- growth over time steps ------------------------------------------------------------------------------------------
@@ -197,16 +50,18 @@ def time_steps(found: Any) -> Panel:
         forward = [i for i, name in enumerate(measured.names) if not name.endswith("_reverse")]
         top = forward[-1] if forward else 0
         bound = measured.norms[top, -1] * np.exp(found.comparison.layers[top].upper_bound * back)
+    low, high = span([measured.norms, expected], log=True)
+    high = _between(low, high, 1.3, log=True)  # the bound leaves the figure, but shows
     plot = draw(
-        "time step", "norm of dL/dh", (0, max(T - 1, 1)), span([measured.norms, expected], log=True), log=True,
-        height=300,
+        "time step", "norm of dL/dh", (0, max(T - 1, 1)), (low, high), log=True, height=300,
     )  # fmt: skip
     keys = []
-    line(plot, steps, drawable(bound, log=True), "muted", "dotted", width=1.5)
+    kept = thinned(bound)
+    line(plot, steps[kept], drawable(bound[kept], log=True), "muted", "dotted", width=1.5)
     for i, (name, row) in enumerate(zip(measured.names, measured.norms, strict=True)):
         role, values = SERIES[i % len(SERIES)], drawable(row, log=True)
         kept = thinned(values)
-        line(plot, steps[kept], values[kept], role, width=2.5, tip="norm")
+        line(plot, steps[kept], values[kept], role, width=2.5, tip="norm", anywhere=len(expected) == 1)
         line(plot, steps[kept], drawable(expected[i], log=True)[kept], role, "dashed", width=1.5)
         keys += [Key(f"{name}, measured", role), Key(f"{name}, forecast", role, "dashed")]
     name = "upper bound" if len(measured.names) == 1 else f"{measured.names[top]}, upper bound"
@@ -258,8 +113,8 @@ def training(trial: Trial, threshold: float) -> tuple[Panel, Panel]:
         limits = [np.array([threshold])] if i else []
         log = bool(i or (values[np.isfinite(values)] > 0).all())
         low, high = span([values, *limits], log=log)
-        high = min(high * (high / low) ** 0.12 if log else high + 0.12 * (high - low), EXTREME)  # room for the marks
-        plot = draw("training step", label, (0, max(n - 1, 1)), (low, high), log=log)
+        top = _between(low, high, 0.97, log=log)
+        plot = draw("training step", label, (0, max(n - 1, 1)), (low, _between(low, high, 1.12, log=log)), log=log)
         keys = [Key(label, "accent")]
         if i:
             line(plot, [0, max(n - 1, 1)], drawable([threshold] * 2, log=True), "muted", "dashed", width=1.5)
@@ -270,12 +125,19 @@ def training(trial: Trial, threshold: float) -> tuple[Panel, Panel]:
         lost = np.flatnonzero(~np.isfinite(values))
         if lost.size:
             lost = lost[shown(len(lost), 200)]
-            dots(plot, lost, np.full(len(lost), high), "mark", marker="x", size=7)
+            dots(plot, lost, np.full(len(lost), top), "mark", marker="x", size=7)
             keys.append(Key("not finite", "mark", "cross"))
-        if _marks(plot, trial, values_drawn, high):
+        if _marks(plot, trial, values_drawn, top):
             keys.append(Key("where a finding begins, by its number below", "mark", "dot"))
         panels.append(Panel(plot, captions[i], header[i], rows[i], keys, n > MOST_ROWS))
     return panels[0], panels[1]
+
+
+def _between(low: float, high: float, share: float, *, log: bool) -> float:
+    """A place between the ends of an axis, or beyond them."""
+    if log:
+        return math.pow(10.0, min((1 - share) * math.log10(low) + share * math.log10(high), 250))
+    return (1 - share) * low + share * high
 
 
 def _loss_caption(trial: Trial) -> str:
@@ -304,16 +166,28 @@ def _norm_caption(trial: Trial) -> str:
 
 def _marks(plot: Any, trial: Trial, values: Array, top: float) -> bool:
     """Mark where each finding begins."""
-    at: dict[int, list[str]] = {}
+    at: dict[int, list[int]] = {}
     for i, finding in enumerate(trial.findings, 1):
-        at.setdefault(min(max(finding.step, 0), len(values) - 1), []).append(str(i))
+        at.setdefault(min(max(finding.step, 0), len(values) - 1), []).append(i)
     if not at:
         return False
-    steps, y = list(at), [values[t] if np.isfinite(values[t]) else top for t in at]
-    dots(plot, steps, y, "mark", size=9)
-    numbered = [", ".join(names) for names in at.values()]
-    words(plot, steps, y, numbered, "mark", x_offset=7, y_offset=-5, text_font_style="bold")
+    y = {t: values[t] if np.isfinite(values[t]) else top for t in sorted(at)}
+    dots(plot, list(y), list(y.values()), "mark", size=9)
+    labeled: dict[int, list[int]] = {}
+    for t in y:  # those that are near each other share a label
+        first = next((other for other in labeled if t - other < len(values) / 12), t)
+        labeled.setdefault(first, []).extend(at[t])
+    words(
+        plot, list(labeled), [y[t] for t in labeled], [_listed(sorted(found)) for found in labeled.values()], "mark",
+        x_offset=7, y_offset=-5, text_font_style="bold",
+    )  # fmt: skip
     return True
+
+
+def _listed(found: list[int]) -> str:
+    """Numbers in a row: "2, 4" or "2 to 4"."""
+    together = len(found) > 2 and found[-1] - found[0] == len(found) - 1
+    return f"{found[0]} to {found[-1]}" if together else ", ".join(map(str, found))
 
 
 # ---- norms by layer and training step --------------------------------------------------------------------------------
@@ -351,7 +225,7 @@ def heat_map(history: History) -> Panel | None:
     for i, row in enumerate(image[::-1]):
         drawn = plot.image([row[None]], x=-0.5, y=1.62 * i, dw=n, dh=1.0, color_mapper=mapper)
         hover(plot, drawn, [("step", "$x{0}"), ("log10 of the norm", "@image{0.00}")])
-    words(plot, np.full(k, -0.5), 1.62 * np.arange(k) + 1.06, list(named)[::-1], "ink")
+    words(plot, np.full(k, -0.5), 1.62 * np.arange(k) + 1.1, list(named)[::-1], "ink")
     plot.yaxis.visible = False
     plot.ygrid.grid_line_color = None
     finite = np.where(np.isfinite(rows), rows, -np.inf)
@@ -381,9 +255,11 @@ def eigenvalues(matrices: Sequence[Any]) -> Panel:
     keys, rows = [Key("unit circle", "muted")], []
     for i, (matrix, size) in enumerate(zip(matrices, sizes, strict=True)):
         role, kept = SERIES[i % len(SERIES)], matrix.eigenvalues[size < EXTREME]
-        drawn = dots(plot, kept.real, kept.imag, role, size=6, alpha=0.75)
+        form = "dot" if i % 12 < len(SERIES) else "square"
+        marker = {"dot": "circle", "square": "square"}[form]
+        drawn = dots(plot, kept.real, kept.imag, role, marker=marker, size=6, alpha=0.75)
         hover(plot, drawn, [("real", "@x{0.[000]}"), ("imaginary", "@y{0.[000]}")])
-        keys.append(Key(f"{matrix.name}: radius {number(matrix.radius)}, norm {number(matrix.norm)}", role, "dot"))
+        keys.append(Key(f"{matrix.name}: radius {number(matrix.radius)}, norm {number(matrix.norm)}", role, form))
         order = np.argsort(-size)
         most = max(MOST_ROWS // len(matrices), 5)
         values = matrix.eigenvalues[order[:most]]
@@ -405,6 +281,10 @@ def trials(found: Any) -> Panel:
     losses = [np.array(trial.held_out_losses, np.float64) for trial in tried]
     finite = np.concatenate([*losses, list(baselines.values())])
     log = bool((finite[np.isfinite(finite)] > 0).all())
+    known = np.array([*baselines.values(), *(np.mean(values) for values in losses)])
+    lowest = float(known[np.isfinite(known)].min(initial=math.inf))
+    far = 100 * max([lowest, *(loss for loss in baselines.values() if math.isfinite(loss))], key=abs)
+    losses = [np.where(values > far, math.nan, values) if far > 0 else values for values in losses]
     low, high = span([*losses, list(baselines.values())], log=log)
     k, heights = len(tried), np.arange(len(tried))[::-1]
     plot = draw(
@@ -423,13 +303,12 @@ def trials(found: Any) -> Panel:
     for trial, y, values in zip(tried, heights, losses, strict=True):
         role = "accent" if trial.name == remedy else "ink"
         mean, spread = trial.held_out_loss, trial.spread
-        if math.isfinite(mean) and math.isfinite(spread):
-            ends = drawable(np.maximum([mean - spread, mean + spread], low if log else -EXTREME), log=log)
-            line(plot, ends, [y, y], role, width=3)
+        if mean <= high and math.isfinite(spread):
+            line(plot, np.clip([mean - spread, mean + spread], low, high), [y, y], role, width=3)
+            dots(plot, [mean], [y], role, marker="dash", size=16).glyph.angle = math.pi / 2
         dots(plot, drawable(values, log=log), np.full(len(values), y), role, size=8, alpha=0.45)
-        dots(plot, drawable([mean], log=log), [y], role, marker="dash", size=16).glyph.angle = math.pi / 2
         lost = int((~np.isfinite(values)).sum())
-        note = f"   ✕ {lost} of {len(values)} seeds not finite" if lost else ""
+        note = f": {lost} of {len(values)} seeds far above or not finite" if lost else ""
         style = "bold" if trial.name == remedy else "normal"
         words(
             plot, [low], [y + 0.3], [trial.name + note], role, text_font_style=style, x_offset=4, text_baseline="middle"

@@ -112,7 +112,7 @@ def test_other_attributes_are_missing() -> None:
 
 def test_import_loads_no_optional_package() -> None:
     optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "hypothesis", "pytest")
-    optional += ("duckdb", "openpyxl", "charset_normalizer")
+    optional += ("bokeh", "duckdb", "openpyxl", "charset_normalizer")
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
