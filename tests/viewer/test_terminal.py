@@ -106,11 +106,13 @@ def test_a_run_that_failed(path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_run_that_has_not_ended(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_text(text(START, step(0)), "utf-8")
+    os.utime(path, (0.0, time.time() + 3600))
     assert run("watch", "--once", str(path), capsys=capsys)[1].startswith("run.jsonl: running\n")
-    os.utime(path, (0.0, time.time() - 200))
+    os.utime(path, (0.0, time.time() - 3610))
     out = run("watch", "--once", str(path), capsys=capsys)[1]
-    assert re.match(r"run.jsonl: running, nothing new for 3 min 2\d s\n", out)
+    assert re.match(r"run.jsonl: running, nothing new for 1 h \d+ min\n", out)
     path.write_text("", "utf-8")
+    os.utime(path, (0.0, time.time() + 3600))
     assert run("watch", "--once", str(path), capsys=capsys)[1] == "run.jsonl: running\nWaiting for the first step.\n"
 
 
