@@ -209,7 +209,7 @@ def test_live_lines_that_cannot_be_written(capsys: pytest.CaptureFixture[str], t
         ([str(source), "--live", str(tmp_path / "no" / "run.jsonl")], "cannot be written (No such file or directory)"),
         ([str(tmp_path / "none.csv"), "--live", str(old)], "no such file"),
     ):
-        status, out, err = run("diagnose", *argv, *QUICK, capsys=capsys)
+        status, out, err = run("diagnose", *argv, "--seq-len", "10", *QUICK, capsys=capsys)
         assert (status, out) == (2, ""), argv
         assert message in one_line(err)
     assert source.read_text("utf-8") == SERIES
