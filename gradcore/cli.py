@@ -227,8 +227,8 @@ def _live(path: Path | None, config: Config, json: Path | None) -> Iterator[JSON
         return
     if path.is_dir():
         raise SourceError(f"--live {path}: is a directory, expected a file")
-    for other, what in ((Path(config.source), "is the source"), (json, "is what --json writes")):
-        if other is not None and path.absolute().resolve() == other.absolute().resolve():
+    for other, what in ((config.source, "is the source"), (json, "is what --json writes")):
+        if other is not None and os.path.realpath(path) == os.path.realpath(other):
             raise SourceError(f"--live {path}: {what}")
     task_of(config)
     try:

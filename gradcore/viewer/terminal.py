@@ -212,6 +212,7 @@ def _findings(trial: Trial, width: int) -> Iterator[Line]:
         place = f" in {finding.where}" if finding.where else ""
         text = f"{finding.severity.upper()}: {finding.kind}{place} ({finding.seen()}). {finding.message}"
         yield from _wrapped(text, width, STYLES[finding.severity])
+        yield from _wrapped(f"  {finding.advice}", width, "dim")
 
 
 def _trials(run: Run, width: int) -> Iterator[Line]:

@@ -110,7 +110,7 @@ def test_other_attributes_are_missing() -> None:
 
 
 def test_import_loads_no_optional_package() -> None:
-    optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "hypothesis", "pytest")
+    optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "bokeh", "hypothesis", "pytest")
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

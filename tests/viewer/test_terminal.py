@@ -83,6 +83,7 @@ def test_everything_is_shown_at_every_width(
     assert "clipped 50% of steps, 50% of the last 20, at 1.5; 1 step skipped" in words
     assert "|dL/dh| first step last step ratio 0.l0 1e-09 0.25 4e-09 0.l1 0 0 nan" in words
     assert "HIGH: vanishing_in_time in 0.l0 (steps 3 to 9, 4 times). On its way back" in words
+    assert words.endswith("1.3e-20. Use an LSTM.")
 
 
 @pytest.mark.parametrize("width", [0, 1, 30, 47, 60, 79, 80, 133, 1000])
