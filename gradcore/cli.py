@@ -22,7 +22,7 @@ from gradcore._base.threads import info as machine_info
 from gradcore.data import SourceError
 from gradcore.data.sources import SOURCES
 from gradcore.diagnosis import Study
-from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, configure, split_model
+from gradcore.diagnosis.config import INITS, OPTIMIZERS, SUNSPOTS, Config, configure, split_model, task_of
 from gradcore.diagnosis.pipeline import study
 from gradcore.diagnosis.text import Printer
 from gradcore.layers.cell import BY_NAME
@@ -286,7 +286,7 @@ def _options_in(path: Path, known: set[str]) -> dict[str, Any]:
 def _diagnose(config: Config, out: Path | None, json: Path | None, live: Path | None) -> None:
     if out:
         _check_folder(out)
-    with _json_file(json) as write, _live(live) as log:
+    with _json_file(json) as write, _live(live, config, json) as log:
         with _own_frames(config.model):
             found = study(config, (lambda part: None) if json == STANDARD_OUTPUT else Printer(), log)
         if out:
@@ -316,13 +316,17 @@ def _own_frames(model: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _live(path: Path | None) -> Iterator[JSONLines | None]:
-    """Where the trials' steps are written, if they are."""
+def _live(path: Path | None, config: Config, json: Path | None) -> Iterator[JSONLines | None]:
+    """Where the trials' steps are written, if they are. What was there is gone once the source has been read."""
     if path is None:
         yield None
         return
     if path.is_dir():
         raise SourceError(f"--live {path}: is a directory, expected a file")
+    for other, what in ((config.source, "is the source"), (json, "is what --json writes")):
+        if other is not None and os.path.realpath(path) == os.path.realpath(other):
+            raise SourceError(f"--live {path}: {what}")
+    task_of(config)
     try:
         log = JSONLines(path)
     except OSError as error:

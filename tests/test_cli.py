@@ -180,6 +180,43 @@ def test_extremes_end_in_a_diagnosis(
     strict(found.read_text("utf-8"))
 
 
+def test_live_lines_of_every_trial(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, found = tmp_path / "run.jsonl", tmp_path / "found.json"
+    argv = ["diagnose", "adding", *QUICK, "--seeds", "2", "--json", str(found), "--live", str(path)]
+    assert run(*argv, capsys=capsys)[0] == 0
+    lines = [strict(line) for line in path.read_text("utf-8").splitlines()]
+    trials = strict(found.read_text("utf-8"))["trials"]
+    steps = [line for line in lines if line["type"] == "step"]
+    assert list(dict.fromkeys(line["trial"] for line in steps)) == [trial["name"] for trial in trials]
+    for trial in trials:
+        losses = {seed: [line["loss"] for line in steps if (line["trial"], line["seed"]) == (trial["name"], seed)]
+                  for seed in (0, 1)}  # fmt: skip
+        assert losses[0] == trial["history"]["loss"]
+        assert len(losses[1]) == len(losses[0])
+    assert (lines[0]["type"], lines[-1]["type"], lines[-1]["status"]) == ("start", "end", "ended")
+    status, out, err = run("watch", str(path), capsys=capsys)
+    assert (status, err) == (0, "")
+    assert out.startswith("run.jsonl: ended\n")
+
+
+def test_live_lines_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source, old = tmp_path / "data.csv", tmp_path / "old.jsonl"
+    source.write_text(SERIES, encoding="utf-8")
+    old.write_text("kept", encoding="utf-8")
+    for argv, message in (
+        ([str(source), "--live", str(source)], "is the source"),
+        ([str(source), "--live", str(old), "--json", str(old)], "is what --json writes"),
+        ([str(source), "--live", str(tmp_path)], "is a directory"),
+        ([str(source), "--live", str(tmp_path / "no" / "run.jsonl")], "cannot be written (No such file or directory)"),
+        ([str(tmp_path / "none.csv"), "--live", str(old)], "no such file"),
+    ):
+        status, out, err = run("diagnose", *argv, "--seq-len", "10", *QUICK, capsys=capsys)
+        assert (status, out) == (2, ""), argv
+        assert message in one_line(err)
+    assert source.read_text("utf-8") == SERIES
+    assert old.read_text("utf-8") == "kept"
+
+
 # ---- everything wrong ends in one line -------------------------------------------------------------------------------
 
 SERIES = "value\n" + "".join(f"{i % 7}\n" for i in range(60))
@@ -551,7 +588,9 @@ def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "num_threads" in out
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["diagnose", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([command, "--help"] for command in ("diagnose", "watch", "dashboard", "info"))]
+)
 def test_help_fits_eighty_columns(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(*argv, capsys=capsys)
     assert (status, err) == (0, "")
@@ -559,7 +598,7 @@ def test_help_fits_eighty_columns(argv: list[str], capsys: pytest.CaptureFixture
     assert max(map(len, out.splitlines())) <= 80
     if argv[0] == "diagnose":
         options = ["target", "cell", "hidden", "layers", "init", "gain", "seq-len", "batch", "steps", "lr", "optimizer"]
-        for name in (*options, "seed", "out", "json"):
+        for name in (*options, "seed", "out", "json", "live"):
             assert f"--{name}" in out
 
 

@@ -29,23 +29,30 @@ class Curve:
         self.last = self.lowest = math.nan
 
     def append(self, step: int, value: float) -> None:
+        self.last = value
         finite = math.isfinite(value)
-        point = Point(step, value if finite else math.nan, value if finite else math.nan, not finite)
-        if self._points and 0 < self._in_last < self._steps_each:
-            self._points[-1] = _merged(self._points[-1], point)
+        if finite and not value >= self.lowest:
+            self.lowest = value
+        if 0 < self._in_last < self._steps_each:
             self._in_last += 1
-        else:
-            self._points.append(point)
-            self._in_last = 1
+            last = self._points[-1]
+            if finite and last.low <= value <= last.high:
+                return
+            self._points[-1] = _merged(last, _point(step, value))
+            return
+        self._points.append(_point(step, value))
+        self._in_last = 1
         if len(self._points) >= 2 * MOST:
             self._points = merged_in_groups(self._points, 2)
             self._steps_each *= 2
-        self.lowest = _least(self.lowest, point.low)
-        self.last = value
 
     def points(self, most: int = 2 * MOST) -> list[Point]:
         """At most so many points, of which each stands for as many steps, but for the last one."""
         return merged_in_groups(self._points, -(-len(self._points) // max(most, 1)))
+
+
+def _point(step: int, value: float) -> Point:
+    return Point(step, value, value, False) if math.isfinite(value) else Point(step, math.nan, math.nan, True)
 
 
 def merged_in_groups(points: list[Point], size: int) -> list[Point]:

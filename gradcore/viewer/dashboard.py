@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import socket
+import time
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ class Page:
     def update(self, *, first: bool = False) -> None:
         """Show what is new in the file."""
         try:
-            changed = self._follower.poll()
+            until, changed = time.monotonic() + INTERVAL / 2000, self._follower.poll()
+            while self._follower.behind and time.monotonic() < until:  # a long file comes in parts
+                changed |= self._follower.poll()
         except OSError as error:
             self._head.text = f"<p>{escape(str(error))}</p>"
             return

@@ -200,9 +200,10 @@ class Follower:
         self._head = b""
         self._rest = b""
         self._too_long = False
+        self.behind = False  # whether the file had more than was read
 
     def poll(self) -> bool:
-        """Read what is new, and return whether anything was."""
+        """Read what is new, of a long file a part, and return whether anything was."""
         try:
             with open(self.path, "rb") as file:
                 return self._read(file)
@@ -218,13 +219,20 @@ class Follower:
             changed = True
         self.exists = True
         file.seek(self._offset)
-        while chunk := file.read(CHUNK):
-            if self._offset < HEAD:
-                self._head += chunk[: HEAD - self._offset]
-            self._offset += len(chunk)
-            for line in self._lines(chunk):
-                self.run.take(line)
-                changed = True
+        chunk = file.read(CHUNK)
+        self._head += chunk[: max(HEAD - self._offset, 0)]
+        self._offset += len(chunk)
+        self.behind = len(chunk) == CHUNK
+        for line in self._lines(chunk):
+            self.run.take(line)
+            changed = True
+        return changed
+
+    def poll_all(self) -> bool:
+        """Read all that is new."""
+        changed = self.poll()
+        while self.behind:
+            changed |= self.poll()
         return changed
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
@@ -268,4 +276,5 @@ def truth(value: Any) -> bool:
 
 def clean(value: Any) -> str:
     """Text that is safe on a terminal: no control characters, not endless."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:2000])
+    text = str(value)[:2000]
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)

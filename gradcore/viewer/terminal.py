@@ -32,20 +32,24 @@ Line = tuple[str, str]  # its text and its style
 def watch(path: Path, *, once: bool = False) -> None:
     """Show the present state, or follow the run until it ends: as it goes on in a terminal, at the end in a pipe."""
     follower = Follower(path)
-    _poll(follower)
-    if once:
-        if not follower.exists:
+    if once or not sys.stdout.isatty():
+        _poll_all(follower)
+        if once and not follower.exists:
             raise FileNotFoundError(f"{path}: no such file")
-        _print(follower)
-    elif sys.stdout.isatty():
-        _follow(follower)
-    else:
         if not follower.exists:
             print(f"gradcore: waiting for {path}", file=sys.stderr)
-        while not follower.run.ended:
+        while not (once or follower.run.ended):
             time.sleep(INTERVAL)
-            _poll(follower)
+            _poll_all(follower)
         _print(follower)
+    else:
+        _follow(follower)
+
+
+def _poll_all(follower: Follower) -> None:
+    _poll(follower)
+    while follower.behind:
+        _poll(follower)
 
 
 def _poll(follower: Follower) -> bool:
@@ -53,7 +57,7 @@ def _poll(follower: Follower) -> bool:
     run = follower.run
     if run.problem:
         raise ValueError(f"{follower.path}: {run.problem}")
-    if run.n_damaged and not run.n_lines and run.n_damaged > 10:
+    if run.n_damaged > 10 and not run.n_lines:
         raise ValueError(f"{follower.path}: not the lines of a gradcore run")
     return changed
 
@@ -75,9 +79,11 @@ def _follow(follower: Follower) -> None:
             rows = [*rows[: console.height - 2], ("...", "dim")]
         return Text("\n").join(Text(text, style=style, no_wrap=True, overflow="ellipsis") for text, style in rows)
 
+    _poll(follower)
     with Live(picture(), console=console, auto_refresh=False) as live:
-        while not follower.run.ended:
-            time.sleep(INTERVAL)
+        while follower.behind or not follower.run.ended:
+            if not follower.behind:  # else there is enough to do
+                time.sleep(INTERVAL)
             if _poll(follower) or time.monotonic() - drawn > 1.0:
                 live.update(picture(), refresh=True)
                 drawn = time.monotonic()
@@ -206,6 +212,7 @@ def _findings(trial: Trial, width: int) -> Iterator[Line]:
         place = f" in {finding.where}" if finding.where else ""
         text = f"{finding.severity.upper()}: {finding.kind}{place} ({finding.seen()}). {finding.message}"
         yield from _wrapped(text, width, STYLES[finding.severity])
+        yield from _wrapped(f"  {finding.advice}", width, "dim")
 
 
 def _trials(run: Run, width: int) -> Iterator[Line]:

@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_a_string_and_findings_have_lines(tmp_path: Path) 
     told = {(line["kind"], line["where"]): line for line in found if line["type"] == "finding"}
     for finding in monitor.findings:
         assert told[finding.kind, finding.where] == {"type": "finding", **finding.to_dict()}
-    assert "nan_loss" in {kind for kind, _ in told}
+    assert "nan_in_data" in {kind for kind, _ in told}
 
 
 def test_a_finding_that_lasts_is_told_anew_only_when_the_file_is_written(tmp_path: Path) -> None:

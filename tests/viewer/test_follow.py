@@ -193,6 +193,10 @@ def test_a_line_without_an_end_is_not_kept(path: Path, monkeypatch: pytest.Monke
     path.write_bytes(text(START, step(0)).encode() + b"x" * 5000 + b"\n" + text(step(1)).encode())
     follower = Follower(path)
     follower.poll()
+    assert follower.behind
+    assert follower.run.current is None
+    follower.poll_all()
+    assert not follower.behind
     assert follower.run.n_damaged == 1
     assert follower.run.current is not None
     assert follower.run.current.step == 1

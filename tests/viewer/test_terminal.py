@@ -83,6 +83,7 @@ def test_everything_is_shown_at_every_width(
     assert "clipped 50% of steps, 50% of the last 20, at 1.5; 1 step skipped" in words
     assert "|dL/dh| first step last step ratio 0.l0 1e-09 0.25 4e-09 0.l1 0 0 nan" in words
     assert "HIGH: vanishing_in_time in 0.l0 (steps 3 to 9, 4 times). On its way back" in words
+    assert words.endswith("1.3e-20. Use an LSTM.")
 
 
 @pytest.mark.parametrize("width", [0, 1, 30, 47, 60, 79, 80, 133, 1000])
@@ -106,11 +107,13 @@ def test_a_run_that_failed(path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_run_that_has_not_ended(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_text(text(START, step(0)), "utf-8")
+    os.utime(path, (0.0, time.time() + 3600))
     assert run("watch", "--once", str(path), capsys=capsys)[1].startswith("run.jsonl: running\n")
-    os.utime(path, (0.0, time.time() - 200))
+    os.utime(path, (0.0, time.time() - 3610))
     out = run("watch", "--once", str(path), capsys=capsys)[1]
-    assert re.match(r"run.jsonl: running, nothing new for 3 min 2\d s\n", out)
+    assert re.match(r"run.jsonl: running, nothing new for 1 h \d+ min\n", out)
     path.write_text("", "utf-8")
+    os.utime(path, (0.0, time.time() + 3600))
     assert run("watch", "--once", str(path), capsys=capsys)[1] == "run.jsonl: running\nWaiting for the first step.\n"
 
 
