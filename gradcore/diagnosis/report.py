@@ -175,6 +175,9 @@ def _title(found: Any) -> str:
 
 
 def _growth(found: Any, panels: dict[str, Panel]) -> str:
+    way = "The loss is at the last time step; its gradient flows to the left."
+    if any(name.endswith("_reverse") for name in found.measurement.names):
+        way = f"{way} In the reverse direction the loss is at the first, and its gradient flows to the right."
     header = ("layer", "predicted", "at most", "with above", "measured")
     rows = [
         (layer.name, *(f"{v:.4f}" for v in (layer.predicted, layer.upper_bound, layer.with_above, layer.measured)))
@@ -182,9 +185,7 @@ def _growth(found: Any, panels: dict[str, Panel]) -> str:
     ]
     return _section(
         "Growth over time steps",
-        _figure(
-            "steps", time_steps(found), panels, "The loss is at the last time step; its gradient flows to the left."
-        ),
+        _figure("steps", time_steps(found), panels, way),
         _note("Rates, natural logarithms per step back; above 0 the gradient grows."),
         _table(header, rows),
     )

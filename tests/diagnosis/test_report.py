@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("bokeh")
 
 import gradcore
-from gradcore.diagnosis import Config, configure, report, report_draw, study
+from gradcore.diagnosis import Config, configure, report, report_draw, report_figures, study
 from gradcore.diagnosis.wording import BASELINES, number
 from gradcore.training.monitor import Finding
 
@@ -236,6 +236,13 @@ def test_a_model_of_ones_own(own: Any, tmp_path: Path) -> None:
     page = checked(path.read_text("utf-8"), 2)
     assert page.heads == ["The gradient vanishes", "Growth over time steps", "Eigenvalues", "Machine and versions"]
     assert "0.l1_reverse, measured" in page.text
+
+
+def test_a_forecast_begins_where_the_loss_is(own: Any) -> None:
+    panel = report_figures.time_steps(own)
+    at = {name: i for i, name in enumerate(panel.header)}
+    for name, row in (("0.l1", panel.rows[-1]), ("0.l1_reverse", panel.rows[0])):
+        assert row[at[f"{name}, measured"]] == row[at[f"{name}, forecast"]]
 
 
 def test_nothing_is_finite(plain: Any, caplog: pytest.LogCaptureFixture) -> None:
