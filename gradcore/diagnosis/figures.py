@@ -402,7 +402,7 @@ def figures(study: Study) -> dict[str, Figure]:
     return {
         "time_steps": plot_time_steps(
             measurement.norms,
-            measurement.norms[:, -1:] * forecast.curves,
+            measurement.expected(forecast),
             title=f"The gradient {VERBS[measurement.verdict]}: ×{number(measurement.factor)} over {forecast.horizon} "
             f"steps, with a slope of ×{per_step(measurement.rate)} a step",
             names=measurement.names,

@@ -255,6 +255,25 @@ class Measurement:
     n_growing: int = 0
     median_rate: float = math.nan
 
+    def expected(self, forecast: TimeForecast) -> Array:
+        """Return the norms that are forecast where each row's gradient begins as it was measured.
+
+        Parameters
+        ----------
+        forecast : TimeForecast
+            The forecast of the same model.
+
+        Returns
+        -------
+        ndarray, (layers, T)
+            The norms. In the reverse direction the loss, and so the gradient's beginning, is at the first step.
+        """
+        rows = zip(self.names, self.norms, forecast.curves, strict=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.array(
+                [norms[0] * row[::-1] if name.endswith("_reverse") else norms[-1] * row for name, norms, row in rows]
+            )
+
 
 @dataclass(frozen=True)
 class Length:

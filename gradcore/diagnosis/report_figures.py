@@ -46,12 +46,7 @@ def time_steps(found: Any) -> Panel:
     T = measured.norms.shape[1]
     steps, back = np.arange(T), np.arange(T)[::-1]
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = np.array(
-            [  # in the reverse direction the loss is at the first step
-                norms[0] * curve[::-1] if name.endswith("_reverse") else norms[-1] * curve
-                for name, norms, curve in zip(measured.names, measured.norms, forecast.curves, strict=True)
-            ]
-        )
+        expected = measured.expected(forecast)
         forward = [i for i, name in enumerate(measured.names) if not name.endswith("_reverse")]
         top = forward[-1] if forward else 0
         bound = measured.norms[top, -1] * np.exp(found.comparison.layers[top].upper_bound * back)

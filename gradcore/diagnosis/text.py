@@ -101,8 +101,9 @@ class Printer:
         T = measurement.norms.shape[1]
         shown = sorted({round(i * (T - 1) / 6) for i in range(7)})
         print(f"  {'time step':22}" + "".join(f"{t:>8}" for t in shown))
-        for name, row, curve in zip(measurement.names, measurement.norms, self.forecast.curves, strict=True):
-            for kind, norms in (("measured", row), ("forecast", row[-1] * curve)):
+        expected = measurement.expected(self.forecast)
+        for name, row, ahead in zip(measurement.names, measurement.norms, expected, strict=True):
+            for kind, norms in (("measured", row), ("forecast", ahead)):
                 print(f"  {f'{name}, {kind}':22}" + "".join(f"{number(norms[t]):>8}" for t in shown))
         kind = kind_of_gradient(self.forecast, measurement)
         self.text(finding(kind, self.forecast, measurement))
