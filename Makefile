@@ -1,6 +1,6 @@
 # The jobs of continuous integration, each also by itself; they need: pip install -e ".[test]", and `peers` PyTorch as well.
 # A job whose name is a marker of pytest runs the tests that `pytest` alone leaves out.
-JOBS = lint test isa blas c leaks wheel peers
+JOBS = lint test isa blas c leaks wheel browser peers
 .PHONY: all $(JOBS) docstrings
 
 all: $(JOBS)
@@ -31,7 +31,7 @@ blas:
 	echo "OPENBLAS_CORETYPE: $$other in place of $$here"; \
 	OPENBLAS_CORETYPE=$$other pytest -q -k "test_reference or test_meanfield or test_losses or test_init or test_tasks"
 
-c leaks wheel peers:
+c leaks wheel browser peers:
 	pytest -q -m $@
 
 # What numpydoc finds missing in public docstrings, file by file.

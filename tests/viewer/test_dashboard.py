@@ -195,6 +195,7 @@ def test_the_page_is_served_to_this_machine_and_site_only(server: tuple[subproce
         assert err.endswith("gradcore: interrupted\n")
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Chromium")
 def test_a_browser_shows_what_is_appended(server: tuple[subprocess.Popen[str], str], path: Path) -> None:
     webdriver = pytest.importorskip("selenium.webdriver")
