@@ -240,8 +240,8 @@ WRONG_INPUT = {
         r"missing: expected 'skip' or 'error' or 'interpolate', got 'drop'",
     ),
     "not finite": (SERIES + "inf\n", [], r"line 62, column \"value\": inf is not a finite number"),
-    "short": ("1\n2\n3\n", [], r"3 values give 0 windows of .* to train on and 0 to judge by"),
-    "constant": ("1\n" * 60, [], r"every value is 1; a constant series"),
+    "short": ("1\n2\n3\n", [], r"3 values give 1 windows of 2 steps to train on and 0 to judge by"),
+    "constant": ("1\n" * 60, [], r"every value is 1 in the part to train on; a constant series"),
     "column": (SERIES, ["--target", "price"], r'has no column "price"; its columns are value'),
 }
 WRONG_USE = {
