@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LONG
-from tools import HANG
+from tools import COMMAND_LINE, HANG
 
 import gradcore
 from gradcore import cli
@@ -482,11 +482,9 @@ def test_a_failure_while_writing_leaves_what_was_there(
 def test_ctrl_c_ends_it_and_leaves_nothing(moment: str, tmp_path: Path) -> None:
     argv = ["diagnose", "adding", "--steps", "300", "--hidden", "16", "--out", str(tmp_path / "out")]
     argv += ["--json", str(tmp_path / "found.json")]
-    # Where the tests themselves run with Ctrl-C ignored, as in the background of a shell, a child would inherit that.
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code += f"; from gradcore.cli import main; sys.exit(main({argv}))"
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+    with subprocess.Popen(
+        [*COMMAND_LINE, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
+    ) as process:
         assert process.stdout is not None
         assert any(moment in line for line in process.stdout)
         process.send_signal(signal.SIGINT)

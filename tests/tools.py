@@ -19,6 +19,15 @@ Array = NDArray[Any]
 
 HANG = 600  # seconds: what has not ended by then hangs, on a machine however busy
 
+# The command line in a process of its own. Where the tests themselves run with Ctrl-C ignored, as in the background
+# of a shell, a child would inherit that.
+COMMAND_LINE = [
+    sys.executable,
+    "-c",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from gradcore.cli import main; sys.exit(main(sys.argv[1:]))",
+]
+
 
 def python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A Python process that uses this instruction set."""

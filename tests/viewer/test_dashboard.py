@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import HANG
+from tools import COMMAND_LINE, HANG
 
 import gradcore
 from gradcore import cli
@@ -28,7 +28,7 @@ from gradcore.viewer.dashboard import Page, drawable
 pytest.importorskip("bokeh")
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent), "GRADCORE_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-m", "gradcore", "dashboard"]
+COMMAND = [*COMMAND_LINE, "dashboard"]
 START = {"type": "start", "format": FORMAT, "version": VERSION, "started": "now", "machine": {}, "names": {}}
 END = {"type": "end", "status": "ended", "error": None, "steps": 2, "seconds": 1.0}
 FINDING = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import HANG
+from tools import COMMAND_LINE, HANG
 
 import gradcore
 from gradcore import cli
@@ -25,7 +25,7 @@ from gradcore.viewer.follow import Follower
 from gradcore.viewer.terminal import BLOCKS, PLAIN_BLOCKS, lines, sparkline
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(gradcore.__file__).parent.parent), "GRADCORE_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-m", "gradcore", "watch"]
+COMMAND = [*COMMAND_LINE, "watch"]
 START = {"type": "start", "format": FORMAT, "version": VERSION, "started": "now", "machine": {}, "names": {}}
 END = {"type": "end", "status": "ended", "error": None, "steps": 2, "seconds": 1.0}
 FINDING = {
