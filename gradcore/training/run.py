@@ -14,6 +14,7 @@ import numpy as np
 from gradcore._base.check import Array
 from gradcore._base.hook import TrainingStep
 from gradcore.layers.layer import Layer
+from gradcore.layers.stack import Recurrent
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import Thresholds
 
@@ -97,13 +98,14 @@ class Step:
     def adaptive(self) -> bool:
         return self.optimizer in ADAPTIVE
 
-    def cell(self, where: str) -> str:
-        """Return the class of the recurrent layer with this name; empty where it is not known."""
+    def keeping_gate(self, where: str) -> str | None:
+        """Return the name of the gate that keeps the state of the recurrent layer with this name; None without one."""
         place, _, _ = where.rpartition(".")
         for member in self.seen.members:
-            if member.name == place and member.tape.layer.n_states:
-                return type(member.tape.layer).__name__
-        return ""
+            if member.name == place and isinstance(member.tape.layer, Recurrent):
+                keeping = member.tape.layer.cell.keeping
+                return None if keeping is None else str(keeping.name)
+        return None
 
     def loss_after(self) -> float:
         """Return the loss of the same batch with the weights after the step; NaN where that cannot be had."""

@@ -70,14 +70,13 @@ def _growth(run: Run, now: Step, axis: str, where: str, *, total: float, n: int)
                 began=lasting[0],
                 badness=abs(total),
                 times=lasting[1],
-                advice=_advice(kind, now.cell(where), now.max_norm is not None, n),
+                advice=_advice(kind, now.keeping_gate(where), now.max_norm is not None, n),
             )
 
 
-def _advice(kind: str, cell: str, clipped: bool, n: int) -> str:
+def _advice(kind: str, gate: str | None, clipped: bool, n: int) -> str:
     """Return what is not done yet; nothing where the usual advice fits."""
-    if kind == "vanishing_in_time" and cell in ("LSTM", "GRU"):
-        gate = "forget" if cell == "LSTM" else "update"
+    if kind == "vanishing_in_time" and gate is not None:
         return (
             f"Raise the bias of the {gate} gate to about {math.log(max(n, 2)):.2g}, which keeps the state over {n} "
             "steps (meanfield.suggest_bias), or use shorter sequences: what happened early hardly changes the weights."
