@@ -15,7 +15,6 @@ from gradcore._base.hook import TrainingStep
 from gradcore._base.html import html_table
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import SEVERITIES, Finding, Thresholds
-from gradcore.training.rules import SUBJECTS  # noqa: F401  (they bring the rules)
 from gradcore.training.rules.causes import link
 from gradcore.training.rules.data import nan_in_data
 from gradcore.training.rules.rule import ADVICE, AT_END, EACH_STEP, Rule, Symptom

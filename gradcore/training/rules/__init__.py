@@ -4,4 +4,5 @@ from gradcore.training.rules import clipping, data, gradients, growth, learning,
 
 __all__: list[str] = []  # for the package only
 
+# Whatever is imported from this folder, these are imported first, and bring their rules.
 SUBJECTS = (data, loss, learning, gradients, clipping, growth, weights, outputs)
