@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -41,6 +42,14 @@ def one_blas_thread() -> Iterator[None]:
     else:
         with threadpool_limits(1, user_api="blas"):
             yield
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """For tests that press Ctrl-C: shells start background jobs with it ignored, which gradcore respects."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from tools import central_difference, load_bench
 
-pytestmark = pytest.mark.kernels
-
 surfaces = load_bench("surfaces")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+from conftest import LONG
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tools import LAYOUTS, relative_error, same_bits
@@ -37,7 +38,12 @@ def random_array(n: Any, dtype: Any = np.float64, seed: int = 0) -> Array:
 
 def exact_norm(g: Array) -> float:
     """The 2-norm, rounded once, by arithmetic of integers; inf beyond the range of float64."""
-    total = sum((Fraction(float(x)) ** 2 for x in g.ravel()), Fraction(0))
+    fractions, exponents = np.frexp(g.ravel().astype(np.float64))
+    digits = np.ldexp(fractions, 53).astype(np.int64)
+    total = Fraction(0)
+    for exponent in np.unique(exponents).tolist():
+        squares = sum(n * n for n in digits[exponents == exponent].tolist())
+        total += squares * Fraction(2) ** (2 * (exponent - 53))
     if total == 0:
         return 0.0
     shift = 2 * (160 + total.denominator.bit_length())
@@ -244,11 +250,11 @@ EDGES = [0, 31, 32, BLOCK - 1, BLOCK, 8 * BLOCK, 9 * BLOCK - 1, 11 * BLOCK - 1, 
 
 
 @each_dtype
-@pytest.mark.parametrize("p", [1.0, 2.0, 3.5, math.inf])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5, math.inf] if LONG else [2.0, 3.5])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_every_position_of_a_nonfinite_entry_under_every_policy(value: float, p: float, dtype: Any) -> None:
     original = {"small": random_array(10, dtype), "large": random_array(LARGE, dtype, seed=1)}
-    for index in EDGES:
+    for index in EDGES if LONG else EDGES[::3]:
         grads = {name: g.copy() for name, g in original.items()}
         grads["large"][index] = value
         before = {name: g.tobytes() for name, g in grads.items()}

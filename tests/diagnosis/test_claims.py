@@ -12,8 +12,6 @@ from tools import load_bench
 
 from gradcore.diagnosis.claims import Claim, as_markdown, folk_claims
 
-pytestmark = pytest.mark.kernels
-
 PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 NUMBER = re.compile(r"(?<=: )-?(?:\d[\d.]*(?:e[+-]\d+)?|inf)(?=[;)]| \|)")
 

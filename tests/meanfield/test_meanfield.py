@@ -18,8 +18,6 @@ import gradcore
 from gradcore import init, meanfield, spectral
 from gradcore.meanfield.theory import Z, expectation, float64_activation, value_and_slope
 
-pytestmark = pytest.mark.kernels
-
 ACTIVATIONS: dict[str, Any] = {
     "identity": gradcore.Identity(),
     "tanh": gradcore.Tanh(),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import LONG
 
 import gradcore
 from gradcore import _kernels
@@ -59,7 +60,7 @@ def raise_when_called(times: int) -> Callable[[], None]:
     return handler
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2] if LONG else [2])
 def num_threads(request: Any) -> Iterator[None]:
     before = gradcore.get_num_threads()
     gradcore.set_num_threads(request.param)
@@ -121,7 +122,7 @@ def separation(times: int) -> Callable[[], Any]:
 
 
 # What makes a call of about a fifth of a second, or so many times as long, which returns something to compare.
-LONG: dict[str, Callable[[int], Callable[[], Any]]] = {
+CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "RNN": lambda times: recurrent("RNN", 3000 * times),
     "LSTM": lambda times: recurrent("LSTM", 800 * times),
     "GRU": lambda times: recurrent("GRU", 1000 * times),
@@ -151,11 +152,10 @@ def break_off(make: Callable[[int], Callable[[], Any]]) -> None:
             call()
 
 
-@pytest.mark.kernels
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", CALLS)
 def test_a_long_kernel_hears_signals_half_way(name: str, num_threads: None) -> None:
     with pytest.raises(Heard):
-        break_off(LONG[name])
+        break_off(CALLS[name])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -167,7 +167,7 @@ def test_a_child_hears_them_whichever_thread_has_forked_it(name: str) -> None:
     def in_child() -> None:
         status = 1
         try:
-            break_off(LONG[name])
+            break_off(CALLS[name])
         except Heard:
             status = 0
         finally:
@@ -198,7 +198,7 @@ def test_a_handler_that_does_not_raise_changes_nothing(name: str, num_threads: N
 
     for times in TIMES:
         inside.clear()
-        call = LONG[name](times)
+        call = CALLS[name](times)
         once = call()
         with signals(handler, 0.05, 0.05):
             again = call()
@@ -299,14 +299,6 @@ def test_clipping_is_whole_or_not_at_all() -> None:
         assert {float(g.min()) for g in grads} == {float(g.max()) for g in grads}
         assert len({float(g.max()) for g in grads}) == 1
     assert heard
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Shells start background jobs with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def problem(where: str | None, step: int = 3) -> tuple[gradcore.History, Any, Any, list[Any]]:

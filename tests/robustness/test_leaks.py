@@ -24,7 +24,8 @@ pytestmark = pytest.mark.leaks
 # look itself moves a kilobyte or two of what malloc has given out, which the longest do not take for a leak.
 LOOKS = [(0, 16), (0, 16), *[(2, 64)] * 3, *[(2, 512)] * 3]
 SLOW = {"meanfield.critical", "meanfield.suggest_gain"}  # a tenth of a second, in Python alone
-LEAST = np.array([16 if name == "malloc" else 1 for name in NAMES])  # what is left by a call that leaves anything
+# Half of what is left by a call that leaves anything: something else may let go of a block or two meanwhile.
+LEAST = np.array([8 if name == "malloc" else 0.5 for name in NAMES])
 
 
 @pytest.fixture(autouse=True)

@@ -380,12 +380,7 @@ def test_what_a_callback_returns_otherwise_does_not_stop():
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """Shells start background jobs with Ctrl-C ignored, which `fit` respects; these tests may be in such a job."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 def ctrl_c_at(step: int) -> Any:

@@ -160,7 +160,7 @@ def test_the_last_line_names_what_ended_the_run(error: BaseException, tmp_path: 
     assert end["error"] == ("RuntimeError: no more" if failed else None)
 
 
-def test_ctrl_c_is_told(tmp_path: Path) -> None:
+def test_ctrl_c_is_told(tmp_path: Path, ctrl_c: None) -> None:
     class Press(gradcore.Hook):
         def after_step(self, step: gradcore.TrainingStep) -> None:
             if step.step == 1:
