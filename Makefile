@@ -12,7 +12,7 @@ lint:
 	mypy
 
 test:
-	pytest
+	pytest -n 2
 
 # The kernels' tests on every instruction set of this processor but the one that `test` uses.
 isa:
@@ -20,7 +20,7 @@ isa:
 	all=$$(GRADCORE_ISA=? python -c "import gradcore" 2>&1 | tail -1 | sed -n 's/.*support //p' | tr -d ,); \
 	echo "instruction sets: $$all; $$here is tested by itself"; test -n "$$all"; \
 	for isa in $$all; do \
-	    test $$isa = $$here || GRADCORE_ISA=$$isa pytest -q -m "kernels and not (peers or slow)" || exit 1; \
+	    test $$isa = $$here || GRADCORE_ISA=$$isa pytest -q -n 2 -m "kernels and not (peers or slow)" || exit 1; \
 	done
 
 # What NumPy computes, rounded as another processor's BLAS rounds.
@@ -31,7 +31,10 @@ blas:
 	echo "OPENBLAS_CORETYPE: $$other in place of $$here"; \
 	OPENBLAS_CORETYPE=$$other pytest -q -k "test_reference or test_meanfield or test_losses or test_init or test_tasks"
 
-c leaks wheel browser peers:
+c leaks peers:
+	pytest -q -n 2 -m $@
+
+wheel browser:
 	pytest -q -m $@
 
 # What numpydoc finds missing in public docstrings, file by file.

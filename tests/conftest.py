@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared with other workers: who waits must not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the module below loads OpenMP
+
 import gradcore
 
 # No deadline: the machines are shared. In CI the same examples every time, so that a failure is the change's own.

@@ -182,7 +182,7 @@ class TestPages:
     each_page = pytest.mark.parametrize("page", pages, ids=lambda page: page.relative_to(ROOT).as_posix())
 
     def test_the_test_command_is_the_one_that_runs(self) -> None:
-        command = 'pip install -e ".[test]" && pytest'
+        command = 'pip install -e ".[test]" && pytest -n 2'
         assert command in (ROOT / "README.md").read_text()
         assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
