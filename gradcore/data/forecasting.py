@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,17 @@ def forecast_task(title: str, series: Series, steps: int | None, horizon: int | 
         baseline=baselines["constant"],
         draw=draw,
         held_out=HeldOut(held, baselines),
+        within=lambda: forecast_task(title, _first(series, splits), steps, horizon),
         facts={**series.facts, "horizon": ahead, "windows": windows, "period": scaled.period},
+    )
+
+
+def _first(series: Series, splits: list[int]) -> Series:
+    """What comes before these places in each part."""
+    return replace(
+        series,
+        parts=[part[:split] for part, split in zip(series.parts, splits, strict=True)],
+        targets=[target[:split] for target, split in zip(series.targets, splits, strict=True)],
     )
 
 

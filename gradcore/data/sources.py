@@ -184,4 +184,7 @@ def _character_task(source: str, text: str, steps: int) -> Task:
 
     baselines = {"constant": float(-np.log(share[codes[split:]]).mean())}
     name = f"next character of {Path(source).name}"
-    return Task(name, source, size, size, steps, True, True, baselines["constant"], draw, HeldOut(held_out, baselines))
+    return Task(
+        name, source, size, size, steps, True, True, baselines["constant"], draw, HeldOut(held_out, baselines),
+        within=lambda: _character_task(source, text[:split], steps),
+    )  # fmt: skip

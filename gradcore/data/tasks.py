@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradcore._base.check import FLOAT32, Array, check_dtype, check_int, check_rng
+from gradcore.data.errors import SourceError
 from gradcore.losses import mse, softmax_cross_entropy
 
 __all__ = ["Batches", "Task", "adding", "copy", "temporal_order"]
 
-HELD_OUT_SEED = 2**32 - 5  # of sequences that are drawn to judge a model by
+HELD_OUT_SEED = 2**32 - 5  # of sequences that are drawn to judge a model by,
+REHEARSAL_SEED = 2**32 - 17  # and of those that options are chosen by
 ORDER_SYMBOLS = 6  # A, B and four distractors
 COPY_SYMBOLS, COPY_LENGTH = 10, 10  # eight symbols, the blank and the signal; ten of them to remember
 
@@ -273,6 +275,9 @@ class Task:
         ``draw(rng, batch) -> (x, target)`` with x float32, (T, B, input_size).
     held_out : HeldOut, optional
         What a model is judged by. By default sequences that `draw` draws from another seed, with `baseline`.
+    within : callable, optional
+        ``within()`` returns the same task made from nothing but what is trained on. By default what `draw` draws is
+        without end, and the task itself will do.
     facts : mapping, optional
         What was read from a file, in JSON's types.
 
@@ -294,6 +299,7 @@ class Task:
     baseline: float
     draw: Callable[[np.random.Generator, int], tuple[Array, Array]]
     held_out: HeldOut | None = None
+    within: Callable[[], Task] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -327,6 +333,34 @@ class Task:
         if self.held_out is None:
             return self.draw(np.random.default_rng(HELD_OUT_SEED), n)
         return self.held_out.draw(n)
+
+    def rehearsal(self) -> Task | None:
+        """Return the same task made from nothing but what is trained on, whose end is held out in its turn.
+
+        Options of a training can be chosen on it, and what `test` returns is still unseen.
+
+        Returns
+        -------
+        Task or None
+            The task; None if what is trained on is too short to be divided again.
+
+        Examples
+        --------
+        >>> from gradcore.data import load
+        >>> task = load("sunspots", seq_len=50)
+        >>> task.facts["windows"]["training"], task.rehearsal().facts["windows"]["training"]
+        (198, 149)
+        """
+        if self.within is None:
+
+            def draw(n: int) -> tuple[Array, Array]:
+                return self.draw(np.random.default_rng(REHEARSAL_SEED), n)
+
+            return replace(self, held_out=HeldOut(draw, self.baselines))
+        try:
+            return self.within()
+        except SourceError:
+            return None
 
     def loss(self, y: Array, target: Array) -> tuple[float, Array]:
         """Compute the loss, the mean over the targets, and its gradient with respect to y.

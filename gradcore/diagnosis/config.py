@@ -163,7 +163,7 @@ class Config:
         optimizer = Recipe([Let("optimizer", rule)], "optimizer", takes=["model"])
         return Problem(
             Recipe(self._model(task), "model"), Recipe(data, "batches"), task.loss, optimizer,
-            test=task.test, vary=lambda **changes: replace(self, **changes).problem(task), lr=self.lr,
+            test=task.test, vary=lambda task=task, **changes: replace(self, **changes).problem(task), lr=self.lr,
         )  # fmt: skip
 
     def _model(self, task: Task) -> list[Step]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gradcore._base.check import Array, check_int
 from gradcore._base.threads import info
-from gradcore.data import SourceError
+from gradcore.data import SourceError, Task
 from gradcore.diagnosis.config import Config, task_of
 from gradcore.diagnosis.parts import Diagnosis, Length, Measurement, Start, Study
 from gradcore.diagnosis.problem import Problem, Remedy
@@ -196,13 +196,14 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None, liv
     tell(suggestions)
     starts, cells = starts_and_cells(config, task)
     trials = [configured]
-    steady = best_rate(problem, config.steps)
+    rehearsal = task.rehearsal()
+    steady = best_rate(problem, rehearsal, config.steps)
     if steady is not None and steady != config.lr:
         changes = {"lr": steady}
         name = f"learning rate {number(steady)}"
         trials.append(tell(train(problem.varied(lr=steady), name, changes, seeds, live)))
     for remedy in (*clipping(threshold), *starts, *suggested, *cells):
-        trials.append(tell(_tried(remedy, problem, config.steps, seeds, live)))
+        trials.append(tell(_tried(remedy, problem, rehearsal, config.steps, seeds, live)))
     return Study(
         forecast=expected,
         measurement=measured,
@@ -216,10 +217,12 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None, liv
     )
 
 
-def _tried(remedy: Remedy, problem: Problem, steps: int, seeds: Sequence[int], live: JSONLines | None) -> Trial:
+def _tried(
+    remedy: Remedy, problem: Problem, rehearsal: Task | None, steps: int, seeds: Sequence[int], live: JSONLines | None
+) -> Trial:
     """The trial of a remedy, at the learning rate that suits it."""
     changed, changes, name = remedy.apply(problem), remedy.changes, remedy.name
-    rate = best_rate(changed, steps)
+    rate = best_rate(changed, rehearsal, steps)
     if rate is not None and rate != changed.lr:
         changed, changes, name = changed.varied(lr=rate), {**changes, "lr": rate}, f"{name}, rate {number(rate)}"
     return train(changed, name, changes, seeds, live)

@@ -28,7 +28,7 @@ class Problem:
     test : callable
         ``test()`` returns x and target of the sequences to judge the model by.
     vary : callable
-        ``vary(**changes)`` returns the same problem with another `seed`, `lr` or number of `steps`.
+        ``vary(**changes)`` returns the same problem with another `task`, `seed`, `lr` or number of `steps`.
     lr : float
         The learning rate.
     max_norm, step_clip : float, optional
@@ -61,12 +61,12 @@ class Problem:
         return {name: value for name, value in given.items() if value is not None}
 
     def varied(self, **changes: Any) -> Problem:
-        """Return the same problem, clipping included, with another seed, learning rate or number of steps.
+        """Return the same problem, clipping included, with another task, seed, learning rate or number of steps.
 
         Parameters
         ----------
         **changes
-            `seed`, `lr` or `steps`.
+            `task`, `seed`, `lr` or `steps`.
 
         Returns
         -------

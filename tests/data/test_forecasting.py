@@ -128,3 +128,42 @@ def test_text_holds_out_its_last_tenth(tmp_path: Path) -> None:
     assert task.baselines["constant"] == pytest.approx(math.log(4), rel=0.02)
     drawn, _ = next(iter(task.batches(500, 1)))
     assert drawn.shape == (10, 500, 4)
+
+
+def test_a_rehearsal_is_made_of_what_is_trained_on_and_nothing_else(tmp_path: Path) -> None:
+    """Its values, standardized anew, are those before the split; its own last fifth is held out."""
+    values = np.random.default_rng(0).standard_normal(500)
+    task = load(written(tmp_path, values), 50)
+    again = task.rehearsal()
+    assert again is not None
+    values[400:] = 1e6
+    changed = load(written(tmp_path, values), 50).rehearsal()
+    assert changed is not None
+    for one, other in zip(again.test(), changed.test(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert again.facts["windows"] == {"training": 320 - 50, "held_out": 80, "left_out": 0}
+    x, target = again.test(1000)
+    center, scale = values[:320].mean(), values[:320].std()
+    np.testing.assert_allclose(target[:, 0] * scale + center, values[320:400], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_too_short_to_be_divided_again_has_no_rehearsal(tmp_path: Path) -> None:
+    assert load(written(tmp_path, np.random.default_rng(0).standard_normal(36)), 19).rehearsal() is None
+
+
+def test_what_is_drawn_without_end_is_its_own_rehearsal_on_other_sequences() -> None:
+    task = load("adding", 10)
+    again = task.rehearsal()
+    assert again is not None
+    assert not np.array_equal(task.test(8)[0], again.test(8)[0])
+    assert again.baselines == task.baselines
+
+
+def test_the_rehearsal_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 20 + "~" * 100, encoding="utf-8")
+    task = load(path, 20)
+    again = task.rehearsal()
+    assert again is not None
+    assert again.output_size == task.output_size - 1  # without what only the end has
+    assert again.test()[0].shape[0] == 20

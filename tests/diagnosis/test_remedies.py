@@ -11,11 +11,14 @@ import pytest
 from tapes import ToldTape
 
 import gradcore
+from gradcore.data import Task
+from gradcore.diagnosis import rates
 from gradcore.diagnosis.config import Config, task_of
 from gradcore.diagnosis.parts import Measurement, TimeForecast
+from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.rates import best_rate
 from gradcore.diagnosis.remedies import DEPARTED, choose_thresholds, departed
-from gradcore.diagnosis.stages import run
+from gradcore.diagnosis.stages import Run, run
 from gradcore.diagnosis.trials import Trial
 from gradcore.diagnosis.verdict import SKIPPED, WORTHWHILE, has_diverged, judge
 
@@ -158,22 +161,65 @@ class TestVerdict:
 
 class TestRates:
     CONFIG = Config("adding", hidden=8, seq_len=10, batch=8, steps=60)
+    TASK = task_of(CONFIG)
+
+    def with_rate(self, lr: float) -> Problem:
+        return dataclasses.replace(self.CONFIG, lr=lr).problem(self.TASK)
 
     @pytest.mark.parametrize("lr", [1e3, 1e8])
-    def test_a_rate_that_diverges_is_lowered_until_it_does_not(self, lr: float) -> None:
-        problem = dataclasses.replace(self.CONFIG, lr=lr).problem(task_of(self.CONFIG))
-        found = best_rate(problem, 60)
+    @pytest.mark.parametrize("rehearsal", [TASK.rehearsal(), None], ids=["rehearsal", "none"])
+    def test_a_rate_that_diverges_is_lowered_until_it_does_not(self, rehearsal: Task | None, lr: float) -> None:
+        problem = self.with_rate(lr)
+        found = best_rate(problem, rehearsal, 60)
         assert found is not None
         assert found < lr / 10
         assert np.isfinite(run(problem.varied(lr=found)).history.loss).all()
 
-    def test_a_rate_that_is_far_too_low_is_raised(self) -> None:
-        problem = dataclasses.replace(self.CONFIG, lr=1e-3).problem(task_of(self.CONFIG))
-        assert best_rate(problem, 60) == pytest.approx(1e-2)
+    def test_a_rate_that_is_far_too_low_is_raised_but_not_without_a_rehearsal(self) -> None:
+        problem = self.with_rate(1e-3)
+        assert best_rate(problem, self.TASK.rehearsal(), 60) == pytest.approx(1e-2)
+        assert best_rate(problem, None, 60) == 1e-3
 
     def test_none_is_found_where_the_data_are_to_blame(self) -> None:
-        problem = self.CONFIG.problem(task_of(self.CONFIG))
+        problem = self.CONFIG.problem(self.TASK)
         broken = dataclasses.replace(
             problem, vary=lambda **_: broken, loss=lambda y, target: (math.nan, np.full_like(y, math.nan))
         )
-        assert best_rate(broken, 60) is None
+        for rehearsal in (self.TASK.rehearsal(), None):
+            assert best_rate(broken, rehearsal, 60) is None
+
+    def test_what_counts_is_held_out_and_long_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Three times the rate looks best at first, and a third of it by the training loss: neither is chosen."""
+        asked: list[tuple[float, int]] = []
+
+        def told(factor: float, steps: int) -> Any:
+            asked.append((factor, steps))
+            held_out = {3.0: 0.5, 10.0: 0.9, 1.0: 0.6, 1 / 3: 0.8} if steps == 20 else {3.0: 0.4, 1.0: 0.3, 10.0: 0.9}
+            history = gradcore.History()
+            for loss in (1.0, 0.01 if factor < 1 else 0.9):
+                history.append(loss, 1.0)
+            return Run(history, (), [], held_out[factor])
+
+        problem = dataclasses.replace(
+            self.CONFIG.problem(self.TASK),
+            vary=lambda task=None, lr=1.0, steps=0: dataclasses.replace(problem, test=lambda: (lr, steps), lr=lr),
+            lr=1.0,
+        )
+        monkeypatch.setattr(rates, "run", lambda problem: told(*problem.test()))
+        assert best_rate(problem, self.TASK.rehearsal(), 120) == 1.0
+        assert asked == [(1 / 3, 20), (1.0, 20), (3.0, 20), (10.0, 20), (1.0, 60), (3.0, 60)]
+
+    @pytest.mark.parametrize(("loss", "rate"), [(0.94, 3.0), (0.96, 1.0)])
+    def test_another_rate_has_to_be_clearly_better(
+        self, loss: float, rate: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert rates.CLEARLY == 0.95
+        problem = dataclasses.replace(
+            self.CONFIG.problem(self.TASK),
+            vary=lambda task=None, lr=1.0, steps=0: dataclasses.replace(problem, lr=lr),
+            lr=1.0,
+        )
+        history = gradcore.History()
+        history.append(1.0, 1.0)
+        monkeypatch.setattr(rates, "run", lambda one: Run(history, (), [], loss if one.lr == 3 else 1.0))
+        assert best_rate(problem, self.TASK.rehearsal(), 120) == rate
