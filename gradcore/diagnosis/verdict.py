@@ -15,6 +15,7 @@ from gradcore.diagnosis.wording import BASELINES, VERBS, growth, number, per_ste
 __all__: list[str] = []  # for the package only
 
 WORTHWHILE = 0.02  # a loss that is lower by this share is a difference
+SEASONAL = "seasonal"  # of the answers that need no model, the one that knows what to remember
 SKIPPED = 0.1  # share of the steps that may be not finite
 
 
@@ -28,7 +29,8 @@ def judge(
     """Conclude from the trials, of which the first is the training as configured.
 
     Trials are compared by their losses on the sequences held out. A remedy is named only where its loss with each seed
-    is below that of the configuration with any, and where it beats all answers that need no model.
+    is below that of the configuration with any, and where it beats the best constant and the last value. The value a
+    period ago is another matter: where it does well there is something to learn, so it stands beside the verdict.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ def judge(
     clipped = any(not has_diverged(trial) for trial in remedies if trial.changes.keys() & {"max_norm", "step_clip"})
     sound = [trial for trial in trials if not has_diverged(trial)]
     lowest = min(sound, key=lambda trial: trial.held_out_loss, default=configured)
-    yardstick = min(baselines, key=lambda name: baselines[name])
+    yardstick = min(baselines.keys() - {SEASONAL}, key=lambda name: baselines[name])
     learned = bool(sound) and not lowest.held_out_loss > (1 - WORTHWHILE) * baselines[yardstick]
     improved = learned and _beats(lowest, configured)
     best = lowest if improved else configured
@@ -203,19 +205,26 @@ def _advice(
     learned: bool,
     improved: bool,
 ) -> str:
+    seasonal = baselines.get(SEASONAL, math.inf)
     if not learned:
+        there_is = "there may be nothing to learn"
+        if seasonal < (1 - WORTHWHILE) * baselines[yardstick]:
+            there_is = f"there is something to learn, for {BASELINES[SEASONAL]} has {number(seasonal)}"
         return (
             f"Nothing was learned at this length in {len(configured.history)} steps: the lowest loss on what is held "
             f"out is {plus_minus(lowest)} ({lowest.name}), and {BASELINES[yardstick]} has "
-            f"{number(baselines[yardstick])}. Try more steps, another length or other inputs; there may be nothing to "
-            "learn."
+            f"{number(baselines[yardstick])}. Try more steps, another length or other inputs; {there_is}."
         )
-    if not improved:
-        return f"None of {n} remedies beats the configuration beyond the spread: keep the training as it is."
-    return (
-        f"Of {n} remedies, {lowest.name} did best: {plus_minus(lowest)} on what is held out, with norms of up to "
-        f"{number(lowest.largest_norm)}."
-    )
+    if improved:
+        advice = (
+            f"Of {n} remedies, {lowest.name} did best: {plus_minus(lowest)} on what is held out, with norms of up to "
+            f"{number(lowest.largest_norm)}."
+        )
+    else:
+        advice = f"None of {n} remedies beats the configuration beyond the spread: keep the training as it is."
+    if seasonal < (lowest if improved else configured).held_out_loss:
+        advice += f" Still better is {BASELINES[SEASONAL]}, with {number(seasonal)}: train longer, or learn the difference from it."
+    return advice
 
 
 def _against_divergence(configured: Trial, steady_rate: float | None, best: Trial | None) -> str:

@@ -103,15 +103,27 @@ class TestVerdict:
 
     @pytest.mark.parametrize(("loss", "kind"), [(0.985, "nothing_to_learn"), (0.975, "stable")])
     def test_learning_is_two_percent_below_every_answer_without_a_model(self, loss: float, kind: str) -> None:
-        for others in ({}, {"constant": 2.0, "last_value": 1.0}, {"constant": 2.0, "seasonal": 1.0}):
+        for others in ({}, {"constant": 2.0, "last_value": 1.0}):
             found = judged("stable", with_loss("as configured", 1.1), with_loss("gain 2", loss), **others)
             assert found.kind == kind
             assert (found.remedy is None) == (loss > 0.98)
             assert ("Nothing was learned" in found.advice) == (loss > 0.98)
         if loss > 0.98:
-            assert "the lowest loss on what is held out is 0.985 ± 0 (gain 2), and the value a period ago has 1." in (
+            assert "the lowest loss on what is held out is 0.985 ± 0 (gain 2), and the last value has 1." in (
                 found.advice
             )
+            assert found.advice.endswith("there may be nothing to learn.")
+
+    def test_where_the_value_a_period_ago_does_well_there_is_something_to_learn(self) -> None:
+        trials = with_loss("as configured", 0.9), with_loss("gain 2", 0.5)
+        for seasonal, better in ((0.4, True), (0.6, False)):
+            found = judged("vanishes", *trials, seasonal=seasonal)
+            assert (found.kind, found.remedy) == ("vanishes", "gain 2")
+            assert (f"Still better is the value a period ago, with {seasonal}" in found.advice) == better
+        assert "with 0.7: train longer" in judged("stable", with_loss("as configured", 0.9), seasonal=0.7).advice
+        found = judged("stable", with_loss("as configured", 1.1), seasonal=0.4)
+        assert (found.kind, found.remedy) == ("nothing_to_learn", None)
+        assert found.advice.endswith("there is something to learn, for the value a period ago has 0.4.")
 
     def test_an_explosion_is_one_whether_or_not_anything_was_learned(self) -> None:
         found = judged("explodes", with_loss("as configured", 1.1))
