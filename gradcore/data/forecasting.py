@@ -102,8 +102,8 @@ def _first(series: Series, splits: list[int]) -> Series:
     """What comes before these places in each part."""
     return replace(
         series,
-        parts=[part[:split] for part, split in zip(series.parts, splits, strict=True)],
-        targets=[target[:split] for target, split in zip(series.targets, splits, strict=True)],
+        parts=tuple(part[:split] for part, split in zip(series.parts, splits, strict=True)),
+        targets=tuple(target[:split] for target, split in zip(series.targets, splits, strict=True)),
     )
 
 

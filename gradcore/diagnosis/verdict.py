@@ -223,7 +223,9 @@ def _advice(
     else:
         advice = f"None of {n} remedies beats the configuration beyond the spread: keep the training as it is."
     if seasonal < (lowest if improved else configured).held_out_loss:
-        advice += f" Still better is {BASELINES[SEASONAL]}, with {number(seasonal)}: train longer, or learn the difference from it."
+        advice += (
+            f" Still better is {BASELINES[SEASONAL]}, with {number(seasonal)}: train longer, or learn the difference."
+        )
     return advice
 
 
