@@ -136,6 +136,7 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_update:
         int rule
         double factor[2]
+        double bound
         double l2, l1, shrink, step
         double keep_mean, take_mean, keep_square, take_square
         double eps, root

@@ -674,7 +674,8 @@ static void fuzz_optimizer(int rule)
     const uint64_t seed = draw();
     const int lacks = between(GC_EXTRA, GC_OPERANDS), lacks_mean = one_in(2);
     snprintf(subject, sizeof subject, "%s, rule %d for the list %llx", table->isa, rule, (unsigned long long)seed);
-    const gc_update u = {.rule = rule, .factor = {0.5, 1}, .l1 = one_in(2) ? 0.1 : 0, .shrink = 1, .step = 1e-3, .keep_mean = 0.9,
+    const gc_update u = {.rule = rule, .factor = {one_in(2) ? 0.5 : 1, 1}, .bound = one_in(2) ? 1e6 : INFINITY,
+                         .l1 = one_in(2) ? 0.1 : 0, .shrink = 1, .step = 1e-3, .keep_mean = 0.9,
                          .take_mean = 0.1, .keep_square = 0.99, .take_square = 0.01, .eps = 1e-8, .root = 1, .now = 1,
                          .past = 0.5, .momentum = 0.9, .threshold = 50};
     outputs all = {.n = 0};

@@ -314,7 +314,8 @@ static void test_activation(const gc_table *table, int real, int kind)
 static void test_optimizers(const gc_table *table, int real)
 {
     const int sizes[2] = {GC_BLOCK + 37, 5};
-    for (int rule = GC_SGD; rule <= GC_ADAM; rule++) {
+    for (int run = 0; run < 2 * (GC_ADAM + 1); run++) {
+        const int rule = run / 2, tame = run % 2;
         gc_span spans[2];
         double *values[2][GC_OPERANDS] = {{NULL}};
         for (int a = 0; a < 2; a++) {
@@ -325,7 +326,7 @@ static void test_optimizers(const gc_table *table, int real)
                 spans[a].data[k] = typed(real, values[a][k], sizes[a]);
             }
         }
-        gc_update u = {.rule = rule, .factor = {1, 0.5}, .shrink = 1, .step = 0.25, .keep_mean = 0.5, .take_mean = 0.5,
+        gc_update u = {.rule = rule, .factor = {tame ? 0.5 : 1, tame ? 1 : 0.5}, .bound = tame ? 100 : INFINITY, .shrink = 1, .step = 0.25, .keep_mean = 0.5, .take_mean = 0.5,
                        .keep_square = 0.75, .take_square = 0.25, .eps = 0.125, .root = 1, .now = 1};
         gc_number_blocks(spans, 2);
         gc_optim_update(table, spans, 2, &u);

@@ -298,11 +298,11 @@ class SPAM(_Adaptive):
         self._start(params, locals())
 
     def _calls(
-        self, part: Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
+        self, part: Part, group: dict[str, Any], update: _kernels.Update, gradient: tuple[float, float, float]
     ) -> list[Callable[..., Any]]:
         resets = (self.n_steps + 1) % group["reset_every"] == 0
         moments = [a for arrays in part.moments.values() for a in arrays] if resets else []
-        return [*(partial(a.fill, 0) for a in moments), partial(update.run, first, second, vars(self))]
+        return [*(partial(a.fill, 0) for a in moments), partial(update.run, *gradient, vars(self))]
 
     def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         since, N = t % group["reset_every"], group["warmup_steps"]

@@ -346,11 +346,12 @@ class Optimizer:
         if norm.skipped:
             self._skip(found)
             return norm
+        bound = math.inf if norm.n_nan or norm.n_inf else float(norm) * norm.coef  # of each entry, clipped
         calls: list[Callable[..., Any]] = []
         for part, group, (update, new) in zip(self._parts, groups, prepared, strict=True):
             if new:
                 calls.append(partial(part.moments.update, new))
-            calls += self._calls(part, group, update, -factor0 if group["maximize"] else factor0, factor1)
+            calls += self._calls(part, group, update, (-factor0 if group["maximize"] else factor0, factor1, bound))
         calls += copies_back(plain, params)
         after = {"n_steps": self.n_steps + 1, "n_consecutive_skips": 0, "last_norm": float(norm)}
         _kernels.together([*calls, partial(vars(self).update, after)])  # Ctrl-C interrupts before or after all
@@ -387,10 +388,10 @@ class Optimizer:
         raise NotImplementedError
 
     def _calls(
-        self, part: Part, group: dict[str, Any], update: _kernels.Update, first: float, second: float
+        self, part: Part, group: dict[str, Any], update: _kernels.Update, gradient: tuple[float, float, float]
     ) -> list[Callable[..., Any]]:
-        """Return the calls, none of them Python code, that run it with the gradients times the two factors."""
-        return [partial(update.run, first, second)]
+        """Return the calls, none of them Python code, that run it; `gradient` has two factors, and a bound."""
+        return [partial(update.run, *gradient)]
 
     def _too_many_skips(self, found: Gradients) -> str:
         """Return the message for one skipped step too many."""

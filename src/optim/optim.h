@@ -5,11 +5,11 @@
 #include "base/spans.h"
 
 /* g is the gradient times factor[0] * factor[1] (0 where it is not finite), plus l2 * p + l1 * sign(p). optim.inc.h has the
- * formulas. */
+ * formulas. `bound` is at least the largest |g|, and finite only if every entry is. */
 enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM };
 typedef struct gc_update {
     int rule;
-    double factor[2];
+    double factor[2], bound;
     double l2, l1, shrink, step;
     double keep_mean, take_mean, keep_square, take_square;
     double eps, root;

@@ -11,10 +11,12 @@
 #define LARGEST FLT_MAX
 #define LEAST FLT_MIN
 #define SQUARABLE 0x1.ffp63f
+#define TAME 0x1p62
 #else
 #define LARGEST DBL_MAX
 #define LEAST DBL_MIN
 #define SQUARABLE 0x1.ffp511
+#define TAME 0x1p510
 #endif
 
 INLINE REAL FN(root)(REAL x)
@@ -26,40 +28,53 @@ INLINE REAL FN(root)(REAL x)
 #endif
 }
 
-INLINE REAL FN(squarable)(REAL g) { return g > SQUARABLE ? SQUARABLE : g < -SQUARABLE ? -SQUARABLE : g; }
-
-/* keep v + take g^2; keep and take are rounded, and their sum may be above 1 */
-INLINE REAL FN(second_moment)(REAL keep, REAL v, REAL take, REAL g)
-{
-    const REAL sum = keep * v + take * g * g;
-    return sum > LARGEST ? LARGEST : sum;
-}
-
-/* What a step divides by, but for eps; `take` is the share of a gradient's square in v. */
-INLINE REAL FN(rms)(REAL v, REAL take)
-{
-    const REAL least = LEAST / take;
-    return FN(root)(v < least ? least : v);
-}
-
 /* gc_update in the precision of the arrays, by value, so that the compiler keeps it in registers. */
 typedef struct FN(rates) {
     double factor0, factor1;
     REAL l2, l1, shrink, step, keep_mean, take_mean, keep_square, take_square, eps, root, now, past, momentum, threshold;
+    REAL squarable, largest;
+    int tame; /* d is the gradient times factor0, and far below what has no square */
 } FN(rates);
+
+/* Volatile: of the minimum with a constant gcc makes a comparison and a blend, of one with a variable an instruction. */
+static const volatile REAL FN(bounds)[2] = {SQUARABLE, LARGEST};
 
 INLINE FN(rates) FN(rates_of)(const gc_update *u)
 {
     return (FN(rates)){u->factor[0],         u->factor[1],         (REAL)u->l2,       (REAL)u->l1,
                        (REAL)u->shrink,      (REAL)u->step,        (REAL)u->keep_mean, (REAL)u->take_mean,
                        (REAL)u->keep_square, (REAL)u->take_square, (REAL)u->eps,      (REAL)u->root,
-                       (REAL)u->now,         (REAL)u->past,        (REAL)u->momentum, (REAL)u->threshold};
+                       (REAL)u->now,         (REAL)u->past,        (REAL)u->momentum, (REAL)u->threshold,
+                       FN(bounds)[0],        FN(bounds)[1],        0};
+}
+
+/* In the form of the processor's own instruction; b where one is NaN. */
+INLINE REAL FN(less)(REAL a, REAL b) { return a < b ? a : b; }
+INLINE REAL FN(more)(REAL a, REAL b) { return a > b ? a : b; }
+
+INLINE REAL FN(squarable)(FN(rates) r, REAL g)
+{
+    return r.tame ? g : FN(more)(-r.squarable, FN(less)(r.squarable, g));
+}
+
+/* keep v + take g^2; keep and take are rounded, and their sum may be above 1 */
+INLINE REAL FN(second_moment)(FN(rates) r, REAL keep, REAL v, REAL take, REAL g)
+{
+    const REAL sum = keep * v + take * g * g;
+    return r.tame ? sum : FN(less)(r.largest, sum);
+}
+
+/* What a step divides by, but for eps; `take` is the share of a gradient's square in v. */
+INLINE REAL FN(rms)(REAL v, REAL take)
+{
+    return FN(root)(FN(more)(LEAST / take, v));
 }
 
 INLINE REAL FN(gradient)(FN(rates) r, REAL g, REAL p)
 {
+    if (r.tame) return (REAL)((double)g * r.factor0);
     const REAL d = FN(clipped)(g, r.factor0, r.factor1) + r.l2 * p;
-    if (r.l1 == 0) return d; /* the same for every entry: the compiler makes two loops of one */
+    if (r.l1 == 0) return d; /* the same for every entry: the compiler may make two loops of one */
     return d + (p > 0 ? r.l1 : p < 0 ? -r.l1 : 0);
 }
 
@@ -85,7 +100,7 @@ INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL
 {
     int spikes = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        REAL d = FN(squarable)(FN(gradient)(r, g[i], p[i]));
+        REAL d = FN(squarable)(r, FN(gradient)(r, g[i], p[i]));
         if (spam) {
             const REAL limit = r.threshold * square[i], cut = d < 0 ? -FN(root)(limit) : FN(root)(limit);
             const int spike = limit > 0 && d * d > limit;
@@ -93,7 +108,7 @@ INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL
             spikes += spike;
         }
         mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
-        REAL v = square[i] = FN(second_moment)(r.keep_square, square[i], r.take_square, d);
+        REAL v = square[i] = FN(second_moment)(r, r.keep_square, square[i], r.take_square, d);
         if (most) v = most[i] = v > most[i] ? v : most[i];
         p[i] = r.shrink * p[i] - r.step * (mean[i] / (FN(rms)(v, r.take_square) / r.root + r.eps));
     }
@@ -106,8 +121,8 @@ INLINE void FN(rmsprop)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
                         REAL *restrict square, REAL *restrict buffer)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        const REAL d = FN(squarable)(FN(gradient)(r, g[i], p[i]));
-        REAL v = square[i] = FN(second_moment)(r.keep_square, square[i], r.take_square, d);
+        const REAL d = FN(squarable)(r, FN(gradient)(r, g[i], p[i]));
+        REAL v = square[i] = FN(second_moment)(r, r.keep_square, square[i], r.take_square, d);
         if (mean) {
             mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
             v -= mean[i] * mean[i]; /* negative only by rounding */
@@ -122,8 +137,8 @@ INLINE void FN(rmsprop)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
 INLINE void FN(adagrad)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict square)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        const REAL d = FN(squarable)(FN(gradient)(r, g[i], p[i]));
-        square[i] = FN(second_moment)(1, square[i], 1, d);
+        const REAL d = FN(squarable)(r, FN(gradient)(r, g[i], p[i]));
+        square[i] = FN(second_moment)(r, 1, square[i], 1, d);
         p[i] -= r.step * (d / (FN(rms)(square[i], 1) + r.eps));
     }
 }
@@ -169,6 +184,12 @@ static ptrdiff_t FN(optim_update)(const gc_update *u, void *const data[GC_OPERAN
 {
     enum { PART = 128 };
     const FN(rates) r = FN(rates_of)(u);
+    /* The usual gradients, clipped or not. These are constants, so that loops of their own are compiled for them. */
+    FN(rates) tame = r, as_it_is;
+    tame.tame = 1;
+    as_it_is = tame;
+    as_it_is.factor0 = 1;
+    const int is_tame = u->bound <= TAME && u->factor[1] == 1 && u->l2 == 0 && u->l1 == 0;
     ptrdiff_t spikes = 0;
     for (ptrdiff_t i = 0; i < n; i += PART) {
         REAL *a[GC_OPERANDS];
@@ -176,7 +197,13 @@ static ptrdiff_t FN(optim_update)(const gc_update *u, void *const data[GC_OPERAN
             a[k] = data[k] ? (REAL *)data[k] + start + i : NULL;
             if (a[k]) FETCH_AHEAD(a[k], PART);
         }
-        spikes += FN(update_part)(u->rule, r, a, gc_min(n - i, PART));
+        const ptrdiff_t m = gc_min(n - i, PART);
+        if (!is_tame)
+            spikes += FN(update_part)(u->rule, r, a, m);
+        else if (u->factor[0] == 1)
+            spikes += FN(update_part)(u->rule, as_it_is, a, m);
+        else
+            spikes += FN(update_part)(u->rule, tame, a, m);
     }
     return spikes;
 }
@@ -186,3 +213,4 @@ static const gc_optim_kernels FN(optim_kernels) = {FN(optim_update)};
 #undef LARGEST
 #undef LEAST
 #undef SQUARABLE
+#undef TAME

@@ -47,10 +47,10 @@ cdef class Update:
     def __dealloc__(self):
         free(self.spans)
 
-    def run(self, double factor0, double factor1, dict counts=None):
+    def run(self, double factor0, double factor1, double bound, dict counts=None):
         """Updates in place, with the gradients times the factors; counts["n_spikes"] grows by those that were cut."""
         cdef Py_ssize_t spikes
-        self.u.factor[0], self.u.factor[1] = factor0, factor1
+        self.u.factor[0], self.u.factor[1], self.u.bound = factor0, factor1, bound
         with nogil:
             spikes = gc_optim_update(TABLE, self.spans, self.n, &self.u)
         if counts is not None:

@@ -182,6 +182,30 @@ def test_100_steps_agree_with_the_twin(rule: str, options: dict[str, Any], dtype
             assert relative_error(a, np.broadcast_to(states[name][moment], a.shape)) <= tolerance
 
 
+@each_dtype
+@each_case
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.5])
+def test_a_gradient_too_large_to_have_a_square_changes_no_bit_elsewhere(
+    rule: str, options: dict[str, Any], dtype: Any, factor: float
+) -> None:
+    """There is a shorter loop where all gradients are known to be far below: both compute the same."""
+    huge = np.array([2.0**65 if dtype == np.float32 else 2.0**513], dtype)
+    found = []
+    for other in (np.zeros(1, dtype), huge):
+        pairs, draw = fresh(dtype)
+        opt = make(rule, pairs | {"other": (np.ones(1, dtype), other)}, **options | {"maximize": factor < 0})
+        for _ in range(5):
+            draw()
+            opt.step(scale=1 / abs(factor))
+        found.append({name: p for name, (p, _) in pairs.items()} | opt.state_dict()["moments"])
+        for arrays in opt.state_dict()["moments"].values():
+            del arrays["other"]
+            found[-1] |= arrays
+    for name, p in found[0].items():
+        if isinstance(p, np.ndarray):
+            assert same_bits(p, found[1][name]), name
+
+
 @pytest.mark.peers
 @each_dtype
 @each_case_of_pytorch
