@@ -177,6 +177,9 @@ def _app() -> "typer.Typer":
         horizon: Annotated[
             int | None, typer.Option(help="Steps from a window to its target. By default 1, or 0 for a class.")
         ] = None,
+        period: Annotated[
+            int | None, typer.Option(help="Steps after which a series repeats itself. By default what it shows.")
+        ] = None,
         cell: Annotated[str, typer.Option(metavar="CELL", help=f"One of {cells}.")] = plain.cell,
         hidden: Annotated[int, typer.Option(help="Hidden units.")] = plain.hidden,
         layers: Annotated[int, typer.Option(help="Recurrent layers.")] = plain.layers,
@@ -232,6 +235,7 @@ def _app() -> "typer.Typer":
             seeds=seeds, model=model,
             inputs=tuple(inputs.split(",")) if inputs else None, time=time, group=group, missing=missing,
             na=tuple(na or ()), delimiter=delimiter, decimal=decimal, encoding=encoding, horizon=horizon,
+            period=period,
         )  # fmt: skip
         return lambda: _diagnose(what, out, json, live)
 

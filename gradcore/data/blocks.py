@@ -11,18 +11,27 @@ from gradcore._base.check import Array
 __all__: list[str] = []  # for the package only
 
 WIDEST = 64  # bytes of a cell
-NEWLINE, ZERO = 10, 0
+NEWLINE, QUOTE, ZERO = 10, 34, 0
 
 
 def cut(block: str, delimiter: str, width: int, wanted: Iterable[int]) -> dict[int, Array] | None:
     """Return the wanted columns as arrays of bytes; None if some line has not `width` plain, short cells.
 
-    `block` ends with a line's end and has no quotes.
+    `block` begins outside of quotes and ends with a line's end. A plain cell may stand in quotes, and then have
+    delimiters, but neither line breaks nor quotes.
     """
     if not block.isascii() or not delimiter.isascii():
         return None
     text = np.frombuffer(block.encode("ascii"), np.uint8)
-    ends: Array = np.flatnonzero((text == ord(delimiter)) | (text == NEWLINE))
+    separates = (text == ord(delimiter)) | (text == NEWLINE)
+    quotes = text == QUOTE
+    n_quotes = int(np.count_nonzero(quotes))
+    if n_quotes:
+        inside = np.logical_xor.accumulate(quotes)
+        if inside[-1] or (inside & (text == NEWLINE)).any():
+            return None
+        separates &= ~inside
+    ends: Array = np.flatnonzero(separates)
     last = np.flatnonzero(text[ends] == NEWLINE)
     if (np.diff(last, prepend=-1) != width).any():
         return None
@@ -30,6 +39,11 @@ def cut(block: str, delimiter: str, width: int, wanted: Iterable[int]) -> dict[i
     starts = np.empty_like(ends)
     starts[:, 1:] = ends[:, :-1] + 1
     starts[0, 0], starts[1:, 0] = 0, ends[:-1, -1] + 1
+    if n_quotes:
+        quoted = (ends - starts >= 2) & (text[starts] == QUOTE) & (text[ends - 1] == QUOTE)
+        if n_quotes != 2 * np.count_nonzero(quoted):
+            return None
+        starts, ends = starts + quoted, ends - quoted
     found = {}
     for column in wanted:
         start, length = starts[:, column], ends[:, column] - starts[:, column]

@@ -125,26 +125,27 @@ class TextTable:
 
     def _chunks(self, wanted: list[int]) -> Iterator[tuple[Array, list[list[str]], dict[int, Array] | None]]:
         """Some rows at a time: the last line of each, and their cells or else the wanted columns."""
-        at, delimiter = self.line, self.dialect.delimiter
-        if '"' in self.text or delimiter == SPACE:
-            taken = 0
-            rows = iter_cells(self._lines(self.ends), delimiter)
-            while cells := self._some(rows):
-                now = getattr(rows, "line_num", taken + len(cells))
-                if now - taken == len(cells):
-                    lines = at + taken + 1 + np.arange(len(cells))
-                else:  # some cells go over several lines
-                    spans = [1 + sum(cell.count("\n") for cell in row) for row in cells]
-                    lines = at + taken + np.cumsum(spans)
-                taken = now
-                yield lines, cells, None
-            return
-        for block in self._blocks(self.ends):
-            found = cut(block, delimiter or NEVER, self.dialect.head.width, wanted)
-            cells = [] if found else list(iter_cells(block.split("\n")[:-1], delimiter))
-            n = len(found[wanted[0]]) if found else len(cells)
-            yield np.arange(at + 1, at + n + 1), cells, found
-            at += n
+        at, place, delimiter = self.line, self.start, self.dialect.delimiter
+        if delimiter != SPACE:
+            for block in self._blocks(self.ends, place):
+                found = cut(block, delimiter or NEVER, self.dialect.head.width, wanted)
+                if found is None and '"' in block:  # a cell may go on in the next one
+                    break
+                cells = [] if found else list(iter_cells(block.split("\n")[:-1], delimiter))
+                n = len(found[wanted[0]]) if found else len(cells)
+                yield np.arange(at + 1, at + n + 1), cells, found
+                at, place = at + n, place + len(block)
+        taken = 0
+        rows = iter_cells(self._lines(self.ends, place), delimiter)
+        while cells := self._some(rows):
+            now = getattr(rows, "line_num", taken + len(cells))
+            if now - taken == len(cells):
+                lines = at + taken + 1 + np.arange(len(cells))
+            else:  # some cells go over several lines
+                spans = [1 + sum(cell.count("\n") for cell in row) for row in cells]
+                lines = at + taken + np.cumsum(spans)
+            taken = now
+            yield lines, cells, None
 
     def _some(self, rows: Iterator[list[str]]) -> list[list[str]]:
         try:
@@ -155,7 +156,7 @@ class TextTable:
             raise
 
     def _rows(self, end: int) -> Iterator[Row]:
-        rows = split_rows(self._lines(end), self.dialect.delimiter, self.line)
+        rows = split_rows(self._lines(end, self.start), self.dialect.delimiter, self.line)
         line = self.line
         try:
             for line, row in rows:
@@ -163,14 +164,13 @@ class TextTable:
         except csv.Error as error:
             raise SourceError(f"{self.where}, line {line + 1}: not a readable table ({error})") from None
 
-    def _lines(self, end: int) -> Iterator[str]:
-        for block in self._blocks(end):
+    def _lines(self, end: int, place: int) -> Iterator[str]:
+        for block in self._blocks(end, place):
             for line in block[:-1].split("\n"):
                 yield line + "\n"
 
-    def _blocks(self, end: int) -> Iterator[str]:
+    def _blocks(self, end: int, place: int) -> Iterator[str]:
         """Some whole lines at a time."""
-        place = self.start
         while place < end:
             stop = self.text.find("\n", min(place + BLOCK, end), end)
             stop = end if stop < 0 else stop

@@ -31,7 +31,9 @@ class _Windows(NamedTuple):
     targets: Array
 
 
-def forecast_task(title: str, series: Series, steps: int | None, horizon: int | None = None) -> Task:
+def forecast_task(
+    title: str, series: Series, steps: int | None, horizon: int | None = None, period: int | None = None
+) -> Task:
     """Return the task to forecast a series, or to tell its class.
 
     A window has `steps` rows. Its target is the value `horizon` steps after its last row; by default the next one, or
@@ -48,6 +50,8 @@ def forecast_task(title: str, series: Series, steps: int | None, horizon: int | 
         Number of steps of a window; by default 50, or a quarter of a series that is shorter than 200.
     horizon : int, optional
         How many steps ahead the target is.
+    period : int, optional
+        Number of steps after which the series repeats itself; by default what `find_period` finds.
 
     Returns
     -------
@@ -60,6 +64,8 @@ def forecast_task(title: str, series: Series, steps: int | None, horizon: int | 
         If the series is too short, or has nothing to learn.
     """
     classes = series.classes is not None
+    if classes and period is not None:
+        raise SourceError(f"period: expected a target of numbers, got the classes of {series.target}")
     ahead = (0 if classes else 1) if horizon is None else horizon
     longest = max(map(len, series.parts))
     steps = max(min(MOST_STEPS, longest // 4), 2) if steps is None else steps
@@ -68,7 +74,7 @@ def forecast_task(title: str, series: Series, steps: int | None, horizon: int | 
     training = [_chosen(w, w.targets < splits[w.part]) for w in every]
     held_out = [_chosen(w, w.targets >= splits[w.part]) for w in every]
     counts = [sum(len(w.starts) for w in some) for some in (training, held_out)]
-    scaled = _standardized(series, splits)
+    scaled = _standardized(series, splits, period)
     if counts[0] < LEAST_TRAINING or counts[1] < LEAST_HELD_OUT:
         raise SourceError(_too_short(series, steps, ahead, counts))
     possible = sum(max(len(part) - steps - ahead + 1, 0) for part in series.parts)
@@ -80,7 +86,10 @@ def forecast_task(title: str, series: Series, steps: int | None, horizon: int | 
     def held(n: int) -> tuple[Array, Array]:
         return scaled.batch(held_out, np.unique(np.linspace(0, counts[1] - 1, n).round().astype(int)), steps)
 
-    baselines = (_class_baselines if classes else _baselines)(scaled, series, splits, held_out, ahead)
+    if classes:
+        baselines, accuracies = _class_baselines(series, splits, held_out, ahead)
+    else:
+        baselines, accuracies = _baselines(scaled, held_out, ahead), {}
     output = 1 if series.classes is None else len(series.classes)
     return Task(
         name=title,
@@ -92,8 +101,8 @@ def forecast_task(title: str, series: Series, steps: int | None, horizon: int | 
         classes=classes,
         baseline=baselines["constant"],
         draw=draw,
-        held_out=HeldOut(held, baselines),
-        within=lambda: forecast_task(title, _first(series, splits), steps, horizon),
+        held_out=HeldOut(held, baselines, accuracies),
+        within=lambda: forecast_task(title, _first(series, splits), steps, horizon, period),
         facts={**series.facts, "horizon": ahead, "windows": windows, "period": scaled.period},
     )
 
@@ -162,7 +171,7 @@ class _Standardized(NamedTuple):
         return x, target if target.dtype.kind == "i" else target[:, None]
 
 
-def _standardized(series: Series, splits: list[int]) -> _Standardized:
+def _standardized(series: Series, splits: list[int], period: int | None) -> _Standardized:
     names = series.inputs
     columns = []
     for k in range(series.parts[0].shape[1]):
@@ -180,8 +189,10 @@ def _standardized(series: Series, splits: list[int]) -> _Standardized:
     seen = np.concatenate([target[:split] for target, split in zip(series.targets, splits, strict=True)])
     middle, spread = _center_and_scale(series.source, series.target, seen)
     targets = [((target - middle) / spread).astype(FLOAT32) for target in series.targets]
-    which = int(np.argmax(splits))
-    return _Standardized(parts, targets, find_period(targets[which][: splits[which]]))
+    if period is None:
+        which = int(np.argmax(splits))
+        period = find_period(targets[which][: splits[which]])
+    return _Standardized(parts, targets, period)
 
 
 def _center_and_scale(source: str, name: str, values: Array) -> tuple[float, float]:
@@ -225,9 +236,7 @@ def find_period(values: Array) -> int | None:
     return int(peaks[correlation[peaks] > 0.9 * correlation[peaks].max()][0])
 
 
-def _baselines(
-    scaled: _Standardized, series: Series, splits: list[int], held_out: list[_Windows], ahead: int
-) -> dict[str, float]:
+def _baselines(scaled: _Standardized, held_out: list[_Windows], ahead: int) -> dict[str, float]:
     """Mean squared errors, over the held-out targets, of answers that need no model; the scale is the targets'."""
     pairs = [(np.asarray(scaled.targets[w.part], np.float64), w.targets) for w in held_out]
     truth = np.concatenate([values[at] for values, at in pairs])
@@ -247,9 +256,9 @@ def _baselines(
 
 
 def _class_baselines(
-    scaled: _Standardized, series: Series, splits: list[int], held_out: list[_Windows], ahead: int
-) -> dict[str, float]:
-    """Cross-entropies of the frequencies of the classes, and of those after each class."""
+    series: Series, splits: list[int], held_out: list[_Windows], ahead: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Cross-entropies and accuracies of the frequencies of the classes, and of those after each class."""
     n, back = len(series.classes or ()), max(ahead, 1)
     frequency, after = np.ones(n), np.ones((n, n))
     for labels, split in zip(series.targets, splits, strict=True):
@@ -265,4 +274,9 @@ def _class_baselines(
     before = np.concatenate([np.where(at >= back, labels[np.maximum(at - back, 0)], -1) for labels, at in pairs])
     shares, moves = frequency / frequency.sum(), after / after.sum(axis=1, keepdims=True)
     expected = np.where(before >= 0, moves[np.maximum(before, 0), now], shares[now])
-    return {"constant": float(-np.log(shares[now]).mean()), "last_value": float(-np.log(expected).mean())}
+    usual = int(np.argmax(shares))
+    guess = np.where(before >= 0, moves.argmax(axis=1)[np.maximum(before, 0)], usual)
+    return (
+        {"constant": float(-np.log(shares[now]).mean()), "last_value": float(-np.log(expected).mean())},
+        {"constant": float((now == usual).mean()), "last_value": float((now == guess).mean())},
+    )

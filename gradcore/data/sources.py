@@ -48,6 +48,7 @@ def load(
     decimal: str | None = None,
     encoding: str | None = None,
     horizon: int | None = None,
+    period: int | None = None,
 ) -> Task:
     """Open a source: a task by name, a table or a text.
 
@@ -84,6 +85,8 @@ def load(
         Such as "cp1252". By default UTF-8, UTF-16, or what the characters tell.
     horizon : int, optional
         How many steps after its window the target lies, at least 1. By default 1, or 0 for a class.
+    period : int, optional
+        Number of steps after which the series repeats itself, at least 2. By default what its autocorrelation tells.
 
     Returns
     -------
@@ -111,12 +114,14 @@ def load(
         raise TypeError("source: expected the name of a task or a path as text, got bytes")
     steps = None if seq_len is None else check_int("seq_len", seq_len, least=2)
     horizon = None if horizon is None else check_int("horizon", horizon, least=1)
+    period = None if period is None else check_int("period", period, least=2)
+    ahead = {"horizon": horizon, "period": period}
     options = check_options(
         {"target": target, "inputs": inputs, "time": time, "group": group, "missing": missing, "na": na}
         | {"delimiter": delimiter, "decimal": decimal, "encoding": encoding}
     )
     if name in MAKERS:
-        _refuse_options(options, horizon, f"the source {name}")
+        _refuse_options(options, ahead, f"the source {name}")
         return MAKERS[name](steps or (50 if name == "copy" else 100))
     if name in BUNDLED:
         if target is None and name in TARGETS:
@@ -128,16 +133,17 @@ def load(
         found = open_source(name, raw, options)
     del raw  # a long file is not held twice
     if isinstance(found, str):
-        _refuse_options(options, horizon, f"the text {name}", "encoding")
+        _refuse_options(options, ahead, f"the text {name}", "encoding")
         return _character_task(name, found, steps or 50)
     series = series_of(name, found, options)
     if name in BUNDLED and steps is None:
         steps = 100
-    return forecast_task(_title(name, series, horizon), series, steps, horizon)
+    return forecast_task(_title(name, series, horizon), series, steps, **ahead)
 
 
-def _refuse_options(options: Options, horizon: int | None, what: str, *allowed: str) -> None:
-    given = [name for name in (*options.given(), *["horizon"] * (horizon is not None)) if name not in allowed]
+def _refuse_options(options: Options, ahead: dict[str, int | None], what: str, *allowed: str) -> None:
+    given = [name for name in options.given() if name not in allowed]
+    given += [name for name, value in ahead.items() if value is not None]
     if given:
         raise SourceError(f"{given[0]}: expected a table with columns, got {what}")
 
@@ -183,8 +189,10 @@ def _character_task(source: str, text: str, steps: int) -> Task:
         return windows(np.unique(np.linspace(min(first, last), last, min(most, 64)).astype(int)))
 
     baselines = {"constant": float(-np.log(share[codes[split:]]).mean())}
+    accuracies = {"constant": float((codes[split:] == share.argmax()).mean())}
     name = f"next character of {Path(source).name}"
     return Task(
-        name, source, size, size, steps, True, True, baselines["constant"], draw, HeldOut(held_out, baselines),
+        name, source, size, size, steps, True, True, baselines["constant"], draw,
+        HeldOut(held_out, baselines, accuracies),
         within=lambda: _character_task(source, text[:split], steps),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -243,10 +244,13 @@ class HeldOut(NamedTuple):
         ``draw(n) -> (x, target)`` returns at most n of the sequences, the same ones each time.
     baselines : mapping of str to float
         The losses on them of "constant", the best answer that ignores the input, "last_value" and "seasonal".
+    accuracies : mapping of str to float, optional
+        The shares that these answers get right, where targets are labels.
     """
 
     draw: Callable[[int], tuple[Array, Array]]
     baselines: Mapping[str, float]
+    accuracies: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -306,6 +310,35 @@ class Task:
     def baselines(self) -> Mapping[str, float]:
         """The losses, on what is held out, of answers that need no model."""
         return {"constant": self.baseline} if self.held_out is None else self.held_out.baselines
+
+    @property
+    def accuracies(self) -> Mapping[str, float]:
+        """The shares of what is held out that answers which need no model get right; empty where there are no labels."""
+        return {} if self.held_out is None else self.held_out.accuracies
+
+    def accuracy(self, y: Array, target: Array) -> float | None:
+        """Return the share of the labels for which a model's largest output stands.
+
+        Parameters
+        ----------
+        y : ndarray, (B, output_size) or (T, B, output_size)
+            Outputs of a model.
+        target : ndarray
+            Targets as `draw` returns them.
+
+        Returns
+        -------
+        float or None
+            From 0 to 1; None where targets are values.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore.data import load
+        >>> load("temporal-order").accuracy(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0]))
+        0.75
+        """
+        return float(np.mean(y.argmax(axis=-1) == target)) if self.classes else None
 
     def test(self, n: int = 512) -> tuple[Array, Array]:
         """Return sequences to judge a model by, the same ones each time.

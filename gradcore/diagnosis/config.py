@@ -28,7 +28,7 @@ SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
 
 # What `gradcore.data.load` is given.
 LOADED = (
-    "seq_len", "target", "inputs", "time", "group", "missing", "na", "delimiter", "decimal", "encoding", "horizon",
+    "seq_len", "target", "inputs", "time", "group", "missing", "na", "delimiter", "decimal", "encoding", "horizon", "period",
 )  # fmt: skip
 
 LARGEST_GAIN = 1e30  # float32 also has to hold weights of the gains that are tried around it
@@ -85,6 +85,8 @@ class Config:
         How a text table is written.
     horizon : int, optional
         How many steps after its window the target lies.
+    period : int, optional
+        Number of steps after which a series repeats itself.
 
     Raises
     ------
@@ -124,6 +126,7 @@ class Config:
     decimal: str | None = None
     encoding: str | None = None
     horizon: int | None = None
+    period: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("cell", BY_NAME), ("init", INITS), ("optimizer", OPTIMIZERS)):
@@ -163,7 +166,7 @@ class Config:
         optimizer = Recipe([Let("optimizer", rule)], "optimizer", takes=["model"])
         return Problem(
             Recipe(self._model(task), "model"), Recipe(data, "batches"), task.loss, optimizer,
-            test=task.test, vary=lambda task=task, **changes: replace(self, **changes).problem(task), lr=self.lr,
+            test=task.test, accuracy=task.accuracy, vary=lambda task=task, **changes: replace(self, **changes).problem(task), lr=self.lr,
         )  # fmt: skip
 
     def _model(self, task: Task) -> list[Step]:

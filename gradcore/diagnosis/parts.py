@@ -52,6 +52,8 @@ class Start:
         What was read, in JSON's types; empty for a task of the literature.
     baselines : dict of str to float
         Losses, on the sequences held out, of answers that need no model.
+    accuracies : dict of str to float
+        Shares of the labels held out that these answers get right; empty where targets are values.
     input_size, output_size : int
         Sizes of the task.
     steps_back : int
@@ -68,7 +70,7 @@ class Start:
     >>> config = Config("adding")
     >>> task = task_of(config)
     >>> size = config.problem(task).model().flat_params.size
-    >>> start = Start(config, task.name, {}, task.baselines, task.input_size, task.output_size, 99, size, {})
+    >>> start = Start(config, task.name, {}, task.baselines, {}, task.input_size, task.output_size, 99, size, {})
     >>> start.config.source, start.n_parameters
     ('adding', 4417)
     """
@@ -77,6 +79,7 @@ class Start:
     task: str
     data: Mapping[str, Any]
     baselines: Mapping[str, float]
+    accuracies: Mapping[str, float]
     input_size: int
     output_size: int
     steps_back: int

@@ -177,6 +177,7 @@ def study(config: Config, report: Callable[[Any], None] = lambda part: None, liv
             task=task.name,
             data=task.facts,
             baselines=task.baselines,
+            accuracies=task.accuracies,
             input_size=task.input_size,
             output_size=task.output_size,
             steps_back=task.steps - 1,

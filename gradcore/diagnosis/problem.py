@@ -27,6 +27,8 @@ class Problem:
         ``optimizer(model)`` returns an optimizer of the model's parameters.
     test : callable
         ``test()`` returns x and target of the sequences to judge the model by.
+    accuracy : callable
+        ``accuracy(y, target)`` returns the share that is right, or None where targets are values.
     vary : callable
         ``vary(**changes)`` returns the same problem with another `task`, `seed`, `lr` or number of `steps`.
     lr : float
@@ -49,6 +51,7 @@ class Problem:
     loss: Callable[[Array, Any], tuple[float, Array]]
     optimizer: Callable[[Any], Any]
     test: Callable[[], tuple[Array, Any]]
+    accuracy: Callable[[Array, Any], float | None]
     vary: Callable[..., Problem]
     lr: float
     max_norm: float | None = None

@@ -123,6 +123,7 @@ def _study(found: Any, panels: dict[str, Panel]) -> Iterator[str]:
     note = (
         "It repeats the training that the verdict names." if found.verdict.remedy else "It repeats the configuration."
     )
+    yield _section("In detail", f"<p>{escape(found.verdict.finding)}</p>", f"<p>{escape(found.verdict.advice)}</p>")
     yield _section("The Python to copy", _code(found.verdict.python), _note(note))
     yield _growth(found, panels)
     loss, norm = training(configured, found.threshold.max_norm)
@@ -156,14 +157,16 @@ def _head(found: Any, over: str) -> str:
         for label, name in (("loss held out, as configured", found.trials[0].name), ("best remedy", verdict.remedy)):
             if name in by_name:
                 tiles.append((label, number(by_name[name].held_out_loss), f"± {number(by_name[name].spread)}"))
+    words = f'<p>{escape(verdict.finding)}</p>\n<p class="advice">{escape(verdict.advice)}</p>'
+    if hasattr(found, "trials"):
+        words = f'<p class="advice">{escape(verdict.summary)}</p>'
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><dd>{escape(beside)}</dd></div>"
         for name, value, beside in tiles
     )
     return (
         f'<p class="over">{escape(over)}</p>\n<h1>{escape(_title(found))}</h1>\n'
-        f'<p>{escape(verdict.finding)}</p>\n<p class="advice">{escape(verdict.advice)}</p>\n'
-        f'<dl class="tiles">{cells}</dl>'
+        f'{words}\n<dl class="tiles">{cells}</dl>'
     )
 
 

@@ -321,7 +321,11 @@ def trials(found: Any) -> Panel:
         for trial in tried
     ]  # fmt: skip
     rows += [[BASELINES.get(name, name), number(loss), "", "", "", ""] for name, loss in baselines.items()]
-    header = ("trial", "held out", "±", "each seed", "trained on", "largest norm")
+    header = ["trial", "held out", "±", "each seed", "trained on", "largest norm"]
+    shares = [*(trial.accuracy for trial in tried), *(found.start.accuracies.get(name) for name in baselines)]
+    if shares[0] is not None:
+        header.append("right")
+        rows = [[*row, "" if share is None else f"{share:.1%}"] for row, share in zip(rows, shares, strict=True)]
     return Panel(plot, trials_caption(found), header, rows, keys)
 
 

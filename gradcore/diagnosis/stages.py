@@ -375,6 +375,8 @@ class Run(NamedTuple):
         Whether a time step was clipped, by training step.
     held_out_loss : float
         Loss after it on the sequences held out.
+    accuracy : float or None
+        The share of their labels that is right; None where targets are values.
 
     Examples
     --------
@@ -389,6 +391,7 @@ class Run(NamedTuple):
     findings: tuple[Finding, ...]
     step_clipped: list[bool]
     held_out_loss: float
+    accuracy: float | None = None
 
 
 def run(problem: Problem, live: Callable[[GradientMonitor], Callable[[TrainingStep], None]] | None = None) -> Run:
@@ -441,15 +444,17 @@ def run(problem: Problem, live: Callable[[GradientMonitor], Callable[[TrainingSt
     )
     if history.interrupted:
         raise KeyboardInterrupt
-    return Run(history, tuple(monitor.findings), step_clipped, _held_out_loss(model, problem))
+    return Run(history, tuple(monitor.findings), step_clipped, *_judged(model, problem))
 
 
-def _held_out_loss(model: Any, problem: Problem) -> float:
+def _judged(model: Any, problem: Problem) -> tuple[float, float | None]:
+    """Loss and accuracy on what is held out."""
     x, target = problem.test()
     y = model(x)
+    y = y[0] if isinstance(y, tuple) else y
     with np.errstate(all="ignore"):
-        loss = float(problem.loss(y[0] if isinstance(y, tuple) else y, target)[0])
-    return loss if math.isfinite(loss) else math.inf
+        loss = float(problem.loss(y, target)[0])
+    return loss if math.isfinite(loss) else math.inf, problem.accuracy(y, target)
 
 
 def ended_at(history: History) -> float:
@@ -519,7 +524,7 @@ def train(
         run(problem.varied(seed=seed), None if live is None else partial(live.trial, name, seed=seed)) for seed in seeds
     ]
     first = problem.varied(seed=seeds[0])
-    history, findings, step_clipped, _ = runs[0]
+    history, findings, step_clipped, *_ = runs[0]
     norms = history.grad_norm
     finite = np.isfinite(norms) & np.isfinite(history.loss)
     return Trial(
@@ -537,4 +542,5 @@ def train(
         findings=findings,
         history=history,
         python=program(first),
+        accuracies=tuple(run.accuracy for run in runs if run.accuracy is not None),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gradcore.diagnosis.config import SUNSPOTS
@@ -16,8 +16,10 @@ from gradcore.training.monitor import SEVERITIES
 
 __all__: list[str] = []  # for the package only
 
-WIDTH = 80
+WIDTH = 80  # of a line at most, also where the terminal is wider
+NARROW = 70  # below which what matters less is left out
 SHOWN_FINDINGS = 4
+PAIR, TRIPLE = (15, 13), (10, 10, 10)  # characters of the cells of two tables
 
 
 class Printer:
@@ -27,8 +29,10 @@ class Printer:
         from rich.console import Console
 
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.width = min(self.console.width, WIDTH)
         self.configured: Trial | None = None
         self.baselines: Mapping[str, float] = {}
+        self.accuracies: Mapping[str, float] = {}
         self.forecast: TimeForecast | None = None
         self.comparing = False  # whether the table of trials has begun
         self.show: dict[type, Callable[[Any], None]] = {
@@ -52,10 +56,16 @@ class Printer:
     def text(self, text: str, indent: int = 2) -> None:
         lead = " " * indent
         hang = lead + "  " * text.startswith("- ")
-        self.console.print(textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=hang))
+        self.console.print(textwrap.fill(text, self.width, initial_indent=lead, subsequent_indent=hang))
+
+    def row(self, name: str, *cells: str, widths: Sequence[int]) -> None:
+        """A line of a table: the name as long as there is room, then the cells on the right."""
+        rest = "".join(f" {cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+        room = self.width - 2 - sum(widths) - len(widths)
+        print(f"  {name[:room]:{room}}{rest}".rstrip(), flush=True)
 
     def start(self, start: Start) -> None:
-        config, self.baselines = start.config, start.baselines
+        config, self.baselines, self.accuracies = start.config, start.baselines, start.accuracies
         self.console.print(f"gradcore {start.machine['version']}: {start.task}", style="bold")
         for line in what_was_read(start.data):
             self.text(line)
@@ -75,13 +85,13 @@ class Printer:
     def show_forecast(self, forecast: TimeForecast) -> None:
         self.forecast = forecast
         self.head("1. Forecast, from the weights and the states that they lead through")
-        print(f"  {'matrix':24} {'spectral radius':>16} {'spectral norm':>16}")
+        self.row("matrix", "spectral radius", "spectral norm", widths=PAIR)
         for matrix in forecast.matrices:
-            print(f"  {matrix.name:24} {number(matrix.radius):>16} {number(matrix.norm):>16}")
-        print(f"  {'Lyapunov exponents':24} {'largest, ln/step':>16} {'above 0':>16} {'dimension':>16}")
+            self.row(matrix.name, number(matrix.radius), number(matrix.norm), widths=PAIR)
+        self.row("Lyapunov exponents", "largest", "above 0", "dimension", widths=TRIPLE)
         for found in forecast.spectra:
             above = f"{int((found.exponents > 0).sum())} of {len(found.exponents)}"
-            print(f"  {found.name:24} {found.largest:16.4f} {above:>16} {found.filled:>16}")
+            self.row(found.name, f"{found.largest:.4f}", above, found.filled, widths=TRIPLE)
         for condition in forecast.conditions:
             sign = ">" if condition.of == "explodes" else "<"
             state = "holds" if condition.holds else "does not hold"
@@ -99,29 +109,34 @@ class Printer:
         assert self.forecast is not None
         self.head("2. Measurement: |dL/dh_t| for the loss of the last step")
         T = measurement.norms.shape[1]
-        shown = sorted({round(i * (T - 1) / 6) for i in range(7)})
-        print(f"  {'time step':22}" + "".join(f"{t:>8}" for t in shown))
+        n = max((self.width - 24) // 8, 2)
+        shown = sorted({round(i * (T - 1) / (n - 1)) for i in range(n)})
+        widths = [7] * len(shown)
+        self.row("time step", *map(str, shown), widths=widths)
         expected = measurement.expected(self.forecast)
         for name, row, ahead in zip(measurement.names, measurement.norms, expected, strict=True):
             for kind, norms in (("measured", row), ("forecast", ahead)):
-                print(f"  {f'{name}, {kind}':22}" + "".join(f"{number(norms[t]):>8}" for t in shown))
+                self.row(f"{name}, {kind}", *(number(norms[t]) for t in shown), widths=widths)
         kind = kind_of_gradient(self.forecast, measurement)
         self.text(finding(kind, self.forecast, measurement))
 
     def comparison(self, comparison: Comparison) -> None:
         stack = len(comparison.layers) > 1  # else no layer's gradient arrives in another
-        above = f" {'with above':>12}" if stack else ""
-        print(f"  {'rate, ln per step':22} {'predicted':>12} {'at most':>12}{above} {'measured':>12}")
+        heads = ["predicted", "at most", *["with above"] * stack, "measured"]
+        widths = [10] * len(heads)
+        self.row("ln per step", *heads, widths=widths)
         for layer in comparison.layers:
-            above = f" {layer.with_above:12.4f}" if stack else ""
-            print(f"  {layer.name:22} {layer.predicted:12.4f} {layer.upper_bound:12.4f}{above} {layer.measured:12.4f}")
+            above = [layer.with_above] * stack
+            rates = (layer.predicted, layer.upper_bound, *above, layer.measured)
+            self.row(layer.name, *(f"{rate:.4f}" for rate in rates), widths=widths)
 
     def lengths(self, lengths: tuple[Length, ...]) -> None:
         if len(lengths) < 2:
             return
-        print(f"  {'steps a sequence':22} {'a step':>12} {'over it':>12}")
+        self.row("steps a sequence", "a step", "over it", "gradient", widths=TRIPLE)
         for length in lengths:
-            print(f"  {length.steps:<22} {per_step(length.rate):>12} {number(length.factor):>12}  {length.verdict}")
+            cells = per_step(length.rate), number(length.factor), length.verdict
+            self.row(str(length.steps), *cells, widths=TRIPLE)
 
     def trial(self, trial: Trial) -> None:
         if self.configured is None:
@@ -129,7 +144,9 @@ class Printer:
             self.head("3. Training as configured")
             self.text(
                 f"The loss ends at {number(trial.loss)} (mean of the last tenth), and at {plus_minus(trial)} on "
-                f"sequences held out ({len(trial.held_out_losses)} seeds), after norms of up to "
+                f"sequences held out ({len(trial.held_out_losses)} seeds)"
+                + ("" if trial.accuracy is None else f", where {trial.accuracy:.1%} are right")
+                + ", after norms of up to "
                 f"{number(trial.largest_norm)}; "
                 f"{trial.nonfinite_steps} of {len(trial.history)} steps were not finite; {trial.seconds:.1f} s."
             )
@@ -141,18 +158,28 @@ class Printer:
         else:
             if not self.comparing:
                 self.comparing = True
-                print(f"  {'trial':41} {'held out':>9} {'±':>8} {'trained on':>10} {'s':>6}")
+                self.compared("trial", "held out", "±", "right", "trained on", "s")
                 for name, loss in self.baselines.items():
-                    print(f"  {BASELINES[name]:41} {number(loss):>9}")
-                self.row(self.configured)
-            self.row(trial)
+                    share = f"{self.accuracies[name]:.1%}" if name in self.accuracies else ""
+                    self.compared(BASELINES[name], number(loss), "", share, "", "")
+                self.result(self.configured)
+            self.result(trial)
 
-    def row(self, trial: Trial) -> None:
-        print(
-            f"  {trial.name[:41]:41} {number(trial.held_out_loss):>9} {number(trial.spread):>8} "
-            f"{number(trial.loss):>10} {trial.seconds:6.1f}",
-            flush=True,
-        )
+    def result(self, trial: Trial) -> None:
+        share = "" if trial.accuracy is None else f"{trial.accuracy:.1%}"
+        losses = number(trial.held_out_loss), number(trial.spread), share, number(trial.loss)
+        self.compared(trial.name, *losses, f"{trial.seconds:.1f}")
+
+    def compared(self, name: str, loss: str, spread: str, share: str, trained_on: str, seconds: str) -> None:
+        """A line of the table of trials."""
+        assert self.configured is not None
+        shown = [(loss, 9), (spread, 8)]
+        if self.configured.accuracy is not None:
+            shown.append((share, 7))
+        if self.width >= NARROW:
+            shown += [(trained_on, 10), (seconds, 6)]
+        cells, widths = zip(*shown, strict=True)
+        self.row(name, *cells, widths=widths)
 
     def thresholds(self, thresholds: ClipThresholds) -> None:
         self.head("4. Thresholds and remedies")

@@ -102,6 +102,8 @@ class Trial:
         The whole course with the first seed, as are `loss` and all that follows it.
     python : str
         Python that repeats that run.
+    accuracies : tuple of float
+        Share of the labels held out that is right, for each seed; empty where targets are values.
 
     Attributes
     ----------
@@ -109,6 +111,8 @@ class Trial:
         Mean of `held_out_losses`.
     spread : float
         Their standard deviation; 0 if there is one.
+    accuracy : float or None
+        Mean of `accuracies`.
 
     Examples
     --------
@@ -134,8 +138,10 @@ class Trial:
     findings: tuple[Finding, ...]
     history: History
     python: str
+    accuracies: tuple[float, ...] = ()
     held_out_loss: float = field(init=False)
     spread: float = field(init=False)
+    accuracy: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         n = len(self.held_out_losses)
@@ -143,6 +149,7 @@ class Trial:
         variance = sum((loss - mean) ** 2 for loss in self.held_out_losses) / max(n - 1, 1)
         object.__setattr__(self, "held_out_loss", mean)
         object.__setattr__(self, "spread", variance**0.5)
+        object.__setattr__(self, "accuracy", sum(self.accuracies) / n if self.accuracies else None)
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,8 @@ class Outcome(Conclusion):
         The finding in a sentence.
     advice : str
         What to do, in a sentence.
+    summary : str
+        Finding and advice in two short sentences.
     remedy : str or None
         Name of the trial that did better than the configuration beyond the spread; None if there is none.
     loss : float
@@ -230,13 +239,15 @@ class Outcome(Conclusion):
     Examples
     --------
     >>> from gradcore.diagnosis.trials import Outcome
-    >>> outcome = Outcome("explodes", "The gradient explodes.", "Clip it.", "norm clipping at 2.5", 0.02, "...")
+    >>> told = "The gradient explodes.", "Clip it.", "The gradient explodes. Clip it."
+    >>> outcome = Outcome("explodes", *told, "norm clipping at 2.5", 0.02, "...")
     >>> print(outcome)
     explodes: The gradient explodes. Clip it.
     >>> outcome.remedy
     'norm clipping at 2.5'
     """
 
+    summary: str
     remedy: str | None
     loss: float
     python: str

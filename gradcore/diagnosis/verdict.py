@@ -55,7 +55,7 @@ def judge(
     clipped = any(not has_diverged(trial) for trial in remedies if trial.changes.keys() & {"max_norm", "step_clip"})
     sound = [trial for trial in trials if not has_diverged(trial)]
     lowest = min(sound, key=lambda trial: trial.held_out_loss, default=configured)
-    yardstick = min(baselines.keys() - {SEASONAL}, key=lambda name: baselines[name])
+    yardstick = min((name for name in baselines if name != SEASONAL), key=lambda name: baselines[name])
     learned = bool(sound) and not lowest.held_out_loss > (1 - WORTHWHILE) * baselines[yardstick]
     improved = learned and _beats(lowest, configured)
     best = lowest if improved else configured
@@ -68,7 +68,32 @@ def judge(
     if kind == "diverged":
         advice = _against_divergence(configured, steady_rate, best if improved else None)
     told = f"{finding(gradient, expected, measured)} {_course(configured)}; {_beside(baselines)}."
-    return Outcome(kind, told, advice, best.name if improved else None, best.held_out_loss, best.python)
+    if improved:
+        state = "diverges" if has_diverged(configured) else f"has {plus_minus(configured)}"
+        helps = f"{best.name[:1].upper()}{best.name[1:]} helps: it has {plus_minus(best)} on what is held out, where "
+        helps += f"the configuration {state}."
+    elif kind == "nothing_to_learn":
+        helps = f"On what is held out the best trial has {plus_minus(lowest)}, and {BASELINES[yardstick]} has "
+        helps += f"{number(baselines[yardstick])}."
+    elif kind == "diverged":
+        helps = advice
+    else:
+        helps = f"No remedy beats the configuration, which has {plus_minus(configured)} on what is held out."
+    summary = f"{_in_short(kind, expected, measured)} {helps}"
+    return Outcome(kind, told, advice, summary, best.name if improved else None, best.held_out_loss, best.python)
+
+
+def _in_short(kind: Kind, expected: TimeForecast, measured: Measurement) -> str:
+    if kind == "diverged":
+        return "The training as configured diverges."
+    if kind == "nothing_to_learn":
+        return "Nothing was learned at this length."
+    factor = expected.factor if math.isnan(measured.rate) else measured.factor
+    forecast = ", by the forecast" if math.isnan(measured.rate) else ""
+    return (
+        f"The gradient {VERBS[kind]}: on its way back over {expected.horizon} steps it changes by a factor of "
+        f"{number(factor)}{forecast}."
+    )
 
 
 def has_diverged(trial: Trial) -> bool:

@@ -119,6 +119,39 @@ def test_the_answers_to_classes_are_frequencies(tmp_path: Path) -> None:
     )
 
 
+def test_a_period_that_is_given_counts_more_than_what_is_found(tmp_path: Path) -> None:
+    values = np.sin(np.arange(400) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).standard_normal(400)
+    found, given = (load(written(tmp_path, values), 20, period=period) for period in (None, 5))
+    assert (found.facts["period"], given.facts["period"]) == (12, 5)
+    assert found.baselines["seasonal"] < 0.1 < given.baselines["seasonal"]
+    rehearsal = given.rehearsal()
+    assert rehearsal is not None
+    assert rehearsal.facts["period"] == 5
+    with pytest.raises(ValueError, match=r"^period: expected an integer of at least 2, got 1$"):
+        load("sunspots", period=1)
+    with pytest.raises(SourceError, match=r"^period: expected a table with columns, got the source adding$"):
+        load("adding", period=4)
+    with pytest.raises(SourceError, match=r"^period: expected a target of numbers, got the classes of weather$"):
+        load("weather", period=7)
+
+
+def test_accuracies_of_the_answers_to_classes(tmp_path: Path) -> None:
+    """b after a, a after b but for every fifth b, which stays: the last value tells more than the usual class."""
+    labels = "".join("abb" if i % 5 == 0 else "ab" for i in range(100))
+    path = written(tmp_path, (f"{i % 7},{label}" for i, label in enumerate(labels)), "x,kind")
+    task = load(path, 10, target="kind")
+    held = labels[-len(task.test()[1]) :]
+    usual, before = max("ab", key=labels[: -len(held)].count), labels[-len(held) - 1 : -1]
+    assert task.accuracies["constant"] == pytest.approx(held.count(usual) / len(held))
+    right = sum(now == {"a": "b", "b": "a"}[last] for now, last in zip(held, before, strict=True)) / len(held)
+    assert task.accuracies["last_value"] == pytest.approx(right)
+    assert right > task.accuracies["constant"]
+    y = np.zeros((len(held), 2), np.float32)
+    assert task.accuracy(y, task.test()[1]) == pytest.approx(held.count("a") / len(held))
+    assert load("sunspots").accuracies == {}
+    assert load("sunspots").accuracy(y, y) is None
+
+
 def test_text_holds_out_its_last_tenth(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("abcd" * 50 + "abdc" * 5 + "abcd", encoding="utf-8")

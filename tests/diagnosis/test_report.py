@@ -200,7 +200,7 @@ def test_everything_in_its_order(plain: Any, tmp_path: Path, caplog: pytest.LogC
     assert not caplog.records  # bokeh has nothing to say about the figures
     page = checked(path.read_text("utf-8"), 6)
     assert page.heads == [
-        "The gradient vanishes", "The Python to copy", "Growth over time steps", "Training as configured",
+        "The gradient vanishes", "In detail", "The Python to copy", "Growth over time steps", "Training as configured",
         "Norms by layer and training step", "Eigenvalues", "Trials", "Other lengths", "Data as read", "How it was made",
     ]  # fmt: skip
     for text in (plain.verdict.finding, plain.verdict.advice, plain.verdict.python, plain.start.task):

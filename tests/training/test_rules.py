@@ -163,6 +163,20 @@ def test_units_are_reported_when_three_quarters_are_dead(dead, found):
     assert [finding.severity for finding in monitor.findings] == ["moderate"] * len(found)
 
 
+@pytest.mark.parametrize("dead", [5, 6, 8])
+def test_units_of_a_relu_rnn_die_too(dead):
+    """Their inputs and their own past push them below 0, in one of two layers."""
+    rnn = gradcore.RNN(3, 8, num_layers=2, nonlinearity="relu", rng=0)
+    for name in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1"):
+        rnn.params[name][:dead] = -1.0
+    rnn.params["bias_ih_l0"][...] = rnn.params["bias_ih_l1"][dead:] = 1.0
+    y, tape = rnn.forward(np.ones((5, 4, 3), np.float32))
+    rnn.backward(tape, np.ones_like(y))
+    monitor = watch([1.0] * 30, tape=tape)
+    found = [(finding.where, finding.severity) for finding in monitor.findings if finding.kind == "dead_units"]
+    assert found == {5: [], 6: [("l1", "moderate")], 8: [("l1", "high")]}[dead]
+
+
 @pytest.mark.parametrize(("size", "found"), [(99.0, False), (101.0, True)])
 def test_data_have_a_scale_below_a_hundred(size, found):
     monitor = watch([1.0] * 30, record=record_of(x=np.float32([[size, -size]])))
@@ -172,6 +186,12 @@ def test_data_have_a_scale_below_a_hundred(size, found):
 @pytest.mark.parametrize(("weight", "found"), [(0.99e6, set()), (-1.01e6, {"large_weights"})])
 def test_weights_are_large_above_a_million(weight, found):
     assert kinds(watch([1.0], model=model_with([1.0, weight]))) == found
+
+
+def test_advice_on_large_weights_knows_of_clipping():
+    advice = [only(watch([1.0], model=model_with([2e6]), max_norm=n), "large_weights").advice for n in (None, 1.0)]
+    assert "and clip the gradient norm" in advice[0]
+    assert "is clipped already" in advice[1]
 
 
 @pytest.mark.parametrize(("step", "found"), [(5, set()), (10, {"large_weights"}), (15, set())])

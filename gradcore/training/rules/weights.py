@@ -7,10 +7,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gradcore._base.check import Array
+from gradcore.layers.tape import Member
 from gradcore.training.rules.rule import Symptom, at_end, each_step
 from gradcore.training.run import Run, Step
 
 __all__: list[str] = []  # for the package only
+
+CLIPPED_ALREADY = (
+    "Go back to earlier weights, lower the learning rate, and add weight decay: the gradient norm is clipped already."
+)
 
 
 @at_end()
@@ -35,7 +41,8 @@ def weights(run: Run, now: Step) -> Iterator[Symptom]:
     numbers = {"largest": largest, "parameters": where}
     if finite:
         message = f"Weights of {where[0]} reached {largest:.3g}, above {most:g}."
-        yield Symptom("large_weights", "high", numbers, message, badness=largest)
+        advice = "" if now.max_norm is None else CLIPPED_ALREADY
+        yield Symptom("large_weights", "high", numbers, message, badness=largest, advice=advice)
     else:
         yield Symptom("nonfinite_weights", "critical", numbers, f"{where[0]} holds weights that are not finite.")
 
@@ -101,20 +108,30 @@ def _at_rest(run: Run, now: Step) -> bool:
 )
 def dead_units(run: Run, now: Step) -> Iterator[Symptom]:
     for member in now.seen.members:
-        layer, kept = member.tape.layer, member.tape.kept
-        if type(layer).__name__ != "ReLU" or not kept or kept[0].ndim < 2 or not kept[0].size:
-            continue
-        units = kept[0].shape[-1]
-        n = int((kept[0].reshape(-1, units).max(axis=0) <= 0).sum())
-        lasting = run.lasting("dead_units", n >= run.thresholds.dead * units, 3, member.name)
-        if lasting:
-            yield Symptom(
-                "dead_units",
-                "high" if n == units else "info" if run.falls else "moderate",
-                {"dead": n, "units": units},
-                f"{n} of {units} units are 0 for a whole batch.",
-                where=member.name,
-                began=lasting[0],
-                badness=n,
-                times=lasting[1],
-            )
+        for place, outputs in _rectified(member):
+            units = outputs.shape[-1]
+            n = int((outputs.max(axis=0) <= 0).sum())
+            lasting = run.lasting("dead_units", n >= run.thresholds.dead * units, 3, place)
+            if lasting:
+                yield Symptom(
+                    "dead_units",
+                    "high" if n == units else "info" if run.falls else "moderate",
+                    {"dead": n, "units": units},
+                    f"{n} of {units} units are 0 for a whole batch.",
+                    where=place,
+                    began=lasting[0],
+                    badness=n,
+                    times=lasting[1],
+                )
+
+
+def _rectified(member: Member) -> Iterator[tuple[str, Array]]:
+    """The place and the outputs, or what has their sign, (rows, units), of each ReLU and of each layer of a ReLU RNN."""
+    tape = member.tape
+    if type(tape.layer).__name__ == "ReLU" and tape.kept and tape.kept[0].ndim >= 2 and tape.kept[0].size:
+        yield member.name, tape.kept[0].reshape(-1, tape.kept[0].shape[-1])
+    elif getattr(tape.layer, "nonlinearity", None) == "relu":
+        trace = tape.trace
+        for profile, rows in zip(member.profiles(), trace.arrays, strict=False):
+            if len(rows.gates):
+                yield profile.name, rows.gates[:, : trace.hidden_size]
