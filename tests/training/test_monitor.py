@@ -231,6 +231,7 @@ def test_a_healthy_run_has_no_findings(seed):
 OTHERWISE_WITH_CLIPPING = {
     "large_gradients",
     "gradient_spike",
+    "large_weights",
     "exploding_in_time",
     "exploding_in_layers",
     "unstable_after_progress",

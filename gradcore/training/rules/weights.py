@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradcore._base.check import Array
+from gradcore.layers.recurrent_tape import RecurrentTape
 from gradcore.layers.tape import Member
 from gradcore.training.rules.rule import Symptom, at_end, each_step
 from gradcore.training.run import Run, Step
@@ -126,12 +127,11 @@ def dead_units(run: Run, now: Step) -> Iterator[Symptom]:
 
 
 def _rectified(member: Member) -> Iterator[tuple[str, Array]]:
-    """The place and the outputs, or what has their sign, (rows, units), of each ReLU and of each layer of a ReLU RNN."""
+    """The place and the outputs, (rows, units), of a ReLU, and of each layer and direction of an RNN with ReLU."""
     tape = member.tape
     if type(tape.layer).__name__ == "ReLU" and tape.kept and tape.kept[0].ndim >= 2 and tape.kept[0].size:
         yield member.name, tape.kept[0].reshape(-1, tape.kept[0].shape[-1])
-    elif getattr(tape.layer, "nonlinearity", None) == "relu":
-        trace = tape.trace
-        for profile, rows in zip(member.profiles(), trace.arrays, strict=False):
+    elif isinstance(tape, RecurrentTape) and getattr(tape.layer, "nonlinearity", None) == "relu":
+        for profile, rows in zip(member.profiles(), tape.trace.arrays, strict=False):
             if len(rows.gates):
-                yield profile.name, rows.gates[:, : trace.hidden_size]
+                yield profile.name, rows.gates[:, : tape.layer.hidden_size]
