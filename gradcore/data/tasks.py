@@ -313,7 +313,7 @@ class Task:
 
     @property
     def accuracies(self) -> Mapping[str, float]:
-        """The shares of what is held out that answers which need no model get right; empty where there are no labels."""
+        """The shares of what is held out that answers without a model get right; empty where there are no labels."""
         return {} if self.held_out is None else self.held_out.accuracies
 
     def accuracy(self, y: Array, target: Array) -> float | None:

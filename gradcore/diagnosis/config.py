@@ -28,7 +28,8 @@ SUNSPOTS: dict[str, Any] = {"init": "normal", "gain": 1.8}
 
 # What `gradcore.data.load` is given.
 LOADED = (
-    "seq_len", "target", "inputs", "time", "group", "missing", "na", "delimiter", "decimal", "encoding", "horizon", "period",
+    "seq_len", "target", "inputs", "time", "group", "missing", "na", "delimiter", "decimal", "encoding", "horizon",
+    "period",
 )  # fmt: skip
 
 LARGEST_GAIN = 1e30  # float32 also has to hold weights of the gains that are tried around it
@@ -166,7 +167,8 @@ class Config:
         optimizer = Recipe([Let("optimizer", rule)], "optimizer", takes=["model"])
         return Problem(
             Recipe(self._model(task), "model"), Recipe(data, "batches"), task.loss, optimizer,
-            test=task.test, accuracy=task.accuracy, vary=lambda task=task, **changes: replace(self, **changes).problem(task), lr=self.lr,
+            test=task.test, accuracy=task.accuracy, lr=self.lr,
+            vary=lambda task=task, **changes: replace(self, **changes).problem(task),
         )  # fmt: skip
 
     def _model(self, task: Task) -> list[Step]:
