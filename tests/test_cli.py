@@ -83,7 +83,7 @@ def test_the_main_job_is_done_and_says_everything_in_order(sunspots: dict[str, A
     assert sunspots["status"] == 0
     assert sunspots["errors"] == ""
     parts = ["1. Forecast", "spectral radius", "Lyapunov", "necessary", "sufficient", "2. Measurement"]
-    parts += ["ln per step", "3. Training as configured"]
+    parts += ["\n  ln per step", "3. Training as configured"]
     parts += ["4. Thresholds and remedies", "Suggested: gain", "norm clipping", "step clipping"]
     tried = sunspots["json"]["suggestions"]["tried"][0]["name"]
     parts += ["orthogonal initialization", f"\n  {tried}", "LSTM instead of RNN", "5. Verdict"]

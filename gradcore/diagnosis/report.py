@@ -165,8 +165,7 @@ def _head(found: Any, over: str) -> str:
         for name, value, beside in tiles
     )
     return (
-        f'<p class="over">{escape(over)}</p>\n<h1>{escape(_title(found))}</h1>\n'
-        f'{words}\n<dl class="tiles">{cells}</dl>'
+        f'<p class="over">{escape(over)}</p>\n<h1>{escape(_title(found))}</h1>\n{words}\n<dl class="tiles">{cells}</dl>'
     )
 
 

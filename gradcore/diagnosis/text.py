@@ -51,7 +51,7 @@ class Printer:
         self.show[type(part)](part)
 
     def head(self, text: str) -> None:
-        self.console.print(f"\n{text}", style="bold")
+        self.console.print("\n" + textwrap.fill(text, self.width), style="bold")
 
     def text(self, text: str, indent: int = 2) -> None:
         lead = " " * indent
@@ -66,7 +66,8 @@ class Printer:
 
     def start(self, start: Start) -> None:
         config, self.baselines, self.accuracies = start.config, start.baselines, start.accuracies
-        self.console.print(f"gradcore {start.machine['version']}: {start.task}", style="bold")
+        title = f"gradcore {start.machine['version']}: {start.task}"
+        self.console.print(textwrap.fill(title, self.width), style="bold")
         for line in what_was_read(start.data):
             self.text(line)
         layers = f", {config.layers} layers" if config.layers > 1 else ""

@@ -169,8 +169,8 @@ class TestVerdict:
             f"{factor} No remedy beats the configuration, which has 0.5 ± 0 on what is held out."
         )
         assert judged("stable", with_loss("as configured", 1.1), last_value=0.9).summary == (
-            "Nothing was learned at this length. On what is held out the best trial has 1.1 ± 0, and the last value has "
-            "0.9."
+            "Nothing was learned at this length. On what is held out the best trial has 1.1 ± 0, and the last value "
+            "has 0.9."
         )
         lost = with_loss("as configured", math.inf)
         assert judged("stable", lost).summary == (
@@ -178,7 +178,9 @@ class TestVerdict:
         )
         assert judged("stable", lost, better).summary.endswith("where the configuration diverges.")
         unmeasured = judged("vanishes", good, rate=math.nan).summary
-        assert unmeasured.startswith("The gradient vanishes: on its way back over 3 steps it changes by a factor of 1.8, ")
+        assert unmeasured.startswith(
+            "The gradient vanishes: on its way back over 3 steps it changes by a factor of 1.8, "
+        )
 
     def test_the_finding_says_the_numbers(self) -> None:
         found = judged("explodes", with_loss("as configured", 0.5), with_loss("clip", 0.2, 0.3), last_value=0.9)
