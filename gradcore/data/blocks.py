@@ -62,6 +62,34 @@ def letters_of(cells: Array) -> Array:
     return cells.view(np.uint8).reshape(len(cells), -1)
 
 
+def without_groups(letters: Array, point: str, sign: str) -> Array:
+    """Return the bytes of numbers, (n, width), without the signs between thousands.
+
+    Where a sign does not stand between thousands, all is left as it is.
+    """
+    signs = letters == ord(sign)
+    rows = np.flatnonzero(signs.any(axis=1))
+    if not rows.size:
+        return letters
+    signs, part = signs[rows], letters[rows]
+    whole = (part >= ord("0")) & (part <= ord("9")) & ~np.logical_or.accumulate(part == ord(point), axis=1)
+    n = whole.sum(axis=1)
+    left = n[:, None] - np.cumsum(whole, axis=1)  # digits up to the fraction that follow
+    first = part[np.arange(len(part)), whole.argmax(axis=1)]
+    well = (signs.sum(axis=1) == (n - 1) // 3) & (first != ord("0")) & (n > 3)
+    well &= ~(signs & ((left % 3 != 0) | (left == 0) | (left == n[:, None]))).any(axis=1)
+    well &= ~(signs[:, 1:] & signs[:, :-1]).any(axis=1)
+    if not well.all():
+        return letters
+    kept = ~signs
+    row, _ = np.nonzero(kept)
+    bare = np.zeros_like(part)
+    bare[row, (np.cumsum(kept, axis=1) - 1)[kept]] = part[kept]
+    letters = letters.copy()
+    letters[rows] = bare
+    return letters
+
+
 def as_texts(cells: Sequence[str] | Array) -> Sequence[str]:
     """Return cells as a list of str."""
     if isinstance(cells, np.ndarray):

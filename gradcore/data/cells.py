@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcore._base.check import Array
-from gradcore.data.blocks import as_texts, letters_of
+from gradcore.data.blocks import as_texts, letters_of, without_groups
 from gradcore.data.errors import SourceError, shown
 
 __all__: list[str] = []  # for the package only
@@ -166,6 +166,8 @@ class NumberReader:
         try:
             if isinstance(cells, np.ndarray):
                 letters = letters_of(cells)
+                if self.numbers.grouped and self.numbers.sure:
+                    letters = without_groups(letters, *",." if comma else ".,")
                 if (letters == ord("_")).any() or (comma and (letters == ord(".")).any()):
                     return None
                 digits = (letters[:, :2] >= ord("0")) & (letters[:, :2] <= ord("9"))
