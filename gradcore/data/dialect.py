@@ -31,7 +31,7 @@ SPELLED = {
     "pipe": "|",
 }  # fmt: skip
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", SPACE: "spaces", None: "none (one column)"}
-EUROPEAN = (";", "\t", None)  # what tables with decimal commas are separated by
+EUROPEAN = (";", "\t")  # what tables with decimal commas are separated by
 SEPARATORS = re.compile(r"[;\t|,]")
 Row = tuple[int, list[str]]  # the last line of the file that it is in, and its cells
 

@@ -126,6 +126,7 @@ TABLES: dict[str, Case] = {
         "v",
     ),
     "three decimals": (rows(lambda i: f"{DAYS[i]},{VALUES[i]:.3f}", "d,v"), {}, VALUES, "v"),
+    "three decimals, one column": (rows(lambda i: f"{99 + VALUES[i]:.3f}", "v"), {}, [99 + v for v in VALUES], "v"),
     "mark of UTF-8": (b"\xef\xbb\xbf" + PLAIN.encode(), {"target": "v", "time": "day"}, VALUES, "v"),
     "mark of UTF-8, quoted, CRLF": (
         b"\xef\xbb\xbf" + rows(lambda i: f'"{DAYS[i]}","{VALUES[i]}"', '"Date","Close"', end="\r\n").encode(),
