@@ -340,8 +340,8 @@ def trials_caption(found: Any) -> str:
     seeds = f"{n} seeds" if n > 1 else "one seed"
     if remedy is None:
         return (
-            f"No remedy does better than the configuration beyond the spread over {seeds}, and better than the answers "
-            "that need no model."
+            f"No remedy does better than the configuration beyond the spread over {seeds}, and better than the best "
+            "constant and the last value."
         )
     best = next((trial for trial in found.trials if trial.name == remedy), configured)
     return (

@@ -60,7 +60,7 @@ class Printer:
 
     def row(self, name: str, *cells: str, widths: Sequence[int]) -> None:
         """A line of a table: the name as long as there is room, then the cells on the right."""
-        rest = "".join(f" {cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+        rest = "".join(f" {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         room = self.width - 2 - sum(widths) - len(widths)
         print(f"  {name[:room]:{room}}{rest}".rstrip(), flush=True)
 
