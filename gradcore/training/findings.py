@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gradcore._base.check import check_int, check_number
+from gradcore._base.check import check_choice, check_int, check_names, check_number
 from gradcore._base.files import jsonable
 
 __all__ = ["SEVERITIES", "Finding", "Thresholds"]
@@ -189,6 +190,43 @@ class Finding:
         {'loss': 'Infinity', 'last_finite_loss': 'NaN'}
         """
         return {field.name: jsonable(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Finding:
+        """Return the finding with these fields.
+
+        Parameters
+        ----------
+        values : mapping
+            The fields by name, such as ``dataclasses.asdict`` gives them.
+
+        Returns
+        -------
+        Finding
+            The finding.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a name is missing or unknown, or a value has another type.
+
+        Examples
+        --------
+        >>> from dataclasses import asdict
+        >>> from gradcore.training.monitor import Finding, GradientMonitor
+        >>> (finding,) = GradientMonitor().update(0, float("inf"), grad_norm=1.0)
+        >>> Finding.from_dict(asdict(finding)) == finding
+        True
+        """
+        check_names("finding", values, [field.name for field in fields(cls)])
+        for name in ("kind", "where", "message", "advice", "follows"):
+            if not isinstance(values[name], str):
+                raise TypeError(f"{name}: expected text, got {type(values[name]).__name__}")
+        check_choice("severity", values["severity"], SEVERITIES)
+        if not isinstance(values["numbers"], Mapping):
+            raise TypeError(f"numbers: expected a mapping, got {type(values['numbers']).__name__}")
+        counts = {name: check_int(name, values[name]) for name in ("step", "last_step", "count")}
+        return cls(**{**values, **counts, "numbers": dict(values["numbers"])})
 
     def seen(self) -> str:
         """Say when it was seen.

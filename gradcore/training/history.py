@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, overload
+from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from gradcore._base.html import html_table
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.plot import plot_history
 
-__all__ = ["History"]
+__all__ = ["History", "Mark"]
 
 FORMAT = "gradcore.History"
 VERSION = 1
@@ -36,6 +36,12 @@ class _Rows:
             self._buffer = np.concatenate([self._buffer, more])
         self._buffer[self.n] = row
         self.n += 1
+
+    def cut(self, n: int, width: int | None = None) -> None:
+        """Keep the first n rows, and of each its first values."""
+        self.n = min(n, self.n)
+        if width is not None and width < self._buffer.shape[1]:
+            self._buffer = self._buffer[:, :width].copy()
 
     @property
     def array(self) -> Array:
@@ -268,7 +274,7 @@ class History:
         """
         return {name: np.where(self._dh_count[name] > 0, mean, np.nan) for name, mean in self._dh_mean.items()}
 
-    # ---- its state, and JSON -----------------------------------------------------------------------------------------
+    # ---- its state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything recorded.
@@ -353,6 +359,49 @@ class History:
                 raise ValueError(f"{name}: expected finite means of at most {n} steps")
             self.dh_profile[name], self._dh_count[name] = profile, count
             self._dh_mean[name] = np.where(count > 0, mean, 0.0)
+
+    # ---- going back in memory ----------------------------------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        """Remember where the record ends, to `rewind` to.
+
+        Returns
+        -------
+        Mark
+            The place. It costs no more for a long record than for a short one.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> history = gradcore.History()
+        >>> history.append(0.9, grad_norm=2.0)
+        >>> place = history.mark()
+        >>> history.append(50.0, grad_norm=1e4)
+        >>> history.rewind(place)
+        >>> history.loss.tolist()
+        [0.9]
+        """
+        profiles = {name: _copies(getattr(self, name)) for name in ("dh_profile", "_dh_mean", "_dh_count")}
+        return Mark(len(self), {name: len(places) for name, (places, _) in self._tables.items()}, profiles)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget all steps since `mark`.
+
+        Parameters
+        ----------
+        mark : Mark
+            What `mark` returned for the same record.
+        """
+        for rows in self._columns.values():
+            rows.cut(mark.n)
+        for name, (places, rows) in self._tables.items():
+            width = mark.widths[name]
+            rows.cut(mark.n if width else 0, width)
+            self._tables[name] = dict(list(places.items())[:width]), rows
+        for name, arrays in mark.profiles.items():
+            setattr(self, name, _copies(arrays))
+
+    # ---- JSON --------------------------------------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return everything as strictly valid JSON, which `from_json` restores exactly.
@@ -484,6 +533,34 @@ class History:
         'The loss falls from 0.9 to 0.3'
         """
         return plot_history(self, axes)
+
+
+class Mark(NamedTuple):
+    """Hold a place in a `History`, for `History.rewind`.
+
+    Parameters
+    ----------
+    n : int
+        The number of steps.
+    widths : dict of str to int
+        The number of names in each table.
+    profiles : dict of str to dict of ndarray
+        What changes with each step.
+
+    Examples
+    --------
+    >>> import gradcore
+    >>> gradcore.History().mark().n
+    0
+    """
+
+    n: int
+    widths: dict[str, int]
+    profiles: dict[str, dict[str, Array]]
+
+
+def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array.copy() for name, array in arrays.items()}
 
 
 def _numbers(name: str, value: Any, dtype: Any) -> Array:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from gradcore._base.check import Array, check_int, check_real, check_reals
+from gradcore._base.check import Array, as_list, check_int, check_names, check_real, check_reals
 from gradcore._base.files import jsonable
 from gradcore._base.hook import TrainingStep
 from gradcore._base.html import html_table
@@ -239,6 +239,53 @@ class GradientMonitor:
         return "\n".join(
             f"    {finding}" if finding.follows else f"{finding}\n    {finding.advice}" for finding in self._ordered()
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of what it has seen and found, without the thresholds.
+
+        Returns
+        -------
+        dict
+            Dicts, lists, arrays and numbers.
+
+        Examples
+        --------
+        >>> from gradcore.training.monitor import GradientMonitor
+        >>> monitor, other = GradientMonitor(), GradientMonitor()
+        >>> new = monitor.update(0, float("inf"), grad_norm=1.0)
+        >>> other.load_state_dict(monitor.state_dict())
+        >>> other
+        GradientMonitor(1 step, 1 finding: 1 critical)
+        """
+        badness = [self._by_place[finding.kind, finding.where][1] for finding in self.findings]
+        return {
+            "run": self._run.state_dict(),
+            "findings": [asdict(finding) for finding in self.findings],
+            "badness": badness,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned for a monitor with the same thresholds.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            The state.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If the state is not that of a monitor. Nothing is changed then.
+        """
+        check_names("state_dict", state_dict, ("run", "findings", "badness"))
+        findings = [Finding.from_dict(given) for given in as_list("findings", state_dict["findings"], "a list")]
+        badness = [check_real("badness", bad) for bad in as_list("badness", state_dict["badness"], "a list")]
+        if len(badness) != len(findings):
+            raise ValueError(f"badness: expected {len(findings)} numbers, got {len(badness)}")
+        self._run.load_state_dict(state_dict["run"])
+        self.findings[:] = findings  # who holds the list sees them
+        worst = zip(findings, badness, strict=True)
+        self._by_place = {(finding.kind, finding.where): (finding, bad) for finding, bad in worst}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything in JSON's own types.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore._base.check import Array
+from gradcore._base.check import Array, check_bool, check_int, check_names, check_real
 from gradcore._base.hook import TrainingStep
 from gradcore.layers.layer import Layer
 from gradcore.layers.stack import Recurrent
@@ -197,6 +197,21 @@ class Run:
         self._held: dict[tuple[str, str], tuple[int, int]] = {}
         self._step = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of what has happened, without the thresholds."""
+        state = {name: value for name, value in vars(self).items() if name != "thresholds"}
+        held = [[*place, *seen] for place, seen in self._held.items()]
+        return {name: _plain(value) for name, value in state.items()} | {"_held": held}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a state; change nothing unless all of it fits."""
+        new = Run(self.thresholds)
+        kinds = {name: value for name, value in vars(new).items() if name != "thresholds"}
+        check_names("run", state_dict, kinds)
+        for name, own in kinds.items():
+            setattr(new, name, _like(name, own, state_dict[name]))
+        vars(self).update(vars(new))
+
     @property
     def warm(self) -> bool:
         """Whether losses are compared with `reference` by now."""
@@ -272,6 +287,37 @@ class Run:
         began, times = self._held.get((kind, where), (self._step, 0))
         self._held[kind, where] = began, times + 1
         return (began, times + 1) if times + 1 >= patience else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, deque):
+        return list(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _like(name: str, own: Any, value: Any) -> Any:
+    """Return a value of a state as the attribute has it, whose value at the beginning is `own`."""
+    if isinstance(own, (deque, dict)) and not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}: expected a list, got {type(value).__name__}")
+    if isinstance(own, deque):
+        return deque((_entry(name, item) for item in value), own.maxlen)
+    if isinstance(own, dict):
+        return {(kind, where): (check_int(name, began), check_int(name, times)) for kind, where, began, times in value}
+    if own is None:
+        if not (value is None or isinstance(value, (bool, np.ndarray))):
+            raise TypeError(f"{name}: expected a bool, an array or None, got {type(value).__name__}")
+        return value.copy() if isinstance(value, np.ndarray) else value
+    if isinstance(own, bool):
+        return check_bool(name, value)
+    return check_int(name, value) if isinstance(own, int) else check_real(name, value)
+
+
+def _entry(name: str, item: Any) -> Any:
+    """Return an entry of a window: a number, a bool, or a pair of numbers, which is a list in a checkpoint."""
+    if isinstance(item, (tuple, list)):
+        before, after = item
+        return check_real(name, before), check_real(name, after)
+    return item if isinstance(item, (bool, int)) else check_real(name, item)
 
 
 def median(values: Any) -> float:
