@@ -418,20 +418,41 @@ def _(rng: np.random.Generator) -> Any:
     return gradcore.MLP, {"sizes": [3, 4, 1], **options}
 
 
-@recipe("mse")
+def _loss(name: str, first: str, second: str, options: dict[str, Any]) -> None:
+    loss = getattr(losses, name)
+
+    def given(rng: np.random.Generator) -> dict[str, Any]:
+        F = 4 if name == "gaussian_nll" else 2
+        y = floats(rng, T, B, F)
+        target = rng.integers(0, 2, (T, B)) if name == "softmax_cross_entropy" else (floats(rng, T, B, 2) > 0) * 1.0
+        return {first: y, second: target.astype(target.dtype if target.dtype.kind == "i" else np.float32)}
+
+    @recipe(name)
+    def _(rng: np.random.Generator) -> Any:
+        return loss, given(rng) | options
+
+    @recipe(f"{name} of some terms")
+    def _(rng: np.random.Generator) -> Any:
+        lengths, mask, weight = np.array([4, 2, 0]), floats(rng, T, B) > -1, floats(rng, T, B)
+        return loss, given(rng) | {"lengths": lengths, "mask": mask, "weight": weight}
+
+
+_loss("mse", "y", "target", {})
+_loss("mae", "y", "target", {})
+_loss("huber", "y", "target", {"delta": 0.5})
+_loss("gaussian_nll", "y", "target", {})
+_loss("softmax_cross_entropy", "logits", "labels", {"ignore_index": 1, "label_smoothing": 0.1, "z_loss": 0.01})
+_loss("binary_cross_entropy", "logits", "target", {})
+
+
+@recipe("softmax")
 def _(rng: np.random.Generator) -> Any:
-    return losses.mse, {"y": floats(rng, 4, 2), "target": floats(rng, 4, 2)}
+    return losses.softmax, {"logits": floats(rng, 4, 3)}
 
 
-@recipe("softmax_cross_entropy")
+@recipe("log_softmax")
 def _(rng: np.random.Generator) -> Any:
-    return losses.softmax_cross_entropy, {"logits": floats(rng, 4, 3), "labels": np.array([0, 2, 1, 1])}
-
-
-@recipe("binary_cross_entropy")
-def _(rng: np.random.Generator) -> Any:
-    target = (floats(rng, 4, 2) > 0).astype(np.float32)
-    return losses.binary_cross_entropy, {"logits": floats(rng, 4, 2), "target": target}
+    return losses.log_softmax, {"logits": floats(rng, 4, 3)}
 
 
 def some_grads(rng: np.random.Generator) -> dict[str, Array]:

@@ -266,10 +266,30 @@ def test_activation_gradients(activation: tuple[Any, ...]) -> None:
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mse", "softmax_cross_entropy", "binary_cross_entropy"])
-def test_loss_gradients(name: str) -> None:
+LOSS_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "mse": [{}],
+    "mae": [{}],
+    "huber": [{}, {"delta": 0.3}],
+    "gaussian_nll": [{}],
+    "softmax_cross_entropy": [{}, {"ignore_index": 1}, {"label_smoothing": 0.2}, {"z_loss": 0.1}],
+    "binary_cross_entropy": [{}],
+}
+
+
+@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, cases in LOSS_OPTIONS.items() for options in cases]
+)
+def test_loss_gradients(name: str, options: dict[str, Any], some: bool) -> None:
     rng = np.random.default_rng(0)
-    y = rng.standard_normal((4, 5))
-    target = rng.integers(0, 5, 4) if name.startswith("softmax") else rng.random((4, 5))
+    y = rng.standard_normal((4, 3, 10 if name == "gaussian_nll" else 5))
+    target = rng.integers(0, 5, (4, 3)) if name.startswith("softmax") else rng.random((4, 3, 5))
+    if some:
+        mask, weight = rng.random((4, 3)) < 0.7, rng.standard_normal((4, 3))
+        options = options | {"lengths": np.array([4, 1, 0]), "mask": mask, "weight": weight}
     loss = getattr(reference, name)
-    assert relative_error(loss(y, target)[1], central_difference(lambda: loss(y, target)[0], y)) < 1e-8
+    value, dy = loss(y, target, **options)
+    assert np.isfinite(value)
+    assert relative_error(dy, central_difference(lambda: loss(y, target, **options)[0], y)) < 1e-8
+    if some:
+        assert not dy[1:, 1:].any()

@@ -5,7 +5,7 @@ They import NumPy only, work in the dtype of their input, and follow the formula
 
 from gradcore.reference.clip import clip_grad_norm, grad_norm
 from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
-from gradcore.reference.losses import binary_cross_entropy, mse, softmax_cross_entropy
+from gradcore.reference.losses import binary_cross_entropy, gaussian_nll, huber, mae, mse, softmax_cross_entropy
 from gradcore.reference.optim import adagrad, adam, adamw, rmsprop, sgd, spam
 from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
@@ -21,10 +21,13 @@ __all__ = [
     "binary_cross_entropy",
     "carried_back",
     "clip_grad_norm",
+    "gaussian_nll",
     "grad_norm",
+    "huber",
     "linear_backward",
     "linear_forward",
     "lyapunov_exponents",
+    "mae",
     "mse",
     "recurrent_backward",
     "recurrent_forward",
