@@ -136,14 +136,16 @@ class Trace:
         self._pool = pool
         layout = self._layout = _layout(dtype, len(cell.kept), H)
         S, line = batch.n_rows, ALIGNMENT // dtype.itemsize
-        parts: list[tuple[int, int]] = []  # where each begins, and how wide its rows are
-        end = 0
-        for width in (layout.gates, *(layout.state,) * len(cell.states)):
-            parts.append((end, width))
-            end += -(-S * width // line) * line
-        whole = pool.empty((n, end), dtype)  # comes back when its last view is gone
-        for own in whole:
-            self._arrays.append(Rows(*[own[start : start + S * width].reshape(S, width) for start, width in parts]))
+        h_at = -(-S * layout.gates // line) * line  # where the parts of each begin
+        c_at = h_at - (-S * layout.state // line) * line
+        has_c = len(cell.states) > 1
+        whole = pool.empty((n, 2 * c_at - h_at if has_c else c_at), dtype)  # comes back when its last view is gone
+        for k in range(n):
+            own = whole[k]
+            gates = own[: S * layout.gates].reshape(S, layout.gates)
+            h = own[h_at : h_at + S * layout.state].reshape(S, layout.state)
+            c = own[c_at : c_at + S * layout.state].reshape(S, layout.state) if has_c else None
+            self._arrays.append(Rows(gates, h, c))
 
     @property
     def arrays(self) -> list[Rows]:
