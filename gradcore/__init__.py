@@ -22,6 +22,7 @@ from gradcore.clip.gradients import GradNorm
 from gradcore.clip.norm import grad_norm
 from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
 from gradcore.layers.composite import Composite
+from gradcore.layers.dropout import Dropout
 from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
 from gradcore.layers.pooling import LastStep
@@ -51,6 +52,7 @@ __all__ = [
     "SELU",
     "AdaptiveClip",
     "Composite",
+    "Dropout",
     "GradNorm",
     "GradScaler",
     "History",

@@ -1,5 +1,7 @@
 # What gradcore.h declares, and nothing else.
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "gradcore.h" nogil:
     enum:
         GC_OK, GC_NOMEM, GC_STOPPED
@@ -95,6 +97,17 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_activation_kernels:
         int (*run)(const gc_activation *) noexcept nogil
 
+    ctypedef struct gc_dropout:
+        int threads
+        Py_ssize_t n
+        uint64_t key
+        double p
+        const void *input "in"
+        void *out
+
+    ctypedef struct gc_dropout_kernels:
+        int (*run)(const gc_dropout *) noexcept nogil
+
     Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
 
     ctypedef struct gc_recurrent_kernels:
@@ -117,6 +130,7 @@ cdef extern from "gradcore.h" nogil:
                                 double *factors) noexcept nogil
         const gc_linear_kernels *linear
         const gc_activation_kernels *activation
+        const gc_dropout_kernels *dropout
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:

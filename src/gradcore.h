@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "base/threads.h"
 #include "clip/clip.h"
+#include "dropout/dropout.h"
 #include "jacobian/jacobian.h"
 #include "linear/linear.h"
 #include "optim/optim.h"
@@ -30,6 +31,7 @@ typedef struct gc_kernels {
     gc_jacobian_factors *jacobian_factors;
     const gc_linear_kernels *linear;
     const gc_activation_kernels *activation;
+    const gc_dropout_kernels *dropout;
     const gc_clip_kernels *clip;
     const gc_optim_kernels *optim;
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */

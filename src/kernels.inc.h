@@ -11,6 +11,7 @@
 #include "jacobian/jacobian.inc.h"
 #include "linear/linear.inc.h"
 #include "activation/activation.inc.h"
+#include "dropout/dropout.inc.h"
 #include "clip/clip.inc.h"
 #include "optim/optim.inc.h"
 #include "isa/peak.inc.h"

@@ -8,6 +8,7 @@
 #include "base/half.h"
 #include "base/work.h"
 #include "gradcore.h"
+#include "math/threefry.h"
 
 #ifndef GC_ISA
 #error "define GC_ISA as the name of the instruction set"
@@ -29,6 +30,7 @@
         .jacobian_factors = jacobian_factors_##suffix,                                                                         \
         .linear = &linear_kernels_##suffix,                                                                                    \
         .activation = &activation_kernels_##suffix,                                                                            \
+        .dropout = &dropout_kernels_##suffix,                                                                                  \
         .clip = &clip_kernels_##suffix,                                                                                        \
         .optim = &optim_kernels_##suffix,                                                                                      \
         .multiply_adds = multiply_adds_##suffix,                                                                               \

@@ -67,6 +67,12 @@ def activation(rng: np.random.Generator, dtype: Any) -> list[Any]:
     return [y, layer.backward(tape, np.ones_like(y))]
 
 
+def dropout(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    layer = gradcore.Dropout(rng.choice([0.1, 0.5, 1.0]), dtype=dtype, rng=rng)
+    y, tape = layer.forward(rng.standard_normal(int(rng.integers(0, 140))).astype(dtype))
+    return [y, layer.backward(tape, np.ones_like(y))]
+
+
 def some_arrays(rng: np.random.Generator, dtype: Any) -> list[Any]:
     """A few arrays of odd sizes, at times with an entry that is not finite; one may be longer than a block."""
     sizes = [*rng.integers(0, 70, 3), rng.choice([5, 4096, 4097, 9000])]
@@ -94,7 +100,7 @@ def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
 
 
 FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
-    recurrent, recurrent, recurrent, jacobian, linear, activation, norm, optimizer,
+    recurrent, recurrent, recurrent, jacobian, linear, activation, dropout, norm, optimizer,
 )  # fmt: skip
 
 

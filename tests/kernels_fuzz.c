@@ -572,6 +572,34 @@ static void fuzz_activation(void)
     free(x), free(dy);
 }
 
+/* ---- dropout: zero, or scaled; the same again for another array ---------------------------------------------------------- */
+
+static void fuzz_dropout(void)
+{
+    const ptrdiff_t n = one_in(4) ? between(0, 40000) : between(0, 140);
+    const double p = between(0, 4) / 4.0, scale = p < 1 ? 1 / (1 - p) : 0;
+    const gc_kernels *kernels = &table->real[real];
+    double *x = uniforms(n, 5);
+    const uint64_t key = (uint64_t)between(0, 1 << 30) << 30 ^ (uint64_t)between(0, 1 << 30);
+    snprintf(subject, sizeof subject, "%s float%d, dropout %g, n %d", table->isa, real == GC_F32 ? 32 : 64, p, (int)n);
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array x_ = typed(x, n), y = unset(n, real_size()), z = unset(n, real_size());
+        gc_dropout s = {.threads = threads_of(all.run), .n = n, .key = key, .p = p, .in = x_.p, .out = y.p};
+        if (kernels->dropout->run(&s) != GC_OK) fail("status", 1, GC_OK);
+        s.in = y.p, s.out = z.p;
+        if (kernels->dropout->run(&s) != GC_OK) fail("status", 1, GC_OK);
+        for (ptrdiff_t i = 0; i < n; i++) {
+            if (get(y, i) != 0 && fabs(get(y, i) - scale * get(x_, i)) > 1e-5) fail("neither zero nor scaled", get(y, i), get(x_, i));
+            if (fabs(get(z, i) - scale * get(y, i)) > 1e-5) fail("another mask", get(z, i), get(y, i));
+        }
+        output(&all, 0, y), output(&all, 1, z);
+        release(x_);
+    }
+    forget(&all);
+    free(x);
+}
+
 /* ---- lists of arrays: norms, clipping, optimizers ------------------------------------------------------------------------ */
 
 enum { MOST_ARRAYS = 8 };
@@ -754,7 +782,7 @@ int main(int argc, char **argv)
             real = between(GC_F32, GC_F64);
             fuzz_recurrent(one_in(5) ? 180 : 90);
             if (round % 2 == 0) fuzz_linear();
-            if (round % 4 == 0) fuzz_activation(), fuzz_jacobian();
+            if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_jacobian();
             if (round % 4 == 1) fuzz_norms();
             for (int rule = GC_SGD; rule <= GC_SPAM && round % 4 == 3; rule++) fuzz_optimizer(rule);
         }

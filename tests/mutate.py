@@ -49,6 +49,8 @@ TESTS = {
     "gemm/gemm_tn.inc.h": ("linear", "recurrent", "spectral"),
     "linear/linear.inc.h": ("linear",),
     "activation/activation.inc.h": ("linear",),
+    "dropout/dropout.inc.h": ("dropout",),
+    "math/threefry.h": ("dropout",),
     "jacobian/jacobian.inc.h": ("spectral",),
     "clip/clip.inc.h": ("clip", "adaptive", "optimizers"),
     "optim/optim.inc.h": ("optimizers", "scaler"),
@@ -58,7 +60,7 @@ TESTS = {
     "base/spans.c": ("clip", "adaptive", "optimizers"),
     "base/rows.c": ("recurrent",),
     "base/half.h": ("clip", "adaptive"),
-    "base/work.h": ("linear", "recurrent", "spectral"),
+    "base/work.h": ("dropout", "linear", "recurrent", "spectral"),
 }
 
 # ---- candidates ------------------------------------------------------------------------------------------------------

@@ -363,6 +363,27 @@ for _name, _options in ACTIVATIONS.items():
     _activation(_name, _options)
 
 
+@recipe("Dropout")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Dropout, {"p": 0.5, "dtype": "float64", "rng": seeded()}
+
+
+@recipe("Dropout()")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Dropout(0.5, rng=seeded()).__call__, {"x": floats(rng, 4, 3)}
+
+
+@recipe("Dropout.forward")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Dropout(0.5, rng=seeded()).forward, {"x": floats(rng, 4, 3)}
+
+
+@recipe("Dropout.backward")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.Dropout(0.5, rng=seeded())
+    return layer.backward, {"tape": layer.forward(floats(rng, 4, 3))[1], "dy": floats(rng, 4, 3)}
+
+
 @recipe("LastStep")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}

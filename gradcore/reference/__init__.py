@@ -4,6 +4,7 @@ They import NumPy only, work in the dtype of their input, and follow the formula
 """
 
 from gradcore.reference.clip import clip_grad_norm, grad_norm
+from gradcore.reference.dropout import dropout
 from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
 from gradcore.reference.losses import binary_cross_entropy, gaussian_nll, huber, mae, mse, softmax_cross_entropy
 from gradcore.reference.optim import adagrad, adam, adamw, rmsprop, sgd, spam
@@ -21,6 +22,7 @@ __all__ = [
     "binary_cross_entropy",
     "carried_back",
     "clip_grad_norm",
+    "dropout",
     "gaussian_nll",
     "grad_norm",
     "huber",

@@ -3,15 +3,6 @@
 #error "activation.inc.h needs real.inc.h, simd.inc.h and vmath.inc.h"
 #endif
 
-#ifndef GC_ACTIVATION_SIZES
-#define GC_ACTIVATION_SIZES
-enum {
-    SERIAL_ELEMENTS = 16 * 1024, /* below which one thread is faster than starting a team */
-    ELEMENT_BLOCK = 1024,        /* what threads share: whole pages of cache lines */
-    LOOK_ELEMENTS = 256 * 1024   /* from one look whether to stop to the next */
-};
-#endif
-
 /* ==== functions that only activations need ============================================================================== */
 
 /* expm1(x) for x <= 0; max ULP 3 */

@@ -11,6 +11,13 @@ enum {
     MOVED = 20                     /* multiply-adds that take as long as moving an element from memory to memory */
 };
 
+/* Kernels that go element by element. */
+enum {
+    SERIAL_ELEMENTS = 16 * 1024, /* below which one thread is faster than starting a team */
+    ELEMENT_BLOCK = 1024,        /* what threads share: whole pages of cache lines */
+    LOOK_ELEMENTS = 256 * 1024   /* from one look whether to stop to the next */
+};
+
 /* Passes over long arrays fetch what they will need so many bytes later: the processor's own prefetching does not keep ahead of
  * more than a few operations an element. */
 enum { AHEAD = 2048, FEW = 64 /* elements between two looks ahead */ };

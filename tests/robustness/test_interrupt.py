@@ -98,6 +98,11 @@ def activation(times: int) -> Callable[[], Any]:
     return lambda: _kernels.activation_forward(_kernels.SOFTPLUS, 1.0, 20.0, x, x)
 
 
+def dropout(times: int) -> Callable[[], Any]:
+    x = np.ones(60_000_000 * times, np.float32)
+    return lambda: _kernels.dropout(0.5, 1, x, x)
+
+
 def norm(times: int) -> Callable[[], Any]:
     g = np.ones(20_000_000 * times, np.float32)
     return lambda: float(gradcore.grad_norm([g], norm_type=2.5))
@@ -131,6 +136,7 @@ CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "small": many_small_steps,
     "linear": linear,
     "activation": activation,
+    "dropout": dropout,
     "norm": norm,
     "rows": rows,
     "jacobian": jacobian,
