@@ -73,8 +73,9 @@ def without_groups(letters: Array, point: str, sign: str) -> Array:
         return letters
     signs, part = signs[rows], letters[rows]
     whole = (part >= ord("0")) & (part <= ord("9")) & ~np.logical_or.accumulate(part == ord(point), axis=1)
-    n = whole.sum(axis=1)
-    left = n[:, None] - np.cumsum(whole, axis=1)  # digits up to the fraction that follow
+    counts = np.cumsum(whole, axis=1, dtype=np.int8)  # WIDEST fits
+    n = counts[:, -1]
+    left = n[:, None] - counts  # digits up to the fraction that follow
     first = part[np.arange(len(part)), whole.argmax(axis=1)]
     well = (signs.sum(axis=1) == (n - 1) // 3) & (first != ord("0")) & (n > 3)
     well &= ~(signs & ((left % 3 != 0) | (left == 0) | (left == n[:, None]))).any(axis=1)
@@ -82,9 +83,8 @@ def without_groups(letters: Array, point: str, sign: str) -> Array:
     if not well.all():
         return letters
     kept = ~signs
-    row, _ = np.nonzero(kept)
     bare = np.zeros_like(part)
-    bare[row, (np.cumsum(kept, axis=1) - 1)[kept]] = part[kept]
+    bare[np.arange(part.shape[1]) < kept.sum(axis=1, dtype=np.int8)[:, None]] = part[kept]  # row by row
     letters = letters.copy()
     letters[rows] = bare
     return letters

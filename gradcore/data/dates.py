@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcore._base.check import Array
-from gradcore.data.blocks import as_texts
+from gradcore.data.blocks import as_texts, letters_of
 
 __all__: list[str] = []  # for the package only
 
@@ -64,8 +64,6 @@ class DateReader:
             self.parts.append(seconds)
             self.swapped.append(seconds)
             return
-        if isinstance(cells, np.ndarray):
-            cells = cells.astype(np.str_)
         if (bulk := _in_bulk(cells)) is not None:
             self.dated = True
             self.parts.append(bulk[0])
@@ -118,36 +116,48 @@ class DateReader:
 
 def _in_bulk(cells: Sequence[str] | Array) -> tuple[Array, Array] | None:
     """Seconds of cells such as 2020-01-31 12:00 or 31.01.2020, with day and month in both orders; None for others."""
-    text = np.array(cells, np.str_)
-    width = text.dtype.itemsize // 4
-    if not len(text) or width != len(cells[0]) or not FIXED.fullmatch(cells[0]):
+    try:
+        text = cells if isinstance(cells, np.ndarray) and cells.dtype.kind == "S" else np.array(cells, np.bytes_)
+    except UnicodeEncodeError:
         return None
-    letters = text.view(np.uint32).reshape(len(text), width)
-    pattern = np.array([c if c.isdigit() else "" for c in cells[0]])
-    signs = np.flatnonzero(pattern == "")
-    digits = letters.astype(np.int32) - ord("0")
-    if (letters[:, signs] != letters[0, signs]).any():
+    width = text.dtype.itemsize
+    first = text[0].decode() if len(text) else ""
+    if width != len(first) or not FIXED.fullmatch(first):
         return None
-    digits[:, signs] = 0
-    if (digits < 0).any() or (digits > 9).any():
+    places = np.ascontiguousarray(letters_of(text).T)  # (width, n): each place of all cells side by side
+    digit = np.array([c.isdigit() for c in first])
+    if any((places[i] != places[i, 0]).any() for i in np.flatnonzero(~digit)):
+        return None
+    places -= ord("0")
+    if any((places[i] > 9).any() for i in np.flatnonzero(digit)):  # what is below 0 wraps around
         return None
 
-    def number(*places: int) -> Array:
-        return np.asarray(sum(digits[:, place] * 10**i for i, place in enumerate(reversed(places))), np.int64)
+    def number(begin: int, end: int) -> Array:
+        found: Array = places[begin].astype(np.int32)
+        for place in places[begin + 1 : end]:
+            found *= 10
+            found += place
+        return found
 
-    clock = np.zeros(len(text), np.int64)
+    clock = np.zeros(len(text), np.int32)
     for place, most, seconds in ((11, 23, 3600), (14, 59, 60), (17, 60, 1)):
         if width > place:
-            part = number(place, place + 1)
+            part = number(place, place + 2)
             if (part > most).any():
                 return None
-            clock += part * seconds
-    if cells[0][:4].isdigit():
-        found = [_seconds_of_days(number(0, 1, 2, 3), number(5, 6), number(8, 9))] * 2
-    else:
-        one, other, year = number(0, 1), number(3, 4), number(6, 7, 8, 9)
-        found = [_seconds_of_days(year, other, one), _seconds_of_days(year, one, other)]
-    return None if np.isnan(found).any(1).all() else (found[0] + clock, found[1] + clock)
+            clock += part * np.int32(seconds)
+    at = [(0, 4), (5, 7), (8, 10)] if digit[2] else [(6, 10), (3, 5), (0, 2)]
+    days = [number(*place) for place in at]  # year, month, day
+    begins = np.flatnonzero(np.diff((days[0] * 100 + days[1]) * 100 + days[2], prepend=-1))  # days repeat
+    year, month, day = (part[begins] for part in days)
+    found = [_seconds_of_days(year, month, day)]
+    if not digit[2]:
+        found.append(_seconds_of_days(year, day, month))
+    if np.isnan(found).any(1).all():
+        return None
+    repeats = np.diff(begins, append=len(text))
+    both = [np.repeat(seconds, repeats) + clock for seconds in found]
+    return both[0], both[-1]
 
 
 def _seconds_of_days(year: Array, month: Array, day: Array) -> Array:
