@@ -21,6 +21,7 @@ from gradcore.clip.clip import clip_grad_norm_, clip_grad_value_
 from gradcore.clip.gradients import GradNorm
 from gradcore.clip.norm import grad_norm
 from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
+from gradcore.layers.attention import MultiheadAttention
 from gradcore.layers.composite import Composite
 from gradcore.layers.dropout import Dropout
 from gradcore.layers.layer import Layer
@@ -62,6 +63,7 @@ __all__ = [
     "Layer",
     "LeakyReLU",
     "Linear",
+    "MultiheadAttention",
     "ReLU",
     "Sequential",
     "Sigmoid",

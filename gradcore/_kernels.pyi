@@ -9,6 +9,7 @@ _Take = Callable[[int], _Array]
 _Steps = tuple[int, bool, _Array, int]
 _Tape = tuple[_Array | None, _Array | None, _Array | None]
 _Out = tuple[_Array, _Array | None, int]
+_Sequences = tuple[_Array, _Array, int, int, bool]
 _State = tuple[_Array, _Array | None]
 
 RNN_TANH: int
@@ -67,6 +68,19 @@ def linear_backward(
 def activation_forward(kind: int, p: float, q: float, x: _Array, y: _Array) -> None: ...
 def activation_backward(kind: int, p: float, q: float, kept: _Array, dy: _Array, dx: _Array) -> None: ...
 def dropout(p: float, key: int, given: _Array, out: _Array) -> None: ...
+def attention_forward(
+    steps: _Sequences, qkv: _Array, y: _Array, largest: _Array, total: _Array, take: _Take
+) -> _Array: ...
+def attention_backward(
+    steps: _Sequences,
+    qkv: _Array,
+    y: _Array,
+    largest: _Array,
+    total: _Array,
+    dy: _Array,
+    dqkv: _Array,
+    take: _Take,
+) -> _Array: ...
 def bounds(a: _Array) -> tuple[int, int]: ...
 def plain(arrays: list[Any], write: bool) -> bool: ...
 def norm(arrays: list[_Array], p: float) -> tuple[float, float, int, int, int, int, _Array]: ...

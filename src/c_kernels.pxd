@@ -108,6 +108,26 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_dropout_kernels:
         int (*run)(const gc_dropout *) noexcept nogil
 
+    ctypedef struct gc_attention:
+        int threads, causal
+        Py_ssize_t S, B
+        Py_ssize_t heads, D
+        const Py_ssize_t *first
+        const Py_ssize_t *lengths
+        Py_ssize_t step
+        const void *qkv
+        void *y
+        void *largest
+        void *sum
+        const void *dy
+        void *dqkv
+        void *work
+
+    ctypedef struct gc_attention_kernels:
+        size_t (*work)(const gc_attention *) noexcept nogil
+        int (*forward)(const gc_attention *) noexcept nogil
+        int (*backward)(const gc_attention *) noexcept nogil
+
     Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
 
     ctypedef struct gc_recurrent_kernels:
@@ -131,6 +151,7 @@ cdef extern from "gradcore.h" nogil:
         const gc_linear_kernels *linear
         const gc_activation_kernels *activation
         const gc_dropout_kernels *dropout
+        const gc_attention_kernels *attention
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:

@@ -12,6 +12,7 @@
 #define GRADCORE_H
 
 #include "activation/activation.h"
+#include "attention/attention.h"
 #include "base/rows.h"
 #include "base/spans.h"
 #include "base/status.h"
@@ -32,6 +33,7 @@ typedef struct gc_kernels {
     const gc_linear_kernels *linear;
     const gc_activation_kernels *activation;
     const gc_dropout_kernels *dropout;
+    const gc_attention_kernels *attention;
     const gc_clip_kernels *clip;
     const gc_optim_kernels *optim;
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */

@@ -12,6 +12,7 @@
 #include "linear/linear.inc.h"
 #include "activation/activation.inc.h"
 #include "dropout/dropout.inc.h"
+#include "attention/attention.inc.h"
 #include "clip/clip.inc.h"
 #include "optim/optim.inc.h"
 #include "isa/peak.inc.h"

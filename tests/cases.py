@@ -61,6 +61,14 @@ def linear(rng: np.random.Generator, dtype: Any) -> list[Any]:
     return [y, layer.backward(tape, rng.standard_normal((n, O)).astype(dtype)), *layer.grads.values()]
 
 
+def attention(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    T, B, heads, D = (int(n) for n in rng.integers((0, 0, 1, 1), (150, 4, 4, 20)))
+    layer = gradcore.MultiheadAttention(heads * D, heads, causal=rng.random() < 0.5, dtype=dtype, rng=rng)
+    lengths = rng.integers(0, T + 1, B) if rng.random() < 0.5 else None
+    y, tape = layer.forward(rng.standard_normal((T, B, heads * D)).astype(dtype), lengths)
+    return [y, layer.backward(tape, rng.standard_normal(y.shape).astype(dtype)), *layer.grads.values()]
+
+
 def activation(rng: np.random.Generator, dtype: Any) -> list[Any]:
     layer = getattr(gradcore, ACTIVATIONS[rng.integers(len(ACTIVATIONS))])(dtype=dtype)
     y, tape = layer.forward(rng.standard_normal(int(rng.integers(0, 70))).astype(dtype))
@@ -100,7 +108,7 @@ def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
 
 
 FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
-    recurrent, recurrent, recurrent, jacobian, linear, activation, dropout, norm, optimizer,
+    recurrent, recurrent, recurrent, jacobian, linear, attention, activation, dropout, norm, optimizer,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-/* The kernels in random shapes: recurrent and linear layers against a reference in double, written from the formulas and from
+/* The kernels in random shapes: recurrent and linear layers and attention against a reference in double, written from the formulas and from
  * nothing in src/; activations, lists of arrays and Jacobians for what must hold of them. Whatever the number of threads, the
  * bits are the same. Arrays begin at any element, end where they end, and hold NaN until they are written, or what
  * MemorySanitizer knows not to be set.
@@ -545,6 +545,82 @@ static void fuzz_linear(void)
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
 }
 
+/* ---- attention --------------------------------------------------------------------------------------------------------- */
+
+/* One head of one sequence: n rows of D features; a row of each array is `row` apart. */
+static void plain_attention(int causal, ptrdiff_t n, ptrdiff_t D, ptrdiff_t row, const double *q, const double *k, const double *v,
+                            double *y, ptrdiff_t y_row, const double *dy, double *dq, double *dk, double *dv)
+{
+    double *w = zeros(n), *dw = zeros(n);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const ptrdiff_t seen = causal ? i + 1 : n;
+        double largest = -INFINITY, sum = 0, mean = 0;
+        for (ptrdiff_t j = 0; j < seen; j++) {
+            w[j] = dw[j] = 0;
+            for (ptrdiff_t d = 0; d < D; d++) w[j] += q[i * row + d] * k[j * row + d], dw[j] += dy[i * y_row + d] * v[j * row + d];
+            largest = fmax(largest, w[j] /= sqrt((double)D));
+        }
+        for (ptrdiff_t j = 0; j < seen; j++) sum += w[j] = exp(w[j] - largest);
+        for (ptrdiff_t j = 0; j < seen; j++) w[j] /= sum, mean += w[j] * dw[j];
+        for (ptrdiff_t j = 0; j < seen; j++)
+            for (ptrdiff_t d = 0; d < D; d++) {
+                const double dlogit = w[j] * (dw[j] - mean) / sqrt((double)D);
+                y[i * y_row + d] += w[j] * v[j * row + d];
+                dv[j * row + d] += w[j] * dy[i * y_row + d];
+                dq[i * row + d] += dlogit * k[j * row + d];
+                dk[j * row + d] += dlogit * q[i * row + d];
+            }
+    }
+    free(w), free(dw);
+}
+
+/* Sequences that end at any step, one after another or side by side, whose other rows are left as they are. */
+static void fuzz_attention(void)
+{
+    const ptrdiff_t T = between(0, one_in(3) ? 400 : 40), B = between(0, 4), heads = between(1, 4), D = between(1, one_in(4) ? 80 : 20);
+    const ptrdiff_t E = heads * D, S = T * B, side_by_side = one_in(2);
+    const int causal = one_in(2);
+    const double limit = real == GC_F32 ? 1e-4 : 1e-12;
+    const gc_kernels *kernels = &table->real[real];
+    ptrdiff_t first[4], lengths[4];
+    double *qkv = uniforms(3 * S * E, one_in(4) ? 10 : 1), *dy = uniforms(S * E, 1), *y = zeros(S * E), *dqkv = zeros(3 * S * E);
+    snprintf(subject, sizeof subject, "%s float%d, attention, T %d, B %d, heads %d, D %d%s%s", table->isa,
+             real == GC_F32 ? 32 : 64, (int)T, (int)B, (int)heads, (int)D, causal ? ", causal" : "",
+             side_by_side ? ", side by side" : "");
+    const ptrdiff_t step = side_by_side && B ? B : 1;
+    for (ptrdiff_t b = 0; b < B; b++) {
+        first[b] = side_by_side ? b : b * T;
+        lengths[b] = one_in(2) ? T : between(0, (int)T);
+        for (ptrdiff_t h = 0; h < heads; h++) {
+            const ptrdiff_t at = first[b] * E + h * D, at_3 = 3 * first[b] * E + h * D;
+            plain_attention(causal, lengths[b], D, 3 * E * step, qkv + at_3, qkv + at_3 + E, qkv + at_3 + 2 * E, y + at, E * step,
+                            dy + at, dqkv + at_3, dqkv + at_3 + E, dqkv + at_3 + 2 * E);
+        }
+    }
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array qkv_ = typed(qkv, 3 * S * E), dy_ = typed(dy, S * E), y_ = blank(S * E), dqkv_ = blank(3 * S * E);
+        const array largest = blank(S * heads), sum = blank(S * heads);
+        gc_attention s = {.threads = threads_of(all.run), .causal = causal, .S = S, .B = B, .heads = heads, .D = D,
+                          .first = first, .lengths = lengths, .step = step, .qkv = qkv_.p, .y = y_.p, .largest = largest.p,
+                          .sum = sum.p};
+        array work = scratch(kernels->attention->work(&s));
+        s.work = work.p;
+        if (kernels->attention->forward(&s) != GC_OK) fail("status", 1, GC_OK);
+        release(work);
+        s.dy = dy_.p, s.dqkv = dqkv_.p, s.work = NULL;
+        work = scratch(kernels->attention->work(&s));
+        s.work = work.p;
+        if (kernels->attention->backward(&s) != GC_OK) fail("status", 1, GC_OK);
+        compare("y", y_, y, S * E, limit);
+        compare("dqkv", dqkv_, dqkv, 3 * S * E, limit);
+        output(&all, 0, y_), output(&all, 1, dqkv_), output(&all, 2, largest), output(&all, 3, sum);
+        release(work), release(qkv_), release(dy_);
+    }
+    forget(&all);
+    free(qkv), free(dy), free(y), free(dqkv);
+}
+
 /* ---- activations: finite, in place or not -------------------------------------------------------------------------------- */
 
 static void fuzz_activation(void)
@@ -783,6 +859,7 @@ int main(int argc, char **argv)
             fuzz_recurrent(one_in(5) ? 180 : 90);
             if (round % 2 == 0) fuzz_linear();
             if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_jacobian();
+            if (round % 2 == 1) fuzz_attention();
             if (round % 4 == 1) fuzz_norms();
             for (int rule = GC_SGD; rule <= GC_SPAM && round % 4 == 3; rule++) fuzz_optimizer(rule);
         }

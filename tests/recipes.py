@@ -384,6 +384,30 @@ def _(rng: np.random.Generator) -> Any:
     return layer.backward, {"tape": layer.forward(floats(rng, 4, 3))[1], "dy": floats(rng, 4, 3)}
 
 
+@recipe("MultiheadAttention")
+def _(rng: np.random.Generator) -> Any:
+    given = {"bias": True, "causal": True, "dtype": np.float32, "rng": seeded()}
+    return gradcore.MultiheadAttention, {"embed_dim": 6, "num_heads": 2, **given}
+
+
+@recipe("MultiheadAttention()")
+def _(rng: np.random.Generator) -> Any:
+    given = {"x": floats(rng, T, B, 6), "lengths": [4, 2, 0]}
+    return gradcore.MultiheadAttention(6, 2, rng=seeded()).__call__, given
+
+
+@recipe("MultiheadAttention.forward")
+def _(rng: np.random.Generator) -> Any:
+    given = {"x": floats(rng, T, B, 6), "lengths": np.array([4, 2, 0])}
+    return gradcore.MultiheadAttention(6, 2, causal=True, rng=seeded()).forward, given
+
+
+@recipe("MultiheadAttention.backward", changed="self tape")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.MultiheadAttention(6, 2, rng=seeded())
+    return layer.backward, {"tape": layer.forward(floats(rng, T, B, 6))[1], "dy": floats(rng, T, B, 6)}
+
+
 @recipe("LastStep")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}

@@ -231,6 +231,26 @@ def test_recurrent_sigmoid_at_the_ends() -> None:
     assert (got[2:] == [0.5, 1, 1]).all()
 
 
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [None, [4, 0, 2]])
+def test_attention_gradients(causal: bool, lengths: Any) -> None:
+    rng = np.random.default_rng(0)
+    qkv, dy = rng.standard_normal((4, 3, 18)), rng.standard_normal((4, 3, 6))
+    given: dict[str, Any] = {"causal": causal, "lengths": lengths}
+
+    def loss() -> float:
+        return float(np.vdot(reference.attention_forward(qkv, 2, **given), dy))
+
+    got = reference.attention_backward(qkv, 2, dy, **given)
+    assert relative_error(got, central_difference(loss, qkv)) < 1e-8
+    if lengths:
+        assert not got[:, 1].any()
+        assert not got[2:, 2].any()
+
+
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradcore import _kernels
-from gradcore._base.check import Array, check_index
+from gradcore._base.check import Array, check_index, check_room
 from gradcore._base.memory import Pool
 
 __all__: list[str] = []  # for the package only
@@ -87,3 +87,43 @@ class _Batch:
         if rank >= self.offsets[t + 1] - self.offsets[t]:
             raise IndexError(f"t: sequence {b} has ended before step {t}")
         return int(self.offsets[t]) + rank
+
+
+class _SequenceRows:
+    """Lay out the steps of B sequences as n rows: in the order of (T, B), or one sequence after another.
+
+    The second is for sequences that end early, of which only the steps that they have are rows.
+    """
+
+    def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
+        check_room(B * (T + 1))
+        self.T, self.B, self._pool = T, B, pool
+        self._at: Array | None = None  # where each row is in (T, B), if not in its order
+        if lengths is None or (lengths == T).all():
+            self.n = T * B
+            self.steps = np.arange(B, dtype=np.intp), np.full(B, T, np.intp), max(B, 1)
+            return
+        ends = np.cumsum(lengths)
+        self.n = int(ends[-1])
+        self.steps = ends - lengths, lengths, 1
+        step = np.arange(self.n) - np.repeat(ends - lengths, lengths)
+        self._at = step * B + np.repeat(np.arange(B), lengths)
+
+    def pack(self, x: Array) -> Array:
+        """(T, B, F) -> (n, F)"""
+        flat = x.reshape(self.T * self.B, x.shape[2])
+        if self._at is None:
+            return flat
+        rows = self._pool.empty((self.n, x.shape[2]), x.dtype)
+        _kernels.copy_rows(flat, self._at, rows, None)
+        return rows
+
+    def unpack(self, rows: Array) -> Array:
+        """(n, F) -> (T, B, F), zero past each sequence's end"""
+        shape = (self.T, self.B, rows.shape[1])
+        if self._at is None:
+            return rows.reshape(shape)
+        padded = self._pool.empty((self.T * self.B, rows.shape[1]), rows.dtype)
+        padded.fill(0)
+        _kernels.copy_rows(rows, None, padded, self._at)
+        return padded.reshape(shape)

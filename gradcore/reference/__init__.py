@@ -3,6 +3,7 @@
 They import NumPy only, work in the dtype of their input, and follow the formulas step by step. One file per subject.
 """
 
+from gradcore.reference.attention import attention_backward, attention_forward
 from gradcore.reference.clip import clip_grad_norm, grad_norm
 from gradcore.reference.dropout import dropout
 from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
@@ -19,6 +20,8 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "attention_backward",
+    "attention_forward",
     "binary_cross_entropy",
     "carried_back",
     "clip_grad_norm",

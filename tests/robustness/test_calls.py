@@ -96,6 +96,10 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
     "LastStep": lambda: gradcore.LastStep()(
         np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**59, 3), (0, 0, 0))
     ),
+    "MultiheadAttention": lambda: gradcore.MultiheadAttention(HUGE, 1),
+    "MultiheadAttention, sequences without steps": lambda: gradcore.MultiheadAttention(2, 1)(
+        np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (0, 2**58, 2), (0, 0, 0))
+    ),
     "float64 of y": lambda: losses.mse(*[empty_huge(np.zeros((1, 1), np.float32), 2**60)] * 2),
     "a copy of x": lambda: gradcore.Tanh()(huge(np.zeros(1, np.float32), 2**60)),
     "float64 of W": lambda: spectral.spectral_norm(huge(np.zeros((1, 2), np.float32), 2**59)),

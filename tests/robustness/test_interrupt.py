@@ -93,6 +93,12 @@ def linear(times: int) -> Callable[[], Any]:
     return lambda: layer(x)
 
 
+def attention(times: int) -> Callable[[], Any]:
+    layer = gradcore.MultiheadAttention(64, 2, dtype=np.float64, rng=np.random.default_rng(0))
+    x = np.ones((4096, times, 64))
+    return lambda: layer(x)
+
+
 def activation(times: int) -> Callable[[], Any]:
     x = np.full(20_000_000 * times, 0.5)
     return lambda: _kernels.activation_forward(_kernels.SOFTPLUS, 1.0, 20.0, x, x)
@@ -135,6 +141,7 @@ CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "backward": backward,
     "small": many_small_steps,
     "linear": linear,
+    "attention": attention,
     "activation": activation,
     "dropout": dropout,
     "norm": norm,
@@ -219,6 +226,7 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {  # and the shap
     "LSTM": (lambda: gradcore.LSTM(8, 512, rng=np.random.default_rng(0)), (200, 32, 8)),
     "stack": (lambda: gradcore.GRU(8, 256, 2, bidirectional=True, rng=np.random.default_rng(0)), (100, 32, 8)),
     "linear": (lambda: gradcore.Linear(2048, 2048, rng=np.random.default_rng(0)), (2048, 2048)),
+    "attention": (lambda: gradcore.MultiheadAttention(64, 2, rng=np.random.default_rng(0)), (2048, 2, 64)),
     "Sequential": (lambda: gradcore.Sequential(gradcore.LSTM(8, 512), gradcore.Linear(512, 4)), (200, 32, 8)),
 }
 

@@ -1,0 +1,223 @@
+"""Multi-head self-attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gradcore import _kernels, init
+from gradcore._base.check import Array, check_bool, check_int, check_lengths, check_rng
+from gradcore._base.memory import Pool
+from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.linear import Generator
+from gradcore.layers.ragged import _SequenceRows
+from gradcore.layers.tape import Tape
+
+__all__ = ["MultiheadAttention"]
+
+
+class MultiheadAttention(Layer):
+    r"""Self-attention of several heads: every step of a sequence takes a weighted mean over the steps that it sees.
+
+    A linear map gives the query Q, key K and value V of each step; of every head with its D = `embed_dim` / `num_heads`
+    features
+
+    .. math:: Y = \mathrm{softmax}(Q K^T / \sqrt{D}) V,
+
+    and a second linear map mixes the heads [1]_. The logits are made in tiles and never stored, so that memory grows
+    with T and not with its square [2]_; the backward pass makes them again.
+
+    Parameters carry PyTorch's names: ``in_proj_weight`` (3 * embed_dim, embed_dim), ``in_proj_bias`` (3 * embed_dim,),
+    ``out_proj.weight`` (embed_dim, embed_dim) and ``out_proj.bias`` (embed_dim,). They are drawn as PyTorch does:
+    `in_proj_weight` by Xavier's uniform rule, ``out_proj.weight`` from :math:`U(-1/\sqrt{E}, 1/\sqrt{E})` with E =
+    `embed_dim`, and biases are zero.
+
+    Parameters
+    ----------
+    embed_dim : int
+        The size of the last axis of x and y, a multiple of `num_heads`.
+    num_heads : int
+        The number of heads.
+    bias : bool
+        Whether the linear maps have biases.
+    causal : bool
+        Whether a step sees only itself and those before it.
+    dtype : dtype
+        The dtype of parameters, inputs and outputs, float32 or float64.
+    rng : int or numpy.random.Generator, optional
+        The generator, or the seed of one, that draws the parameters.
+
+    References
+    ----------
+    .. [1] Vaswani et al., "Attention is all you need", arXiv 1706.03762, 2017, section 3.2.
+    .. [2] Dao, Fu, Ermon, Rudra and Re, "FlashAttention", arXiv 2205.14135, 2022, algorithms 1 and 4.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> layer = gradcore.MultiheadAttention(8, 2, causal=True, rng=0)
+    >>> x = np.random.default_rng(0).standard_normal((5, 3, 8), np.float32)
+    >>> y, tape = layer.forward(x)
+    >>> dx = layer.backward(tape, np.ones_like(y))
+    >>> dx.shape, list(layer.params)
+    ((5, 3, 8), ['in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias'])
+    >>> bool(np.allclose(layer(x[:2]), y[:2], atol=1e-6))
+    True
+    """
+
+    takes = frozenset({"lengths"})
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        bias: bool = True,
+        causal: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: int | Generator | None = None,
+    ) -> None:
+        self.embed_dim = E = check_int("embed_dim", embed_dim, least=1)
+        self.num_heads = check_int("num_heads", num_heads, least=1)
+        if E % self.num_heads:
+            raise ValueError(f"num_heads: expected a divisor of embed_dim={E}, got {num_heads}")
+        self.bias = check_bool("bias", bias)
+        self.causal = check_bool("causal", causal)
+        shapes: dict[str, tuple[int, ...]] = {"in_proj_weight": (3 * E, E), "in_proj_bias": (3 * E,)}
+        shapes |= {"out_proj.weight": (E, E), "out_proj.bias": (E,)}
+        if not self.bias:
+            shapes = {name: shape for name, shape in shapes.items() if not name.endswith("bias")}
+        super().__init__(shapes, dtype=dtype)
+        self._pool = Pool()
+        rng, bound = check_rng(rng), 1 / math.sqrt(E)
+        init.xavier_uniform_(self.params["in_proj_weight"], rng=rng)
+        init.uniform_(self.params["out_proj.weight"], -bound, bound, rng=rng)
+
+    def __call__(self, x: Array, lengths: Any = None) -> Array:
+        """Return the output without keeping a tape.
+
+        Parameters
+        ----------
+        x : ndarray, (T, B, embed_dim)
+            The sequences, of the layer's dtype.
+        lengths : array_like of int, (B,), optional
+            The length of each sequence; T by default.
+
+        Returns
+        -------
+        ndarray, (T, B, embed_dim)
+            The output, zero past each sequence's end.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.MultiheadAttention(4, 1, rng=0)
+        >>> layer(np.ones((3, 2, 4), np.float32), lengths=[3, 0])[:, 1].any()
+        np.False_
+        """
+        return self.forward(x, lengths)[0]
+
+    def forward(self, x: Array, lengths: Any = None) -> tuple[Array, Tape]:
+        """Return the output, and the tape that `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray, (T, B, embed_dim)
+            The sequences, of the layer's dtype.
+        lengths : array_like of int, (B,), optional
+            The length of each sequence; T by default. No step sees one past its sequence's end.
+
+        Returns
+        -------
+        y : ndarray, (T, B, embed_dim)
+            The output, zero past each sequence's end.
+        tape : Tape
+            What `backward` needs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x or lengths have the wrong dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> y, tape = gradcore.MultiheadAttention(8, 2).forward(np.ones((5, 3, 8), np.float32))
+        >>> y.shape
+        (5, 3, 8)
+        """
+        E, heads = self.embed_dim, self.num_heads
+        x = self.check("x", x, ("T", "B", E))
+        rows = _SequenceRows(x.shape[0], x.shape[1], check_lengths(lengths, *x.shape[:2]), self._pool)
+        x, steps = rows.pack(x), (*rows.steps, heads, self.causal)
+        qkv, y = self._empty(rows.n, 3 * E), self._empty(rows.n, E)
+        mixed, largest, total = self._empty(rows.n, E), self._empty(rows.n, heads), self._empty(rows.n, heads)
+        take, give, params = self._pool.take, self._pool.give, self._params
+        give(_kernels.linear_forward(x, params["in_proj_weight"], params.get("in_proj_bias"), qkv, rows.n, take))
+        give(_kernels.attention_forward(steps, qkv, mixed, largest, total, take))
+        give(_kernels.linear_forward(mixed, params["out_proj.weight"], params.get("out_proj.bias"), y, rows.n, take))
+        y = rows.unpack(y)
+        return y, Tape(self, y.shape, rows, x, qkv, mixed, largest, total, self.causal)
+
+    def backward(self, tape: Tape, dy: Array) -> Array:
+        """Return the gradient with respect to x, and add those of the parameters to `grads`.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        dy : ndarray, (T, B, embed_dim)
+            The gradient with respect to y; what lies past a sequence's end has no effect.
+
+        Returns
+        -------
+        ndarray, (T, B, embed_dim)
+            The gradient with respect to x, zero past each sequence's end.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another dtype or shape than y, or the tape comes from another layer.
+        RuntimeError
+            If a signal handler calls it in the middle of a backward pass of the same layer.
+
+        Examples
+        --------
+        >>> import numpy as np, gradcore
+        >>> layer = gradcore.MultiheadAttention(8, 2)
+        >>> y, tape = layer.forward(np.ones((5, 3, 8), np.float32))
+        >>> layer.backward(tape, np.ones_like(y)).shape
+        (5, 3, 8)
+        """
+        self.check_tape(tape)
+        rows: _SequenceRows = tape.kept[0]
+        x, qkv, mixed, largest, total, causal = tape.kept[1:]
+        dy = rows.pack(self.check("dy", dy, tape.shape))
+        steps = (*rows.steps, self.num_heads, causal)
+        dmixed, dqkv, dx = self._empty(*mixed.shape), self._empty(*qkv.shape), self._empty(*x.shape)
+        take, give, params, grads = self._pool.take, self._pool.give, self._params, self._grads
+        self._refuse_reentry()
+        try:
+            with self._adding.lock:
+                out, inner = params["out_proj.weight"], params["in_proj_weight"]
+                dout, dinner = grads["out_proj.weight"], grads["in_proj_weight"]
+                dout_bias, dinner_bias = grads.get("out_proj.bias"), grads.get("in_proj_bias")
+                give(_kernels.linear_backward(mixed, out, dy, dmixed, dout, dout_bias, rows.n, take))
+                give(_kernels.attention_backward(steps, qkv, mixed, largest, total, dmixed, dqkv, take))
+                give(_kernels.linear_backward(x, inner, dqkv, dx, dinner, dinner_bias, rows.n, take))
+        except BaseException:
+            self._drop_gradients()
+            raise
+        return rows.unpack(dx)
+
+    def _empty(self, n: int, width: int) -> Array:
+        return self._pool.empty((n, width), self.dtype)
+
+    def _sequences_after(self, where: str, before: Sequences) -> Sequences:
+        before.refuse_other_axes(where, batch_first=False)
+        return Sequences(where, batch_first=False)
