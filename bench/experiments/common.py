@@ -1,0 +1,57 @@
+"""What the experiments share: runs side by side, tables, and where and when they ran."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+from figures import processor
+
+import gradcore
+
+
+def side_by_side(function: Callable[..., Any], arguments: Iterable[Sequence[Any]]) -> list[Any]:
+    """Return what a function of a module returns for each tuple of arguments, one run a core, each with one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=gradcore.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(function, *each) for each in arguments]
+        return [job.result() for job in jobs]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table; numbers with three digits."""
+    lines = [header, ["---"] * len(header), *([cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """Return a number as a table shows it."""
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return the median over seeds, and the extremes."""
+    numbers = np.asarray(list(values), np.float64)
+    if numbers.size == 1:
+        return cell(float(numbers[0]))
+    low, middle, high = (
+        np.quantile(numbers, [0, 0.5, 1])
+        if np.isfinite(numbers).all()
+        else np.sort(numbers)[[0, numbers.size // 2, -1]]
+    )
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def foot(minutes: float) -> str:
+    """Return when and where, and how long it took."""
+    kind = gradcore.info()["isa"]
+    took = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{60 * minutes:.0f} seconds"
+    return f"{took} on {os.cpu_count()} cores of {processor()} ({kind}), {datetime.date.today().isoformat()}"
