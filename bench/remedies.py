@@ -1,7 +1,7 @@
 """The remedies of the literature where the texts claim that they work: `python bench/remedies.py [NAME ...]`.
 
-Each experiment is a file in `experiments/`, which says what it measures, and makes one page of docs/remedies. `--quick` takes
-smaller ones, to see that everything runs; `--out docs/remedies` writes the pages and figures.
+Each experiment is a file in `experiments/`, which says what it measures, and makes one page of docs/remedies. `--quick`
+takes smaller ones, to see that everything runs; `--out docs/remedies` writes the pages and figures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from experiments.common import foot
+from experiments.common import filled, foot
 
 from gradcore._base.files import jsonable
 
@@ -28,7 +28,7 @@ def run(name: str, quick: bool, out: Path | None) -> None:
     minutes = (time.perf_counter() - start) / 60
     title, _, text = experiment.page(results).partition("\n")
     command = f"python bench/remedies.py {name}{' --quick' * quick}"
-    page = f"{title}\n\n`{command}`, {foot(minutes)}.\n{text.rstrip()}\n"
+    page = f"{title}\n\n`{command}`, {foot(minutes)}.\n\n{filled(text)}\n"
     print(page)
     if out is None:
         return

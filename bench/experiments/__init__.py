@@ -1,1 +1,1 @@
-"""One experiment a file: `measure(quick)` returns plain data, `page(results)` its Markdown, `figure(results, path)` its figure."""
+"""One experiment a file: `measure(quick)` returns plain data, `page` makes Markdown of it, `figure` draws it."""

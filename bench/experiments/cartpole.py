@@ -35,7 +35,7 @@ class Pole:
 
     def step(self, right: Any) -> Any:
         """Push to the right or to the left, and return which poles still stand."""
-        x, v, a, w = self.state
+        _, v, a, w = self.state
         force = np.where(right, 10.0, -10.0)
         sin, cos = np.sin(a), np.cos(a)
         push = (force + 0.05 * w**2 * sin) / 1.1
@@ -111,12 +111,13 @@ def page(results: dict[str, Any]) -> str:
     header = ("advantages", "optimizer", "clipping", "median norm", "steps in balance", "solved")
     return f"""# A recurrent policy, large advantages and clipping
 
-A GRU of {HIDDEN} units balances a pole on a cart and sees position and angle only; the velocities it has to infer. REINFORCE: after
-{EPISODES} episodes of at most {LONGEST} steps, the log probability of each action is weighted with what followed (discount
-{DISCOUNT:g}): standardized over the batch, as it is (up to {(1 - DISCOUNT**LONGEST) / (1 - DISCOUNT):.0f}), or times 100. The loss is
-`softmax_cross_entropy(y, actions, lengths=lengths, weight=advantages)`. SGD at {10 * LR:g} or Adam at {LR:g}, {results["updates"]}
-updates, {results["seeds"]} seeds: medians and extremes; steps in balance are those of the last tenth of the updates, and {SOLVED} count as
-solved. A run that ends in NaN counts as 0 steps.
+A GRU of {HIDDEN} units balances a pole on a cart and sees position and angle only; the velocities it has to infer.
+REINFORCE: after {EPISODES} episodes of at most {LONGEST} steps, the log probability of each action is weighted with
+what followed (discount {DISCOUNT:g}): standardized over the batch, as it is (up to
+{(1 - DISCOUNT**LONGEST) / (1 - DISCOUNT):.0f}), or times 100. The loss is `softmax_cross_entropy(y, actions,
+lengths=lengths, weight=advantages)`. SGD at {10 * LR:g} or Adam at {LR:g}, {results["updates"]} updates,
+{results["seeds"]} seeds: medians and extremes; steps in balance are those of the last tenth of the updates, and
+{SOLVED} count as solved. A run that ends in NaN counts as 0 steps.
 
 {table(header, rows)}
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -42,12 +43,14 @@ def spread(values: Iterable[float]) -> str:
     numbers = np.asarray(list(values), np.float64)
     if numbers.size == 1:
         return cell(float(numbers[0]))
-    low, middle, high = (
-        np.quantile(numbers, [0, 0.5, 1])
-        if np.isfinite(numbers).all()
-        else np.sort(numbers)[[0, numbers.size // 2, -1]]
-    )
+    low, middle, high = np.sort(numbers)[[0, numbers.size // 2, -1]]  # NaN counts as the largest
     return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def filled(text: str) -> str:
+    """Return Markdown whose paragraphs are filled to lines of equal length; tables and lists stay as they are."""
+    parts = [part.strip("\n") for part in text.split("\n\n") if part.strip()]
+    return "\n\n".join(part if part[0] in "|-#!`" else textwrap.fill(part, 130) for part in parts)
 
 
 def foot(minutes: float) -> str:

@@ -82,12 +82,13 @@ def page(results: dict[str, Any]) -> str:
     header = ("decay", "strength", "radius of W_hh", "growth a step", "largest norm", "loss on new data")
     return f"""# Weight decay and the radius of W_hh
 
-The texts recommend L1 and L2 penalties because small weights cannot make gradients explode. A tanh RNN of {HIDDEN} units learns to add
-two of {LENGTH} numbers (the answer 1 has a loss of 0.167), with Adam at {LR:g}, clipped at 1, {results["steps"]:,} steps of {BATCH}
-sequences, {results["seeds"]} seeds. W_hh starts with entries of a Gaussian times {GAIN:g}: radius
-{spread(run["radii"][0] for run in first)}, a gradient grows {spread(run["before"] for run in first)} times a step, and the largest norm
-in the first tenth of the steps is {spread(run["largest"][0] for run in first)}. The table has the end: the median over seeds and the
-extremes; the norm is the largest of the last tenth.
+The texts recommend L1 and L2 penalties because small weights cannot make gradients explode. A tanh RNN of {HIDDEN}
+units learns to add two of {LENGTH} numbers (the answer 1 has a loss of 0.167), with Adam at {LR:g}, clipped at 1,
+{results["steps"]:,} steps of {BATCH} sequences, {results["seeds"]} seeds. W_hh starts with entries of a Gaussian
+times {GAIN:g}: radius {spread(run["radii"][0] for run in first)}, a gradient grows
+{spread(run["before"] for run in first)} times a step, and the largest norm in the first tenth of the steps is
+{spread(run["largest"][0] for run in first)}. The table has the end: the median over seeds and the extremes; the norm
+is the largest of the last tenth.
 
 {table(header, rows)}
 """

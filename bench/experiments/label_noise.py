@@ -84,10 +84,10 @@ def page(results: dict[str, Any]) -> str:
     )
     return f"""# Wrong labels and the norm of the gradient
 
-A GRU of {HIDDEN} units learns temporal order over {LENGTH} steps from {SEQUENCES:,} sequences, of which a share has a wrong label, for
-{results["epochs"]} epochs in batches of {BATCH}, with Adam at {LR:g}. Norms are those before clipping: the median over an epoch, and the
-largest of all. The error is measured on 4,000 new sequences with right labels, each epoch: the least, and the last. Median of
-{results["seeds"]} seeds, and the extremes.
+A GRU of {HIDDEN} units learns temporal order over {LENGTH} steps from {SEQUENCES:,} sequences, of which a share has a
+wrong label, for {results["epochs"]} epochs in batches of {BATCH}, with Adam at {LR:g}. Norms are those before
+clipping: the median over an epoch, and the largest of all. The error is measured on 4,000 new sequences with right
+labels, each epoch: the least, and the last. Median of {results["seeds"]} seeds, and the extremes.
 
 {table(header, rows)}
 """

@@ -103,11 +103,12 @@ def page(results: dict[str, Any]) -> str:
     header = ("gradients", "share that is 0", "steps that overflow", "scale at the end", "loss", "symbols right")
     return f"""# Loss scaling for gradients in float16
 
-An LSTM of {HIDDEN} units copies ten symbols after {DELAY} steps. Activations between the layers and all gradients are rounded to float16;
-products and weights are float32. The loss is multiplied by {TINY:g}, since float16 ends at 6e-8 and gradients of a mean over many terms are
-as small. A step whose gradient overflows is skipped; a `GradScaler` halves its scale then and doubles it after 200 good steps, and the other
-scales stay as they are, halved only after an overflow. Adam, {results["steps"]:,} steps of {BATCH} sequences, median of {results["seeds"]} seeds
-and the extremes; of the symbols an eighth is right by chance.
+An LSTM of {HIDDEN} units copies ten symbols after {DELAY} steps. Activations between the layers and all gradients are
+rounded to float16; products and weights are float32. The loss is multiplied by {TINY:g}, since float16 ends at 6e-8
+and gradients of a mean over many terms are as small. A step whose gradient overflows is skipped; a `GradScaler`
+halves its scale then and doubles it after 200 good steps, and the other scales stay as they are, halved only after an
+overflow. Adam, {results["steps"]:,} steps of {BATCH} sequences, median of {results["seeds"]} seeds and the extremes;
+of the symbols an eighth is right by chance.
 
 {table(header, rows)}
 """

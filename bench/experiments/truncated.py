@@ -32,7 +32,7 @@ def train(window: int, lag: int, carry: bool, seed: int, steps: int) -> float:
     for start in range(0, steps - window + 1, window):
         part = slice(start, start + window)
         y, tape = model.forward(x[part], state)
-        loss, dy = binary_cross_entropy(y, target[part])
+        _, dy = binary_cross_entropy(y, target[part])
         model.zero_grad()
         model.backward(tape, dy)
         optimizer.step(max_norm=1.0)
@@ -58,10 +58,11 @@ def page(results: dict[str, Any]) -> str:
     rows.append(("8 steps, state not carried on", *(spread(right[f"8, {lag}, False"]) for lag in LAGS)))
     return f"""# Truncated backpropagation, and what it cannot learn
 
-An LSTM of {HIDDEN} units reads random bits and gives back, at every step, the bit of some steps before. It reads one stream of
-{results["steps"]:,} steps, {BATCH} at a time, cut into windows: the state goes on from window to window, the gradient stops at a window's
-first step. So an error can be traced back over at most a window less one step. The table has the share of right bits on a new stream,
-read without cuts; guessing gives 0.5. Median of {results["seeds"]} seeds, and the extremes.
+An LSTM of {HIDDEN} units reads random bits and gives back, at every step, the bit of some steps before. It reads one
+stream of {results["steps"]:,} steps, {BATCH} at a time, cut into windows: the state goes on from window to window,
+the gradient stops at a window's first step. So an error can be traced back over at most a window less one step. The
+table has the share of right bits on a new stream, read without cuts; guessing gives 0.5. Median of {results["seeds"]}
+seeds, and the extremes.
 
 {table(("window", *(f"lag {lag}" for lag in LAGS)), rows)}
 """
