@@ -140,5 +140,5 @@ PUBLISHED = [
     ("adding over 750 steps: chrono against a forget bias of 1 [3]", "learns 7 times faster"),
     ("adding over 150 and 300 steps: IRNN and LSTM [4]", "both learn; a tanh RNN only over 150"),
 ]
-SOURCES = """[1] Hochreiter and Schmidhuber, 1997; the steps of the tables above have 20 sequences each. [2] Arjovsky, Shah and
+SOURCES = """[1] Hochreiter and Schmidhuber, 1997; a step of the tables above has 20 sequences. [2] Arjovsky, Shah and
 Bengio, 2016. [3] Tallec and Ollivier, 2018. [4] Le, Jaitly and Hinton, 2015, as remembered: not read again."""
