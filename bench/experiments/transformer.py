@@ -70,8 +70,9 @@ def train(norm_first: bool, warm: bool, lr: float, seed: int, steps: int) -> flo
     model = gradcore.Sequential(
         gradcore.Linear(SYMBOLS + LENGTH, D, rng=rng), *layers, *end, gradcore.Linear(D, SYMBOLS, rng=rng)
     )
-    decay = schedule.Cosine(lr, steps) if not warm else None
-    rate: Any = decay if decay is not None else schedule.WarmupCosine(lr, WARM, steps)
+    rate: Any = schedule.cosine(lr, 0.0, steps)
+    if warm:
+        rate = schedule.chain((schedule.linear(0.0, lr, WARM), WARM), schedule.cosine(lr, 0.0, max(steps - WARM, 1)))
     optimizer = optim.Adam(model, lr=rate, betas=(0.9, 0.98))
     history = gradcore.fit(
         model, (sequences(rng, BATCH) for _ in range(steps)), softmax_cross_entropy, optimizer, epochs=1, progress=False
