@@ -21,9 +21,11 @@ LAYERS_192, GAINS = 192, (1.0, 2.0, 4.0)
 SYMBOLS, LENGTH, BATCH, LAYERS = 16, 32, 16, 6
 
 
-def block(rng: np.random.Generator, norm_first: bool, width: int = FORWARD, gain: float = 1.0) -> Any:
+def block(
+    rng: np.random.Generator, norm_first: bool, width: int = FORWARD, gain: float = 1.0, causal: bool = False
+) -> Any:
     """Return a layer with Xavier's normal initialization, whose query and key weights are times `gain`."""
-    layer = gradcore.TransformerEncoderLayer(D, HEADS, width, norm_first=norm_first, rng=rng)
+    layer = gradcore.TransformerEncoderLayer(D, HEADS, width, norm_first=norm_first, causal=causal, rng=rng)
     for name, weight in layer.params.items():
         if weight.ndim == 2:
             rows = weight.reshape(3, D, D) if "in_proj" in name else weight[None]
@@ -65,7 +67,7 @@ def at_start(norm_first: bool, depth: int, seed: int) -> dict[str, float]:
 def train(norm_first: bool, warm: bool, lr: float, seed: int, steps: int) -> float:
     """Return the share of wrong answers: the symbol that followed the last occurrence of the one that is shown."""
     rng = np.random.default_rng(seed)
-    layers = [block(rng, norm_first) for _ in range(LAYERS)]
+    layers = [block(rng, norm_first, causal=True) for _ in range(LAYERS)]
     end = [gradcore.LayerNorm(D)] if norm_first else []
     model = gradcore.Sequential(
         gradcore.Linear(SYMBOLS + LENGTH, D, rng=rng), *layers, *end, gradcore.Linear(D, SYMBOLS, rng=rng)
