@@ -32,7 +32,7 @@ from gradcore.layers.sequential import MLP, Sequential
 from gradcore.layers.tape import Tape
 from gradcore.optim import schedule
 from gradcore.optim.scaler import GradScaler
-from gradcore.regularizers import VanishingGradientRegularizer
+from gradcore.regularizers import VanishingGradientRegularizer, gradient_penalty
 from gradcore.training.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.training.fit import fit
 from gradcore.training.history import History
@@ -83,6 +83,7 @@ __all__ = [
     "fit",
     "get_num_threads",
     "grad_norm",
+    "gradient_penalty",
     "info",
     "init",
     "load_checkpoint",

@@ -850,6 +850,13 @@ def _(rng: np.random.Generator) -> Any:
     return gradcore.VanishingGradientRegularizer(0.1), {"layer": layer, "tape": tape, **given}
 
 
+@recipe("gradient_penalty", changed="model")
+def _(rng: np.random.Generator) -> Any:
+    members = (gradcore.GRU(I, H, rng=seeded()), gradcore.LastStep(), gradcore.Linear(H, 1, rng=seeded()))
+    options = {"weight": 10.0, "target": 1.0, "lengths": np.array([T, 1, 2]), "batch_first": False}
+    return gradcore.gradient_penalty, {"model": gradcore.Sequential(*members), "x": floats(rng, T, B, I), **options}
+
+
 @recipe("set_num_threads")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.set_num_threads, {"n": gradcore.get_num_threads()}

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels
 from gradcore._base.check import Array, check_choice, check_number
 from gradcore._base.memory import Pool
+from gradcore.layers.curvature import curvature
 from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.tape import Tape
 
@@ -101,11 +102,65 @@ class Activation(Layer):
         array([0., 3.], dtype=float32)
         """
         self.check_tape(tape)
+        return self._times_slope(tape, self.check("dy", dy, tape.shape))
+
+    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, Array]:
+        """Return how the output changes when x moves in the direction of `x_dot`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : object
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        x_dot = self.check("x_dot", x_dot, tape.shape)
+        return self._times_slope(tape, x_dot), x_dot
+
+    def backward_tangent(self, tape: Tape, tangent: Array, dy: Array, dy_dot: Array) -> tuple[Array, Array]:
+        """Return how the backward pass changes when x moves as in `forward_tangent`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : object
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        dy, dy_dot = self.check("dy", dy, tape.shape), self.check("dy_dot", dy_dot, tape.shape)
+        dx, dx_dot = self._times_slope(tape, dy), self._times_slope(tape, dy_dot)
+        kept, kind, p, q = tape.kept
+        bend = curvature(kind, p, q, kept)
+        if bend is not None:
+            with np.errstate(all="ignore"):
+                dx_dot += bend * tangent * dy
+        return dx, dx_dot
+
+    def _times_slope(self, tape: Tape, d: Array) -> Array:
         kept, kind, p, q = tape.kept  # the function as it was in `forward`
-        dy = self.check("dy", dy, tape.shape)
-        dx = self._pool.empty(tape.shape, self.dtype)
-        _kernels.activation_backward(kind, p, q, kept, dy, dx)
-        return dx
+        product = self._pool.empty(tape.shape, self.dtype)
+        _kernels.activation_backward(kind, p, q, kept, d, product)
+        return product
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradcore import _kernels
 from gradcore._base.check import Array
+from gradcore.layers import dual_cells
 
 __all__ = ["BY_NAME", "CELLS", "Cell", "Keeping", "Parts"]
 
@@ -66,6 +67,8 @@ class Cell:
         ``step(a, u, du, parts, changes)``: the state (each part of any shape) after a step and its derivative in the
         direction in which the sums over the states change by `du` and the parts by `changes`. The gates' sums a over x
         and u over the states, biases included, are (G, ...).
+    dual : object
+        The step and the step back on dual numbers, for the derivative of a backward pass.
     keeping : Keeping, optional
         The gate that keeps the state, if the cell has one.
     slope : callable, optional
@@ -86,6 +89,7 @@ class Cell:
     kept: tuple[int, ...]
     states: tuple[str, ...]
     step: Stepper
+    dual: dual_cells.DualCell
     keeping: Keeping | None = None
     slope: Callable[[Array], Array] | None = None
 
@@ -158,19 +162,26 @@ def _first_rows(rows: Iterable[Cell]) -> dict[str, Cell]:
     return found
 
 
-def _cell(name: str, layer: str, gates: tuple[str, ...], step: Stepper, **more: Any) -> Cell:
+def _cell(name: str, layer: str, gates: tuple[str, ...], step: Stepper, dual: dual_cells.DualCell, **more: Any) -> Cell:
     """Return a row, with what the kernels know of the cell."""
     its = _kernels.cells()[name.upper()]
     gate_of = [i if i >= 0 else h for i, h in zip(its["ih"], its["hh"], strict=True)]
     kept = tuple(sorted(range(its["kept"]), key=gate_of.__getitem__))
-    return Cell(name, layer, its["kind"], gates, kept, ("h", "c") if its["has_cell"] else ("h",), step, **more)
+    return Cell(name, layer, its["kind"], gates, kept, ("h", "c") if its["has_cell"] else ("h",), step, dual, **more)
 
 
 CELLS = _table(
-    _cell("rnn_tanh", "RNN", ("h",), partial(_rnn_step, np.tanh, _tanh_slope), slope=_tanh_slope),
-    _cell("rnn_relu", "RNN", ("h",), partial(_rnn_step, _relu, _relu_slope), slope=_relu_slope),
-    _cell("lstm", "LSTM", ("i", "f", "g", "o"), _lstm_step, keeping=Keeping("forget", gate=1, opposed=(0,))),
-    _cell("gru", "GRU", ("r", "z", "n"), _gru_step, keeping=Keeping("update", gate=1)),
+    _cell("rnn_tanh", "RNN", ("h",), partial(_rnn_step, np.tanh, _tanh_slope), dual_cells.RNN_TANH, slope=_tanh_slope),
+    _cell("rnn_relu", "RNN", ("h",), partial(_rnn_step, _relu, _relu_slope), dual_cells.RNN_RELU, slope=_relu_slope),
+    _cell(
+        "lstm",
+        "LSTM",
+        ("i", "f", "g", "o"),
+        _lstm_step,
+        dual_cells.LSTM,
+        keeping=Keeping("forget", gate=1, opposed=(0,)),
+    ),
+    _cell("gru", "GRU", ("r", "z", "n"), _gru_step, dual_cells.GRU, keeping=Keeping("update", gate=1)),
 )
 
 BY_NAME = _first_rows(CELLS.values())  # "rnn", "lstm", "gru"

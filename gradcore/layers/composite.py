@@ -155,6 +155,22 @@ class Composite(Layer):
         for layer in self.layers:
             layer._drop_gradients()
 
+    def _add_gradients(self, other: Layer) -> None:
+        assert isinstance(other, Composite)
+        for layer, its in zip(self.layers, other.layers, strict=True):
+            layer._add_gradients(its)
+
+    def _batch_first_of_x(self) -> bool | None:
+        own = super()._batch_first_of_x()
+        found = (layer._batch_first_of_x() for layer in self.layers)
+        return next((each for each in found if each is not None), None) if own is None else own
+
+    def _refuse_without_tangent(self, name: str) -> None:
+        """Raise unless the tangents of this layer, and those of its members, belong to their passes."""
+        super()._refuse_without_tangent(name)
+        for its, layer in zip(self.names, self.layers, strict=True):
+            layer._refuse_without_tangent(f"{name}.{its}")
+
     def generators(self) -> list[np.random.Generator]:
         """Return the generators of all members, in order.
 

@@ -173,5 +173,47 @@ class Dropout(Layer):
         _kernels.dropout(p, key, dy, dx)
         return dx
 
+    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, None]:
+        """Return how the output changes when x moves in the direction of `x_dot`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : None
+            Nothing.
+        """
+        return self.backward(tape, x_dot), None
+
+    def backward_tangent(self, tape: Tape, tangent: None, dy: Array, dy_dot: Array) -> tuple[Array, Array]:
+        """Return how the backward pass changes when x moves as in `forward_tangent`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : None
+            Nothing.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        return self.backward(tape, dy), self.backward(tape, dy_dot)
+
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before

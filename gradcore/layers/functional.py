@@ -171,25 +171,26 @@ class Trace:
         parts = [part for rows in self._arrays for part in rows if part is not None]
         return sum(part.nbytes for part in [*parts, *self.inputs[1:], *self.masks])
 
-    def gates(self, index: int, row: int) -> Array:
-        """Return the gates of one layer and direction in one row, (K, H), in the order of `Step.gates`.
+    def gates(self, index: int, rows: int | slice) -> Array:
+        """Return the gates of one layer and direction in the order of `Step.gates`.
 
         Parameters
         ----------
         index : int
             Which layer * num_directions + direction.
-        row : int
-            Which packed row.
+        rows : int or slice
+            Which of the packed rows.
 
         Returns
         -------
-        ndarray, (K, H)
+        ndarray, (K, H), or (K, n, H) for a slice of n rows
             The gates; all but the q of GRU are after their activation.
         """
-        K, H = len(self.cell.kept), self.hidden_size
-        padded = -(-H // self._layout.lanes) * self._layout.lanes
-        blocks = self.arrays[index].gates[row, : K * padded].reshape(-1, K, self._layout.lanes)
-        return np.asarray(blocks.swapaxes(0, 1).reshape(K, padded)[list(self.cell.kept), :H])
+        K, H, lanes = len(self.cell.kept), self.hidden_size, self._layout.lanes
+        n_blocks = -(-H // lanes)
+        kept = self.arrays[index].gates[rows, : K * n_blocks * lanes]
+        blocks = np.moveaxis(kept.reshape(*kept.shape[:-1], n_blocks, K, lanes), -2, 0)  # (K, ..., n_blocks, lanes)
+        return np.asarray(blocks.reshape(*blocks.shape[:-2], n_blocks * lanes)[list(self.cell.kept), ..., :H])
 
 
 class Gradients(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ class Layer:
     `backward`, which adds to `grads` and returns the gradient with respect to x. It then works in models, with the
     optimizers, in `fit`, and with everything else that takes a layer. It keeps each argument of its constructor as an
     attribute of the same name, from which `config` and `repr` follow. One that infers in another way than it trains
-    also writes `__call__`; one that is made of other layers begins from `Composite`.
+    also writes `__call__`; one that is made of other layers begins from `Composite`. `gradient_penalty` also needs
+    `forward_tangent` and `backward_tangent`.
 
     Parameters
     ----------
@@ -304,6 +306,100 @@ class Layer:
         """
         raise NotImplementedError(f"{type(self).__name__}: has no backward")
 
+    def forward_tangent(self, tape: Any, x_dot: Any) -> tuple[Any, Any]:
+        r"""Return how the output changes when x moves in the direction of `x_dot`; for subclasses to write.
+
+        With J the Jacobian of the forward pass on the tape, random draws included, that is :math:`\dot y = J \dot x`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : object
+            What `backward_tangent` needs besides the tape.
+
+        Examples
+        --------
+        The `Scale` of the example above, and what it needs for `gradient_penalty`:
+
+        >>> import numpy as np, gradcore
+        >>> class Scale(gradcore.Layer):
+        ...     def __init__(self, features, *, dtype=np.float32):
+        ...         super().__init__({"weight": (features,)}, dtype=dtype)
+        ...         self.features = features
+        ...         self.params["weight"] = np.ones(features, dtype)
+        ...
+        ...     def forward(self, x):
+        ...         x = self.check("x", x, (..., self.features))
+        ...         return x * self.params["weight"], gradcore.Tape(self, x.shape, x)
+        ...
+        ...     def backward(self, tape, dy):
+        ...         self.check_tape(tape)
+        ...         (x,), dy = tape.kept, self.check("dy", dy, tape.shape)
+        ...         self.grads["weight"] += (dy * x).reshape(-1, self.features).sum(axis=0)
+        ...         return dy * self.params["weight"]
+        ...
+        ...     def forward_tangent(self, tape, x_dot):
+        ...         return x_dot * self.params["weight"], x_dot
+        ...
+        ...     def backward_tangent(self, tape, x_dot, dy, dy_dot):
+        ...         (x,) = tape.kept
+        ...         self.grads["weight"] += (dy_dot * x + dy * x_dot).reshape(-1, self.features).sum(axis=0)
+        ...         return dy * self.params["weight"], dy_dot * self.params["weight"]
+        >>> critic = gradcore.Sequential(Scale(3), gradcore.Linear(3, 1, rng=0))
+        >>> gradcore.gradient_penalty(critic, np.ones((5, 3), np.float32)) > 0
+        True
+        """
+        raise NotImplementedError(f"{type(self).__name__}: has no forward_tangent")
+
+    def backward_tangent(self, tape: Any, tangent: Any, dy: Any, dy_dot: Any) -> tuple[Any, Any]:
+        """Return how the backward pass changes when x moves as in `forward_tangent`; for subclasses to write.
+
+        What `backward` would add to `grads` changes too: that change is added to `grads`, and nothing else is.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : object
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x, as `backward` returns it.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: has no backward_tangent")
+
+    def _refuse_without_tangent(self, name: str) -> None:
+        """Raise unless the tangents of this layer, called `name` in errors, belong to its passes.
+
+        A subclass that writes `forward` or `backward` anew has to write the tangents anew as well.
+        """
+        line = type(self).__mro__
+        passes, tangents = (
+            [next(i for i, cls in enumerate(line) if method in vars(cls)) for method in methods]
+            for methods in (("forward", "backward"), ("forward_tangent", "backward_tangent"))
+        )
+        if max(tangents) > min(passes):
+            raise TypeError(
+                f"{name}: {type(self).__name__} has no forward_tangent and backward_tangent for its forward and "
+                "backward; gradcore.Layer says what they do"
+            )
+
     def check(self, name: str, value: Any, shape: tuple[Any, ...]) -> Array:
         """Return an argument as a contiguous array, after a check of its dtype and shape.
 
@@ -359,6 +455,26 @@ class Layer:
 
     def _check_dstate(self, tape: Any, dstate: Any) -> None:
         """Raise if the gradient of the final state does not fit, before any layer has added to its gradients."""
+
+    def _add_gradients(self, other: Layer) -> None:
+        """Add the gradients of a layer of the same kind."""
+        with self._adding.lock, np.errstate(all="ignore"):
+            self.flat_grads += other.flat_grads
+
+    def _batch_first_of_x(self) -> bool | None:
+        """Return whether x is (B, ...) instead of (T, B, ...); None if the layer does not say."""
+        found = getattr(self, "batch_first", None)
+        return None if found is None else bool(found)
+
+    @contextmanager
+    def _adding_or_zero(self) -> Iterator[None]:
+        """Set the gradients to zero if what adds to them in this context does not reach its end."""
+        self._refuse_reentry()
+        try:
+            yield
+        except BaseException:
+            self._drop_gradients()
+            raise
 
     def _refuse_reentry(self) -> None:
         """Raise if this thread is adding to the gradients already, before a backward pass has done anything."""

@@ -146,5 +146,64 @@ class Linear(Layer):
         self._pool.give(work)
         return dx
 
+    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, Array]:
+        """Return how the output changes when x moves in the direction of `x_dot`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : object
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        (x,) = tape.kept
+        x_dot = self.check("x_dot", x_dot, x.shape)
+        y_dot, n = self._pool.empty(tape.shape, self.dtype), math.prod(tape.shape[:-1])
+        self._pool.give(_kernels.linear_forward(x_dot, self._params["weight"], None, y_dot, n, self._pool.take))
+        return y_dot, x_dot
+
+    def backward_tangent(self, tape: Tape, tangent: Array, dy: Array, dy_dot: Array) -> tuple[Array, Array]:
+        """Return how the backward pass changes as x moves, and add how the gradients of the parameters do.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : object
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        (x,), n = tape.kept, math.prod(tape.shape[:-1])
+        dy, dy_dot = self.check("dy", dy, tape.shape), self.check("dy_dot", dy_dot, tape.shape)
+        dx, dx_dot = self._pool.empty(x.shape, self.dtype), self._pool.empty(x.shape, self.dtype)
+        weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
+        with self._adding_or_zero(), self._adding.lock:  # dw gets dy^T x_dot + dy_dot^T x
+            work = _kernels.linear_backward(tangent, weight, dy, dx, dw, None, n, self._pool.take)
+            self._pool.give(work)
+            work = _kernels.linear_backward(x, weight, dy_dot, dx_dot, dw, db, n, self._pool.take)
+        self._pool.give(work)
+        return dx, dx_dot
+
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before

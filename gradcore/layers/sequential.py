@@ -315,6 +315,62 @@ class Sequential(Composite):
         tape.norms = [*norms, norm_of(d)][::-1]
         return d
 
+    def forward_tangent(self, tape: SequentialTape, x_dot: Array) -> tuple[Array, list[Any]]:
+        """Return how the output changes when x moves in the direction of `x_dot`, layer after layer.
+
+        Parameters
+        ----------
+        tape : SequentialTape
+            The tape from this model's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : list
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        tangents: list[Any] = []
+        for layer, its in zip(self.layers, tape.tapes, strict=True):
+            x_dot, tangent = layer.forward_tangent(its, x_dot)
+            tangents.append(tangent)
+        return x_dot, tangents
+
+    def backward_tangent(
+        self, tape: SequentialTape, tangent: list[Any], dy: Array, dy_dot: Array
+    ) -> tuple[Array, Array]:
+        """Return how the backward pass changes when x moves, and add how the gradients of the parameters do.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : SequentialTape
+            The tape from this model's `forward`.
+        tangent : list
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        dy, dy_dot = self.check("dy", dy, tape.shape), self.check("dy_dot", dy_dot, tape.shape)
+        with self._adding_or_zero():
+            for layer, its, part in reversed(list(zip(self.layers, tape.tapes, tangent, strict=True))):
+                dy, dy_dot = layer.backward_tangent(its, part, dy, dy_dot)
+        return dy, dy_dot
+
 
 # How each initializer fills a weight that an activation of this name follows; the others need more arguments.
 _INITS: dict[str, Callable[[Array, str, Generator], Array]] = {

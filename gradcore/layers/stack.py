@@ -26,6 +26,7 @@ from gradcore.layers.functional import Trace, back, run
 from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.ragged import _Batch
 from gradcore.layers.recurrent_tape import RecurrentTape, State
+from gradcore.layers.tangent import Moved, back_tangent, run_tangent
 from gradcore.layers.telemetry import Telemetry
 
 __all__: list[str] = []  # for the package only
@@ -259,7 +260,7 @@ class Recurrent(Layer):
             num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout else None,
             keep=keep, pool=self._pool,
         )  # fmt: skip
-        return y.swapaxes(0, 1) if self.batch_first else y, self._as_state(final), trace
+        return self._turned(y), self._as_state(final), trace
 
     def _draw_mask(self, shape: tuple[int, int]) -> Array:
         keep_rate = 1 - self.dropout
@@ -332,4 +333,65 @@ class Recurrent(Layer):
             tape.given = dy, dstate, step_clip
         tape.dstate = self._as_state(found.dstate)
         tape.telemetry = Telemetry(batch, self.num_directions, clip, found.dh_norm, found.dc_norm)
-        return found.dx.swapaxes(0, 1) if self.batch_first else found.dx
+        return self._turned(found.dx)
+
+    def forward_tangent(self, tape: RecurrentTape, x_dot: Array) -> tuple[Array, Moved]:
+        """Return how the output changes when x moves in the direction of `x_dot`; the initial state stays.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : object
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        tape.trace.check_layout()
+        batch = tape.trace.batch
+        x_dot = self._check_sequence("x_dot", x_dot, (batch.T, batch.B, self.input_size))
+        y_dot, moved = run_tangent(self._params.lists(self._names), tape.trace, x_dot)
+        return self._turned(y_dot), moved
+
+    def backward_tangent(self, tape: RecurrentTape, tangent: Moved, dy: Array, dy_dot: Array) -> tuple[Array, Array]:
+        """Return how the backward pass changes as x moves, and add how the gradients of the parameters do.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : object
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        tape.trace.check_layout()
+        batch = tape.trace.batch
+        shape = (batch.T, batch.B, self.num_directions * self.hidden_size)
+        ds = self._check_sequence("dy", dy, shape), self._check_sequence("dy_dot", dy_dot, shape)
+        weights, grads = self._params.lists(self._names), self._grads.lists(self._names)
+        with self._adding_or_zero():
+            dx, dx_dot = back_tangent(weights, grads, tape.trace, tangent, *ds, self._adding)
+        return self._turned(dx), self._turned(dx_dot)
+
+    def _turned(self, sequences: Array) -> Array:
+        """(T, B, F) -> (B, T, F) with batch_first"""
+        return sequences.swapaxes(0, 1) if self.batch_first else sequences

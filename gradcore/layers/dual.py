@@ -1,0 +1,77 @@
+"""Dual numbers: arrays that carry their tangent along, so that the product rule is written once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradcore._base.check import Array
+
+__all__: list[str] = []  # for the package only
+
+
+class Dual:
+    """An array, and its derivative with respect to one number: ``value + eps * dot`` with ``eps^2 = 0``.
+
+    The operations accept arrays and numbers too, which are constants.
+    """
+
+    __slots__ = ("dot", "value")
+    __array_ufunc__ = None  # so that array * dual is ours
+
+    def __init__(self, value: Any, dot: Any) -> None:
+        self.value, self.dot = value, dot
+
+    def __getitem__(self, at: Any) -> Dual:
+        return Dual(self.value[at], self.dot[at])
+
+    def __neg__(self) -> Dual:
+        return Dual(-self.value, -self.dot)
+
+    def __add__(self, other: Any) -> Dual:
+        if isinstance(other, Dual):
+            return Dual(self.value + other.value, self.dot + other.dot)
+        return Dual(self.value + other, self.dot)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Dual:
+        if isinstance(other, Dual):
+            return Dual(self.value - other.value, self.dot - other.dot)
+        return Dual(self.value - other, self.dot)
+
+    def __rsub__(self, other: Any) -> Dual:
+        return Dual(other - self.value, -self.dot)
+
+    def __mul__(self, other: Any) -> Dual:
+        if isinstance(other, Dual):
+            return Dual(self.value * other.value, self.dot * other.value + self.value * other.dot)
+        return Dual(self.value * other, self.dot * other)
+
+    __rmul__ = __mul__
+
+    def __matmul__(self, other: Any) -> Dual:
+        if isinstance(other, Dual):
+            return Dual(self.value @ other.value, self.dot @ other.value + self.value @ other.dot)
+        return Dual(self.value @ other, self.dot @ other)
+
+    def tanh(self) -> Dual:
+        """The hyperbolic tangent y, whose derivative is 1 - y^2."""
+        y = np.tanh(self.value)
+        return Dual(y, (1 - y * y) * self.dot)
+
+
+def zeros(*shape: int, dtype: np.dtype[Any]) -> Dual:
+    """Return a dual number whose value and tangent can be written to in place."""
+    return Dual(*np.zeros((2, *shape), dtype))
+
+
+def through_sigmoid(y: Array, dot: Array) -> Dual:
+    """Return y = sigmoid(s) as a dual number, from y and the tangent of s."""
+    return Dual(y, y * (1 - y) * dot)
+
+
+def through_tanh(y: Array, dot: Array) -> Dual:
+    """Return y = tanh(s) as a dual number, from y and the tangent of s."""
+    return Dual(y, (1 - y * y) * dot)
