@@ -29,6 +29,9 @@ RULES: dict[str, tuple[str, Any, dict[str, Any], int]] = {  # class, twin, optio
     "AdamW": ("AdamW", reference.adamw, {}, 7),
     "RMSprop": ("RMSprop", reference.rmsprop, {}, 5),
     "Adagrad": ("Adagrad", reference.adagrad, {}, 5),
+    "NAdam": ("NAdam", reference.nadam, {}, 7),
+    "RAdam": ("RAdam", reference.radam, {}, 7),
+    "Lion": ("Lion", reference.lion, {}, 5),
     "SPAM": ("SPAM", reference.spam, {}, 7),
 }
 
@@ -60,7 +63,7 @@ class OfTorch:
         self.parameters = [self.torch.nn.Parameter(self.torch.from_numpy(p)) for p, _ in pairs]
         for parameter, (_, grad) in zip(self.parameters, pairs, strict=True):
             parameter.grad = self.torch.from_numpy(grad)
-        how = {"fused": True} if self.fused and rule != "RMSprop" else {}
+        how = {"fused": True} if self.fused and rule not in ("RMSprop", "NAdam", "RAdam") else {}
         self.optimizer = getattr(self.torch.optim, rule)(self.parameters, **options, **how)
 
     def step(self, max_norm: float | None) -> None:

@@ -30,6 +30,8 @@ ADAM: int
 RMSPROP: int
 ADAGRAD: int
 SPAM: int
+NADAM: int
+LION: int
 
 def cells() -> dict[str, dict[str, Any]]: ...
 def isa() -> str: ...
@@ -88,6 +90,7 @@ def scale(arrays: list[_Array], factors: _Array) -> None: ...
 def clamp(arrays: list[_Array], limit: float) -> None: ...
 
 class Update:
+    n: int
     def __init__(
         self,
         rule: int,

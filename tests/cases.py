@@ -26,6 +26,9 @@ RULES: tuple[tuple[type[Any], dict[str, Any]], ...] = (
     (optim.RMSprop, {"centered": True, "momentum": 0.5}),
     (optim.Adagrad, {"l1": 0.1}),
     (optim.SPAM, {"weight_decay": 0.1}),
+    (optim.NAdam, {"weight_decay": 0.1}),
+    (optim.RAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (optim.Lion, {"weight_decay": 0.1}),
 )
 
 

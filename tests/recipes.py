@@ -589,6 +589,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "AdamW": {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "amsgrad": False},
     "RMSprop": {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "momentum": 0.5, "centered": True},
     "Adagrad": {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-8},
+    "NAdam": {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "momentum_decay": 0.01, "decoupled_weight_decay": True},
+    "RAdam": {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "decoupled_weight_decay": True},
+    "Lion": {"lr": 0.1, "betas": (0.9, 0.99)},
     "SPAM": {"lr": 0.1, "betas": (0.9, 0.99), "threshold": 50.0, "reset_every": 3, "warmup_steps": 2},
 }
 FOR_ALL: dict[str, Any] = {"weight_decay": 0.1, "maximize": False, "l1": 0.01, "max_consecutive_skips": 3}

@@ -16,7 +16,7 @@ from gradcore.optim.schedule import Schedule
 __all__ = ["SPAM", "Adam", "AdamW"]
 
 
-def _betas(label: str, value: Any) -> tuple[float, float]:
+def check_betas(label: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{label}: expected two numbers, got {value!r}")
     first, second = (check_number(label, beta, least=0.0) for beta in value)
@@ -25,13 +25,13 @@ def _betas(label: str, value: Any) -> tuple[float, float]:
     return first, second
 
 
-class _Adaptive(Optimizer):
-    """What `Adam`, `AdamW` and `SPAM` share: two moments, and all rates but the decay."""
+class Adaptive(Optimizer):
+    """What Adam and its kin share: two moments, and all rates but the decay."""
 
     betas: tuple[float, float]
     eps: float
     _moments: ClassVar[Mapping[str, Moment]] = {"exp_avg": Moment("mean"), "exp_avg_sq": Moment("square")}
-    _checks: ClassVar = {**Optimizer._checks, "betas": _betas, "eps": not_negative}
+    _checks: ClassVar = {**Optimizer._checks, "betas": check_betas, "eps": not_negative}
 
     def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
         beta1, beta2 = group["betas"]
@@ -46,7 +46,13 @@ class _Adaptive(Optimizer):
         }
 
 
-class Adam(_Adaptive):
+def decay(group: dict[str, Any], *, decoupled: bool) -> dict[str, float]:
+    """Return the rates of a weight decay that multiplies the parameter, or else is a part of the gradient."""
+    amount = group["weight_decay"]
+    return {"shrink": 1.0 - group["lr"] * amount} if decoupled else {"l2": amount}
+
+
+class Adam(Adaptive):
     r"""Adam: :math:`p \leftarrow p - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)`.
 
     :math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`, :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
@@ -104,8 +110,9 @@ class Adam(_Adaptive):
 
     amsgrad: bool
     _rule = _kernels.ADAM
-    _moments: ClassVar = {**_Adaptive._moments, "max_exp_avg_sq": Moment("extra", needs="amsgrad")}
-    _checks: ClassVar = {**_Adaptive._checks, "amsgrad": check_bool}
+    _decoupled = False
+    _moments: ClassVar = {**Adaptive._moments, "max_exp_avg_sq": Moment("extra", needs="amsgrad")}
+    _checks: ClassVar = {**Adaptive._checks, "amsgrad": check_bool}
 
     def __init__(
         self,
@@ -123,10 +130,7 @@ class Adam(_Adaptive):
         self._start(params, locals())
 
     def _rates(self, part: Part, group: dict[str, Any], t: int) -> dict[str, float]:
-        return super()._rates(part, group, t) | self._decay(group)
-
-    def _decay(self, group: dict[str, Any]) -> dict[str, float]:
-        return {"l2": group["weight_decay"]}
+        return super()._rates(part, group, t) | decay(group, decoupled=self._decoupled)
 
 
 class AdamW(Adam):
@@ -174,6 +178,8 @@ class AdamW(Adam):
     array([0.95, 1.05])
     """
 
+    _decoupled = True
+
     def __init__(
         self,
         params: Any,
@@ -189,11 +195,8 @@ class AdamW(Adam):
     ) -> None:
         self._start(params, locals())
 
-    def _decay(self, group: dict[str, Any]) -> dict[str, float]:
-        return {"shrink": 1.0 - group["lr"] * group["weight_decay"]}
 
-
-class SPAM(_Adaptive):
+class SPAM(Adaptive):
     r"""Spike-aware Adam: clip single entries that spike, and reset the moments from time to time.
 
     Step t = 1, 2, ..., not counting skipped ones, does the following for each entry [1]_:
@@ -273,7 +276,7 @@ class SPAM(_Adaptive):
     n_spikes: int
     _rule = _kernels.SPAM
     _checks: ClassVar = {
-        **_Adaptive._checks,
+        **Adaptive._checks,
         "threshold": not_negative,
         "reset_every": partial(check_int, least=1),
         "warmup_steps": check_int,
@@ -309,6 +312,6 @@ class SPAM(_Adaptive):
         warming = t >= group["reset_every"] and since < N
         scale = 1.0 - 0.99 * (1.0 + math.cos(math.pi * since / (N + 1))) / 2.0 if warming else 1.0
         return super()._rates(part, group | {"lr": scale * group["lr"]}, t) | {
-            "shrink": 1.0 - group["lr"] * group["weight_decay"],
+            **decay(group, decoupled=True),
             "threshold": group["threshold"],
         }

@@ -41,7 +41,7 @@ def not_negative(label: str, value: Any) -> float:
 class Moment(NamedTuple):
     """An array that a rule keeps for each parameter."""
 
-    operand: str  # of the kernel
+    operand: str | None  # of the kernel; None for a product over the steps, a number for each parameter, first 1
     needs: str | None = None  # the hyperparameter that switches it on
 
 
@@ -374,8 +374,11 @@ class Optimizer:
             if moment.needs is None or group[moment.needs]:
                 arrays = part.moments.get(name)
                 if arrays is None:
-                    arrays = new[name] = self._new_moments(group, params)
-                operands[moment.operand] = arrays
+                    product = moment.operand is None
+                    arrays = [np.ones(()) for _ in params] if product else self._new_moments(group, params)
+                    new[name] = arrays
+                if moment.operand is not None:
+                    operands[moment.operand] = arrays
         rates = {"l1": group["l1"], **self._rates(part, group, self.n_steps + 1)}
         return _kernels.Update(self._rule, grads, params, operands, rates), new
 
@@ -510,7 +513,7 @@ class Optimizer:
             raise KeyError(f"moments: unknown {unknown}")
         members = self._members()
         restored: list[dict[str, list[Array]]] = [{} for _ in self._parts]
-        for moment, (_, needs) in self._moments.items():
+        for moment, (operand, needs) in self._moments.items():
             arrays, wanted = given.get(moment, {}), set()
             there = set(arrays) if isinstance(arrays, Mapping) else set()
             for names, own, part in zip(self._names(), members.parts, restored, strict=True):
@@ -519,9 +522,10 @@ class Optimizer:
                     continue
                 wanted.update(names)
                 part[moment] = [
-                    check_array(f"{moment} of {name}", arrays[name], p.dtype, p.shape).copy()
+                    check_array(f"{moment} of {name}", arrays[name], like.dtype, like.shape).copy()
                     for name, p in zip(names, members.params[own], strict=True)
                     if name in there
+                    for like in [np.ones(()) if operand is None else p]
                 ]
             check_names(moment, arrays, wanted)
         return restored

@@ -8,7 +8,7 @@ from gradcore.reference.clip import clip_grad_norm, grad_norm
 from gradcore.reference.dropout import dropout
 from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
 from gradcore.reference.losses import binary_cross_entropy, gaussian_nll, huber, mae, mse, softmax_cross_entropy
-from gradcore.reference.optim import adagrad, adam, adamw, rmsprop, sgd, spam
+from gradcore.reference.optim import adagrad, adam, adamw, lion, nadam, radam, rmsprop, sgd, spam
 from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
 
@@ -31,9 +31,12 @@ __all__ = [
     "huber",
     "linear_backward",
     "linear_forward",
+    "lion",
     "lyapunov_exponents",
     "mae",
     "mse",
+    "nadam",
+    "radam",
     "recurrent_backward",
     "recurrent_forward",
     "rmsprop",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["adagrad", "adam", "adamw", "rmsprop", "sgd", "spam"]
+__all__ = ["adagrad", "adam", "adamw", "lion", "nadam", "radam", "rmsprop", "sgd", "spam"]
 
 Array = NDArray[Any]
 
@@ -174,6 +174,180 @@ def adamw(
     decay = lr * weight_decay * p
     adam(p, g, state, t, lr=lr, **options)
     p -= decay
+
+
+def nadam(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 2e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum_decay: float = 4e-3,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
+    """Take a step of NAdam, Adam with Nesterov momentum.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    betas : tuple of float
+        The decay of the first and of the second moment.
+    eps : float
+        A number added to the root of the second moment.
+    weight_decay : float
+        The factor of p that is added to the gradient.
+    momentum_decay : float
+        How fast the momentum rises.
+    decoupled_weight_decay : bool
+        Whether lr * weight_decay * p is subtracted from p instead.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p = np.array([1.0, -1.0])
+    >>> nadam(p, np.array([3.0, -0.5]), {}, 1, lr=0.25)
+    >>> p.round(6)
+    array([ 0.735887, -0.735887])
+    """
+    decay = lr * weight_decay * p if decoupled_weight_decay else 0.0
+    coupled = 0.0 if decoupled_weight_decay else weight_decay
+    g = _squarable((-g if maximize else g) + coupled * p + l1 * np.sign(p))
+    zeros = np.zeros_like(p)
+    m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
+    v = state["exp_avg_sq"] = betas[1] * state.get("exp_avg_sq", zeros) + (1 - betas[1]) * g**2
+    mu, following = (betas[0] * (1 - 0.96 ** (i * momentum_decay) / 2) for i in (t, t + 1))
+    product = state["mu_product"] = state.get("mu_product", np.ones(())) * mu
+    root = _rms(v, 1 - betas[1]) / sqrt(1 - betas[1] ** t) + eps
+    p -= decay + lr * ((1 - mu) / (1 - product) * g + following / (1 - product * following) * m) / root
+
+
+def radam(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
+    """Take a step of RAdam, Adam whose first steps are rectified.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    betas : tuple of float
+        The decay of the first and of the second moment.
+    eps : float
+        A number added to the root of the second moment.
+    weight_decay : float
+        The factor of p that is added to the gradient.
+    decoupled_weight_decay : bool
+        Whether lr * weight_decay * p is subtracted from p instead.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p = np.array([1.0, -1.0])
+    >>> radam(p, np.array([3.0, -0.5]), {}, 1, lr=0.25)  # the first step is that of gradient descent
+    >>> p
+    array([ 0.25 , -0.875])
+    """
+    decay = lr * weight_decay * p if decoupled_weight_decay else 0.0
+    coupled = 0.0 if decoupled_weight_decay else weight_decay
+    g = _squarable((-g if maximize else g) + coupled * p + l1 * np.sign(p))
+    zeros = np.zeros_like(p)
+    m = state["exp_avg"] = betas[0] * state.get("exp_avg", zeros) + (1 - betas[0]) * g
+    v = state["exp_avg_sq"] = betas[1] * state.get("exp_avg_sq", zeros) + (1 - betas[1]) * g**2
+    most = 2 / (1 - betas[1]) - 1
+    rho = most - 2 * t * betas[1] ** t / (1 - betas[1] ** t)
+    change = m / (1 - betas[0] ** t)
+    if rho > 5:
+        r = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+        change = r * change * sqrt(1 - betas[1] ** t) / (_rms(v, 1 - betas[1]) + eps)
+    p -= decay + lr * change
+
+
+def lion(
+    p: Array,
+    g: Array,
+    state: dict[str, Array],
+    t: int,
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
+    """Take a step of Lion, the sign of a momentum.
+
+    Parameters
+    ----------
+    p : ndarray
+        The parameter, changed in place.
+    g : ndarray, like p
+        The gradient dL/dp.
+    state : dict of str to ndarray
+        The moments by PyTorch's names, empty before the first step; changed in place.
+    t : int
+        The number of the step, from 1.
+    lr : float
+        The learning rate.
+    betas : tuple of float
+        The decay of the momentum in the step and from step to step.
+    weight_decay : float
+        The factor of lr * p that is subtracted from p.
+    maximize : bool
+        Whether to go up the gradient.
+    l1 : float
+        The factor of sign(p) that is added to the gradient.
+
+    Examples
+    --------
+    >>> p = np.array([1.0, -1.0])
+    >>> lion(p, np.array([3.0, -0.5]), {}, 1, lr=0.25)
+    >>> p
+    array([ 0.75, -0.75])
+    """
+    g = _squarable((-g if maximize else g) + l1 * np.sign(p))
+    m = state.get("exp_avg", np.zeros_like(p))
+    state["exp_avg"] = betas[1] * m + (1 - betas[1]) * g
+    p -= lr * (np.sign(betas[0] * m + (1 - betas[0]) * g) + weight_decay * p)
 
 
 def spam(

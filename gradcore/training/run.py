@@ -20,7 +20,16 @@ from gradcore.training.findings import Thresholds
 
 __all__: list[str] = []  # for the package only
 
-ADAPTIVE = ("Adam", "AdamW", "RMSprop", "Adagrad", "SPAM")  # optimizers that divide by the gradient's size
+ADAPTIVE = (
+    "Adam",
+    "AdamW",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Adagrad",
+    "SPAM",
+    "Lion",
+)  # which divide by the gradient's size
 
 
 class Outputs(NamedTuple):

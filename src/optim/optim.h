@@ -6,14 +6,14 @@
 
 /* g is the gradient times factor[0] * factor[1] (0 where it is not finite), plus l2 * p + l1 * sign(p). optim.inc.h has the
  * formulas. `bound` is at least the largest |g|, and finite only if every entry is. */
-enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM };
+enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM, GC_NADAM, GC_LION, GC_RULES };
 typedef struct gc_update {
     int rule;
     double factor[2], bound;
     double l2, l1, shrink, step;
     double keep_mean, take_mean, keep_square, take_square;
     double eps, root;
-    double now, past;          /* SGD with momentum: shares of gradient and momentum in the change */
+    double now, past;          /* SGD with momentum, NAdam, Lion: shares of gradient and momentum in the change */
     double momentum;           /* RMSprop */
     double threshold;          /* SPAM: of g^2 over v, above which g is a spike */
 } gc_update;

@@ -93,15 +93,16 @@ INLINE void FN(sgd)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *rest
 }
 
 /* m = keep m + take g;  v = keep' v + take' g^2;  p = shrink p - step m / (sqrt(v) / root + eps), AMSGrad: the largest v.
+ * NAdam: now g + past m in place of m. RAdam's first steps, of m alone, have eps 1 and an infinite root.
  * SPAM: where g^2 > threshold v > 0, v being the one before this step, sign(g) sqrt(threshold v) takes the place of g; how
  * often is returned. */
 INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean,
-                          REAL *restrict square, REAL *restrict most, int spam)
+                          REAL *restrict square, REAL *restrict most, int rule)
 {
     int spikes = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         REAL d = FN(squarable)(r, FN(gradient)(r, g[i], p[i]));
-        if (spam) {
+        if (rule == GC_SPAM) {
             const REAL limit = r.threshold * square[i], cut = d < 0 ? -FN(root)(limit) : FN(root)(limit);
             const int spike = limit > 0 && d * d > limit;
             d = spike ? cut : d;
@@ -110,7 +111,8 @@ INLINE ptrdiff_t FN(adam)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL
         mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
         REAL v = square[i] = FN(second_moment)(r, r.keep_square, square[i], r.take_square, d);
         if (most) v = most[i] = v > most[i] ? v : most[i];
-        p[i] = r.shrink * p[i] - r.step * (mean[i] / (FN(rms)(v, r.take_square) / r.root + r.eps));
+        const REAL change = rule == GC_NADAM ? r.now * d + r.past * mean[i] : mean[i];
+        p[i] = r.shrink * p[i] - r.step * (change / (FN(rms)(v, r.take_square) / r.root + r.eps));
     }
     return spikes;
 }
@@ -130,6 +132,17 @@ INLINE void FN(rmsprop)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *
         REAL change = d / (FN(rms)(v, r.take_square) + r.eps);
         if (buffer) change = buffer[i] = r.momentum * buffer[i] + change;
         p[i] -= r.step * change;
+    }
+}
+
+/* p = shrink p - step sign(now g + past m);  m = keep m + take g */
+INLINE void FN(lion)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict mean)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const REAL d = FN(squarable)(r, FN(gradient)(r, g[i], p[i]));
+        const REAL change = r.now * d + r.past * mean[i];
+        mean[i] = r.keep_mean * mean[i] + r.take_mean * d;
+        p[i] = r.shrink * p[i] - (change > 0 ? r.step : change < 0 ? -r.step : 0);
     }
 }
 
@@ -156,9 +169,9 @@ INLINE ptrdiff_t FN(update_part)(int rule, FN(rates) r, REAL *const a[GC_OPERAND
         break;
     case GC_ADAM:
         if (extra)
-            FN(adam)(r, n, g, p, mean, square, extra, 0);
+            FN(adam)(r, n, g, p, mean, square, extra, GC_ADAM);
         else
-            FN(adam)(r, n, g, p, mean, square, NULL, 0);
+            FN(adam)(r, n, g, p, mean, square, NULL, GC_ADAM);
         break;
     case GC_RMSPROP:
         if (mean && extra)
@@ -174,7 +187,13 @@ INLINE ptrdiff_t FN(update_part)(int rule, FN(rates) r, REAL *const a[GC_OPERAND
         FN(adagrad)(r, n, g, p, square);
         break;
     case GC_SPAM:
-        return FN(adam)(r, n, g, p, mean, square, NULL, 1);
+        return FN(adam)(r, n, g, p, mean, square, NULL, GC_SPAM);
+    case GC_NADAM:
+        FN(adam)(r, n, g, p, mean, square, NULL, GC_NADAM);
+        break;
+    case GC_LION:
+        FN(lion)(r, n, g, p, mean);
+        break;
     }
     return 0;
 }

@@ -1,6 +1,7 @@
 # Fills gc_update and spans. Meanings: optim.h.
 
-SGD, ADAM, RMSPROP, ADAGRAD, SPAM = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM
+SGD, ADAM, RMSPROP, ADAGRAD = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD
+SPAM, NADAM, LION = GC_SPAM, GC_NADAM, GC_LION
 
 # The numbers of gc_update, as they are where a rule says nothing of them; of `step` every rule does.
 _RATES = {
@@ -16,7 +17,7 @@ cdef class Update:
     """
     cdef gc_update u
     cdef gc_span *spans
-    cdef Py_ssize_t n
+    cdef readonly Py_ssize_t n  # of arrays
     cdef tuple lent  # whose memory the spans are of
 
     def __cinit__(self, int rule, list grads, list params, dict moments, dict rates):
@@ -24,7 +25,9 @@ cdef class Update:
         cdef Py_ssize_t i
         cdef int operand
         cdef list mean = moments.get("mean"), square = moments.get("square"), extra = moments.get("extra")
-        if rule != GC_SGD and square is None or rule in (GC_ADAM, GC_SPAM) and mean is None:
+        if rule not in (GC_SGD, GC_LION) and square is None:
+            raise ValueError("kernel argument: the rule needs more state")
+        if rule in (GC_ADAM, GC_SPAM, GC_NADAM, GC_LION) and mean is None:
             raise ValueError("kernel argument: the rule needs more state")
         cdef dict its = _RATES | rates
         if len(its) > len(_RATES):

@@ -8,7 +8,7 @@ import math
 import pickle
 import platform
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +28,9 @@ TWINS = {
     "SGD": reference.sgd,
     "Adam": reference.adam,
     "AdamW": reference.adamw,
+    "NAdam": reference.nadam,
+    "RAdam": reference.radam,
+    "Lion": reference.lion,
     "RMSprop": reference.rmsprop,
     "Adagrad": reference.adagrad,
     "SPAM": reference.spam,
@@ -54,6 +57,26 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"betas": (0.0, 0.0)},
     ],
     "AdamW": [{}, {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True}, {"maximize": True}, {"l1": 0.1}],
+    "NAdam": [
+        {},
+        {"weight_decay": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "momentum_decay": 0.3, "l1": 0.1},
+        {"betas": (0.0, 0.0)},
+    ],
+    "RAdam": [
+        {},
+        {"weight_decay": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "l1": 0.1},
+        {"betas": (0.5, 0.5)},  # whose steps are never rectified
+    ],
+    "Lion": [
+        {},
+        {"lr": 0.01, "weight_decay": 0.1},
+        {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1, "maximize": True, "l1": 0.1},
+        {"betas": (0.0, 0.0)},
+    ],
     "RMSprop": [
         {},
         {"centered": True},
@@ -95,11 +118,14 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 CASES = [(rule, options) for rule, cases in OPTIONS.items() for options in cases]
-OF_PYTORCH = [rule for rule in OPTIONS if rule != "SPAM"]
+OF_PYTORCH = [rule for rule in OPTIONS if rule not in ("SPAM", "Lion")]
 OTHERS: dict[str, dict[str, Any]] = {  # for a second group
     "SGD": {"lr": 0.01, "momentum": 0.5, "dampening": 0.0, "nesterov": True, "weight_decay": 0.05, "l1": 0.01},
     "Adam": {"lr": 0.02, "betas": (0.5, 0.9), "amsgrad": True, "weight_decay": 0.05, "l1": 0.01},
     "AdamW": {"lr": 0.02, "eps": 1e-4, "amsgrad": True, "weight_decay": 0.05, "maximize": True},
+    "NAdam": {"lr": 0.02, "betas": (0.5, 0.9), "momentum_decay": 0.1, "weight_decay": 0.05, "l1": 0.01},
+    "RAdam": {"lr": 0.02, "eps": 1e-4, "weight_decay": 0.05, "decoupled_weight_decay": True, "maximize": True},
+    "Lion": {"lr": 0.02, "betas": (0.5, 0.9), "weight_decay": 0.05, "l1": 0.01},
     "RMSprop": {"lr": 0.02, "alpha": 0.8, "centered": True, "momentum": 0.3, "l1": 0.01},
     "Adagrad": {"lr": 0.02, "lr_decay": 0.3, "weight_decay": 0.05, "maximize": True, "l1": 0.01},
     "SPAM": {"lr": 0.02, "threshold": 9.0, "reset_every": 17, "warmup_steps": 3, "l1": 0.01},
@@ -159,6 +185,16 @@ def with_l1(g: Array, p: Array, options: dict[str, Any]) -> Array:
     return np.asarray(g + sign * options.get("l1", 0.0) * np.sign(p), g.dtype)
 
 
+@pytest.fixture
+def torch() -> Iterator[Any]:
+    """PyTorch, which keeps the running product of NAdam's momenta in its default dtype."""
+    module = pytest.importorskip("torch")
+    before = module.get_default_dtype()
+    module.set_default_dtype(module.float64)
+    yield module
+    module.set_default_dtype(before)
+
+
 # ---- the rules -------------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +245,7 @@ def test_a_gradient_too_large_to_have_a_square_changes_no_bit_elsewhere(
 @pytest.mark.peers
 @each_dtype
 @each_case_of_pytorch
-def test_100_steps_agree_with_pytorch(rule: str, options: dict[str, Any], dtype: Any) -> None:
-    torch = pytest.importorskip("torch")
+def test_100_steps_agree_with_pytorch(torch: Any, rule: str, options: dict[str, Any], dtype: Any) -> None:
     pairs, draw = fresh(dtype)
     theirs = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p, _ in pairs.values()]
     opt, other = make(rule, pairs, **options), getattr(torch.optim, rule)(theirs, **without_l1(options))
@@ -229,9 +264,8 @@ def test_100_steps_agree_with_pytorch(rule: str, options: dict[str, Any], dtype:
 @each_case_of_pytorch
 @pytest.mark.parametrize("max_norm", [None, 30.0])
 def test_groups_and_clipping_agree_with_pytorch(
-    rule: str, options: dict[str, Any], dtype: Any, max_norm: float | None
+    torch: Any, rule: str, options: dict[str, Any], dtype: Any, max_norm: float | None
 ) -> None:
-    torch = pytest.importorskip("torch")
     options, own = without_l1(options), without_l1(OTHERS[rule])  # PyTorch clips before there is a decay
     pairs, draw = fresh(dtype)
     theirs = {name: torch.nn.Parameter(torch.from_numpy(p.copy())) for name, (p, _) in pairs.items()}
@@ -497,6 +531,8 @@ def test_fading_moments_end_as_zeros_and_the_callers_mode_stays(dtype: Any) -> N
 @each_dtype
 @each_case
 def test_subnormal_moments_make_no_difference(rule: str, options: dict[str, Any], dtype: Any) -> None:
+    if rule == "Lion":
+        pytest.skip("whose step has the size of the learning rate wherever there is a gradient")
     rng = np.random.default_rng(0)
     tiny = float(np.finfo(dtype).tiny)
     scale = np.repeat(
@@ -518,6 +554,21 @@ def test_subnormal_moments_make_no_difference(rule: str, options: dict[str, Any]
     assert any(subnormal) or decays or (rule, options.get("momentum")) == ("SGD", None)
 
 
+@each_dtype
+def test_lion_takes_the_sign_of_all_but_subnormal_gradients(dtype: Any) -> None:
+    tiny, most = np.finfo(dtype).tiny, np.finfo(dtype).max
+    p, g = np.zeros(6, dtype), np.array([0.0, -0.0, most, -most, 16 * tiny, -16 * tiny], dtype)
+    opt = optim.Lion([(p, g)], lr=0.25)
+    for t in (1, 2, 3):
+        opt.step()
+        assert p.tolist() == [0, 0, -0.25 * t, 0.25 * t, -0.25 * t, 0.25 * t]
+        assert np.isfinite(opt.state_dict()["moments"]["exp_avg"]["0"]).all()
+    if platform.machine() in ("x86_64", "AMD64", "aarch64"):  # which have a flush-to-zero mode
+        p[...], g[...] = 0, tiny / 4
+        optim.Lion([(p, g)], lr=0.25).step()
+        assert not p.any()
+
+
 # ---- second moments at the ends of the range -------------------------------------------------------------------------
 
 WITH_SECOND_MOMENTS: list[tuple[str, dict[str, Any]]] = [
@@ -526,6 +577,8 @@ WITH_SECOND_MOMENTS: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {"amsgrad": True}),
     ("Adam", {"betas": (0.0, 0.0)}),
     ("AdamW", {"weight_decay": 0.1}),
+    ("NAdam", {}),
+    ("RAdam", {}),
     ("RMSprop", {}),
     ("RMSprop", {"centered": True}),
     ("RMSprop", {"alpha": 0.9, "momentum": 0.5}),
@@ -542,6 +595,8 @@ def test_a_gradient_whose_square_overflows_makes_the_step_of_the_formula(
     rule: str, options: dict[str, Any], big: float, when: int
 ) -> None:
     """In float64, where its square does not overflow."""
+    if rule == "RAdam" and when == 1:
+        pytest.skip("its first steps do not divide by the size of the gradient")
     p, g = np.zeros(2, np.float32), np.ones(2, np.float32)
     opt = make(rule, [(p, g)], lr=1.0, **options)
     twin, state = np.zeros(2), {}
@@ -591,7 +646,7 @@ def test_the_twin_limits_its_gradients_alike(rule: str, options: dict[str, Any])
         TWINS[rule](twin, g.copy(), state, t, **options)
         np.testing.assert_allclose(p, twin, rtol=1e-10)
         g[0] = 1e300 if t % 3 == 0 else 1.0
-    assert np.isfinite([*state.values()]).all()
+    assert all(np.isfinite(a).all() for a in state.values())
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(np.float32, 1e-39), (np.float32, 1e-60), (np.float64, 1e-310)])
@@ -655,6 +710,15 @@ CHANGES: dict[str, list[dict[int, dict[str, Any]]]] = {  # what is set before wh
         {5: {"betas": (0.5, 0.9), "eps": 1e-3}, 10: {"weight_decay": 0.3, "maximize": True}},
     ],
     "AdamW": [{5: {"weight_decay": 0.3}, 10: {"betas": (0.0, 0.0)}, 15: {"weight_decay": 0.0}}],
+    "NAdam": [
+        {5: {"betas": (0.5, 0.9), "momentum_decay": 0.1}, 10: {"weight_decay": 0.3, "maximize": True}},
+        {0: {"weight_decay": 0.3}, 5: {"decoupled_weight_decay": True}},
+    ],
+    "RAdam": [
+        {5: {"betas": (0.5, 0.9), "eps": 1e-3}, 10: {"weight_decay": 0.3, "maximize": True}},
+        {0: {"weight_decay": 0.3}, 12: {"decoupled_weight_decay": True}},
+    ],
+    "Lion": [{5: {"betas": (0.5, 0.9), "weight_decay": 0.3}, 10: {"lr": 0.1, "maximize": True}}],
     "RMSprop": [
         {0: {"centered": True, "momentum": 0.5}, 6: {"centered": False, "momentum": 0.0}, 12: {"centered": True}},
         {0: {"momentum": 0.5}, 5: {"alpha": 0.5}, 9: {"momentum": 0.9, "eps": 1e-3}, 13: {"weight_decay": 0.1}},
@@ -708,8 +772,9 @@ def test_what_is_set_between_steps_takes_effect(rule: str, changes: Any, whole: 
 @each_dtype
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(("rule", "changes"), [case for case in CHANGED if case[0] in OF_PYTORCH])
-def test_what_is_set_between_steps_takes_effect_as_in_pytorch(rule: str, changes: Any, whole: bool, dtype: Any) -> None:
-    torch = pytest.importorskip("torch")
+def test_what_is_set_between_steps_takes_effect_as_in_pytorch(
+    torch: Any, rule: str, changes: Any, whole: bool, dtype: Any
+) -> None:
     pairs, draw = fresh(dtype)
     theirs = {name: torch.nn.Parameter(torch.from_numpy(p.copy())) for name, (p, _) in pairs.items()}
     own = {**changes.get(0, {}), "lr": 0.02}
@@ -764,14 +829,15 @@ def test_moments_begin_when_they_are_needed() -> None:
     assert (other.n_steps, other.state_dict()["moments"]) == (0, {})
 
 
+WITH_BETAS = ("Adam", "AdamW", "NAdam", "RAdam", "Lion", "SPAM")
 BAD_VALUES: list[tuple[str, str, Any, type[Exception]]] = [
     *((rule, "lr", bad, ValueError) for rule in OPTIONS for bad in (-1.0, math.nan)),
     *((rule, "weight_decay", -3.0, ValueError) for rule in OPTIONS),
     *((rule, "l1", "much", TypeError) for rule in OPTIONS),
     *((rule, "maximize", 2, ValueError) for rule in OPTIONS),
-    *((rule, "eps", -1e-8, ValueError) for rule in OPTIONS if rule != "SGD"),
-    *((rule, "betas", bad, ValueError) for rule in ("Adam", "AdamW", "SPAM") for bad in ((2, 2), (0.9, -0.1))),
-    *((rule, "betas", 0.9, TypeError) for rule in ("Adam", "AdamW", "SPAM")),
+    *((rule, "eps", -1e-8, ValueError) for rule in OPTIONS if rule not in ("SGD", "Lion")),
+    *((rule, "betas", bad, ValueError) for rule in WITH_BETAS for bad in ((2, 2), (0.9, -0.1))),
+    *((rule, "betas", 0.9, TypeError) for rule in WITH_BETAS),
     ("SGD", "momentum", -0.1, ValueError),
     ("SGD", "dampening", None, TypeError),
     ("SGD", "nesterov", "yes", TypeError),
@@ -782,6 +848,8 @@ BAD_VALUES: list[tuple[str, str, Any, type[Exception]]] = [
     ("RMSprop", "centered", 0.5, TypeError),
     ("Adagrad", "lr_decay", -0.5, ValueError),
     ("Adagrad", "initial_accumulator_value", 0.5, AttributeError),
+    ("NAdam", "momentum_decay", -0.1, ValueError),
+    ("RAdam", "decoupled_weight_decay", "yes", TypeError),
     ("SPAM", "threshold", -1.0, ValueError),
     ("SPAM", "reset_every", 0, ValueError),
     ("SPAM", "warmup_steps", 1.5, TypeError),
@@ -820,7 +888,7 @@ def test_what_is_set_comes_back_in_its_own_type() -> None:
 @each_rule
 def test_a_name_that_a_rule_has_not_is_refused(rule: str) -> None:
     opt = make(rule, [])
-    for name in ("learning_rate", "beta", "momentum" if rule in ("Adam", "SPAM") else "warmup"):
+    for name in ("learning_rate", "beta", "momentum" if rule in WITH_BETAS else "warmup"):
         with pytest.raises(AttributeError, match=f"^{rule} has no '{name}'"):
             setattr(opt, name, 1.0)
     for bad in (-1, 0.5, True):

@@ -133,7 +133,7 @@ def test_a_scaler_goes_on_where_its_state_was_taken(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("max_norm", [None, 0.3, 1e9])
-@pytest.mark.parametrize("rule", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "SPAM"])
+@pytest.mark.parametrize("rule", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Lion", "RMSprop", "Adagrad", "SPAM"])
 def test_a_fused_step_has_the_bits_of_one_after_unscaling(rule: str, max_norm: float | None, dtype: Any) -> None:
     n = 9000
     (weight, grad), (twin, twin_grad) = pair(dtype, n), pair(dtype, n)

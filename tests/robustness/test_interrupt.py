@@ -270,7 +270,7 @@ def test_the_regularizer_broken_off_leaves_zero_gradients(monkeypatch: pytest.Mo
     assert not rnn.flat_grads.any()
 
 
-@pytest.mark.parametrize("rule", ["SGD", "SPAM"])
+@pytest.mark.parametrize("rule", ["SGD", "NAdam", "SPAM"])
 def test_a_step_is_taken_whole_or_not_at_all(rule: str) -> None:
     """Two groups, one array of which is not contiguous; the signal comes at any moment."""
     grads = [np.ones(50_000), np.ones((300, 300))[::2, ::2]]
