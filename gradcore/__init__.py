@@ -34,6 +34,7 @@ from gradcore.optim import schedule
 from gradcore.optim.scaler import GradScaler
 from gradcore.regularizers import VanishingGradientRegularizer, gradient_penalty
 from gradcore.training.checkpoint import load_checkpoint, save_checkpoint
+from gradcore.training.early_stopping import EarlyStopping
 from gradcore.training.fit import fit
 from gradcore.training.history import History
 from gradcore.training.step import training_step
@@ -54,6 +55,7 @@ __all__ = [
     "AdaptiveClip",
     "Composite",
     "Dropout",
+    "EarlyStopping",
     "GradNorm",
     "GradScaler",
     "History",

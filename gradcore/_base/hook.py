@@ -24,7 +24,9 @@ class TrainingStep:
     x, target : object
         The batch.
     options : dict
-        Further arguments of the model's `forward`, such as `lengths`.
+        Further arguments of the model's `forward`: `lengths`, `reset`, `state`.
+    terms : dict
+        Further arguments of the loss, as far as it takes them: `lengths`, `mask`, `weight`.
     step, epoch : int
         The numbers of the step and of the epoch, both from 0.
     history : History or None
@@ -64,6 +66,7 @@ class TrainingStep:
     x: Any
     target: Any
     options: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     epoch: int = 0
     history: Any = None

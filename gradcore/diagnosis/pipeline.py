@@ -27,7 +27,7 @@ from gradcore.diagnosis.verdict import finding, judge, kind_of_gradient
 from gradcore.diagnosis.wording import number
 from gradcore.layers.layer import Layer
 from gradcore.spectral.members import recurrent_tapes
-from gradcore.training.fit import each_batch
+from gradcore.training.batch import each_batch
 from gradcore.training.live import JSONLines
 
 __all__ = ["diagnose", "study"]
@@ -116,7 +116,7 @@ def _sample(model: Any, batches: Any) -> tuple[Array, Any, int]:
     """x and target of the first batch, without what is padding, and their number of steps."""
     _, batch = next(each_batch(batches, 1))
     assert batch is not None
-    x, target, options = batch
+    x, target, options, _ = batch
     y, tape = model.forward(x, **options)
     found = [own.layer for own, _ in recurrent_tapes(tape)]
     if not found:

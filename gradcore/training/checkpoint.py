@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,11 +116,10 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
     >>> gradcore.load_checkpoint(path, model=model)
     {'step': 7}
     """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save
-    except ImportError:
-        raise ImportError(MISSING) from None
+    require_safetensors()
+    from safetensors import SafetensorError
+    from safetensors.numpy import save
+
     path = check_path("path", path)
     tensors: dict[str, Array] = {}
     text = json.dumps({name: _document(name, part, tensors) for name, part in parts.items()}, allow_nan=False)
@@ -181,13 +181,17 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
     >>> bool((rng.random(3) == drawn).all())
     True
     """
-    stored = _read(path)
+    stored = read_parts(path)
     absent = sorted(parts.keys() - stored.keys())
     if absent:
         raise KeyError(
             f"{path}: the checkpoint has no {' and no '.join(absent)}; it has {', '.join(stored) or 'nothing'}"
         )
+    return load_parts(stored, parts)
 
+
+def load_parts(stored: Mapping[str, _Part], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Restore parts, all of them or none, and return the plain values."""
     changes: list[tuple[str, Any, Any]] = []
     for name, part in parts.items():
         changes.append((name, part, _fitting(name, part, stored[name])))
@@ -318,12 +322,19 @@ def _checksum(tensors: Mapping[str, Array], text: str) -> str:
     return f"{crc:08x}"
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, _Part]:
-    """Return the parts of a checkpoint; errors name the previous one too."""
+def require_safetensors() -> None:
+    """Raise an ImportError if safetensors is not installed."""
     try:
-        from safetensors import SafetensorError, deserialize
+        import_module("safetensors")
     except ImportError:
         raise ImportError(MISSING) from None
+
+
+def read_parts(path: str | os.PathLike[str]) -> dict[str, _Part]:
+    """Return the parts of a checkpoint; errors name the previous one too."""
+    require_safetensors()
+    from safetensors import SafetensorError, deserialize
+
     path = check_path("path", path)
     previous = previous_path(path)
     hint = f"; the checkpoint before it is {previous}" if previous.exists() else ""

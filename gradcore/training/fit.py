@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sized
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -16,10 +17,15 @@ from gradcore._base.progress import ProgressBar
 from gradcore.clip.threshold import Threshold
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.optim.schedule import Schedule
+from gradcore.training.batch import Criterion, check_batches, each_batch
+from gradcore.training.early_stopping import EarlyStopping
+from gradcore.training.epochs import Carry, Stopping, held_out
 from gradcore.training.history import History
 from gradcore.training.interrupt import BrokenOff, Interrupt
 from gradcore.training.monitor import GradientMonitor
-from gradcore.training.step import Undo, check_hooks, check_methods, check_step, run_step, unpacked
+from gradcore.training.resume import RunFile
+from gradcore.training.snapshot import RunState
+from gradcore.training.step import Undo, check_hooks, check_methods, check_step, run_step
 
 __all__ = ["fit"]
 
@@ -38,24 +44,37 @@ def fit(
     monitor: GradientMonitor | None = None,
     callbacks: Iterable[Callable[[TrainingStep], Any]] = (),
     progress: bool | None = None,
+    stateful: bool = False,
+    validation: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    metrics: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None,
+    early_stopping: EarlyStopping | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    rng: np.random.Generator | Iterable[np.random.Generator] | None = None,
 ) -> History:
     """Train a model: a `training_step` for every batch of every epoch.
 
+    At the end of each epoch it validates, asks the hooks and the early stopping, and writes the checkpoint, in this
+    order.
+
     Ctrl-C ends the run and returns the history so far. It breaks off the forward pass, the backward pass, the loss, the
-    hooks up to `before_step` and the wait for a batch at once, and leaves the model and the optimizer as they were
-    after the last whole step. The optimizer's update, what hooks do after it, and the callbacks finish first. A second
-    Ctrl-C interrupts these too.
+    hooks up to `before_step`, the validation and the wait for a batch at once, and leaves the model and the optimizer
+    as they were after the last whole step. The optimizer's update, what hooks do after it, the callbacks and the
+    writing of a checkpoint finish first. A second Ctrl-C interrupts these too.
 
     Parameters
     ----------
     model : layer or model
         The model to train, with `forward`, `backward` and `zero_grad`.
     batches : iterable or callable
-        The batches of an epoch: each is (x, target) or (x, target, lengths). An iterable is consumed once an epoch; a
-        callable returns a new iterator for each epoch. Arrays need the model's dtype: `fit` does not cast them. Convert
-        float64 data once, with ``x.astype(numpy.float32)``, or build the model with ``dtype=numpy.float64``.
+        The batches of an epoch: each is (x, target), (x, target, lengths) or a dict with `x`, `target` and any of
+        `lengths`, `reset`, `mask` and `weight`. An iterable is consumed once an epoch; a callable returns a new
+        iterator for each epoch. Arrays need the model's dtype: `fit` does not cast them. Convert float64 data once,
+        with ``x.astype(numpy.float32)``, or build the model with ``dtype=numpy.float64``.
     loss : callable
-        ``loss(y, target)`` returns the loss and dL/dy.
+        ``loss(y, target)`` returns the loss and dL/dy. What of `lengths`, `mask` and `weight` the batch has is passed
+        by keyword if the loss has an argument of this name. A mask or weights that it does not take are refused.
+        `lengths` are left out where y has not the time axis of x.
     optimizer : optimizer
         The optimizer of the model's parameters.
     epochs : int
@@ -78,19 +97,43 @@ def fit(
     progress : bool, optional
         Whether to show a `ProgressBar`. By default it appears after a second of work, in a notebook or where standard
         error is a terminal and rich is installed.
+    stateful : bool
+        Whether each batch starts from the state at which the last one ended, and an epoch from zeros. No gradient
+        passes from batch to batch: this is truncated backpropagation through time. Sequence b of a batch has to
+        continue sequence b of the last one. Where a state is not finite, the sequence starts from zeros.
+    validation : iterable or callable, optional
+        Batches like those for training, on which the model is evaluated in inference at the end of each epoch. The
+        means over all their terms are in `history.validation_loss` and `history.metrics`.
+    metrics : dict or iterable of callables, optional
+        What else to evaluate on the validation batches: functions ``(y, target)`` that return a mean, or a loss with
+        its gradient. They get `lengths`, `mask` and `weight` as the loss does. Those of a list go by their own names.
+    early_stopping : EarlyStopping, optional
+        What ends the training when a number stops improving. However the run ends, but for an error, the model is left
+        with the best weights.
+    checkpoint : path, optional
+        A file to write at the end of each epoch, as `save_checkpoint` does, with model, optimizer, history, monitor,
+        early stopping, and the hooks and the threshold that have a state. The model in it has the newest weights.
+    resume : bool
+        Whether to go on from the checkpoint, up to `epochs` in total: bit for bit as if the run had not ended. Pass the
+        same arguments as before, with new objects or old ones. If there is no such file, the run begins.
+    rng : numpy.random.Generator or iterable of them, optional
+        The generators that `batches` draw from, for the checkpoint. Those of the model are in it by themselves.
 
     Returns
     -------
     History
-        The record of every step.
+        The record of every step, from before a resumed run too.
 
     Raises
     ------
     ValueError
         If `batches` is an iterator, which can be consumed only once, and `epochs` is above 1; if an epoch has no
-        batches or a batch has another form; if no layer of the model takes `step_clip`.
+        batches or a batch has another form; if no layer of the model takes `step_clip` or a state; if the checkpoint is
+        not of this run.
     TypeError
-        If a batch has another dtype than the model.
+        If a batch has another dtype than the model, or has a mask or weights and the loss takes none.
+    OSError
+        If the checkpoint cannot be written.
 
     Examples
     --------
@@ -122,24 +165,38 @@ def fit(
     """
     epochs = check_int("epochs", epochs)
     check_step(model, loss, optimizer, max_norm, step_clip, nonfinite)
-    hooks, callbacks = check_hooks(hooks), as_list("callbacks", callbacks, "an iterable of callables")
-    total = _check_run(batches, epochs, monitor, callbacks, progress)
-    history, n_clipped = History(), 0
-    with _ending(callbacks, history), Interrupt() as interrupt, ProgressBar(total, "training", show=progress) as bar:
-        hooks.append(_WholeUpdates(interrupt))  # the last one: what follows it is finished first
+    given, callbacks = check_hooks(hooks), as_list("callbacks", callbacks, "an iterable of callables")
+    n_batches = check_batches("batches", batches, epochs)
+    _check_watchers(monitor, callbacks, progress)
+    criterion, interrupt = Criterion(loss, model), Interrupt()
+    run = RunState(model, optimizer, hooks=given, max_norm=max_norm, monitor=monitor)
+    validating = held_out(model, validation, criterion, metrics, epochs, stateful=stateful, interrupt=interrupt)
+    file = None if checkpoint is None else RunFile(checkpoint, run, early_stopping, rng)
+    own = [
+        None if early_stopping is None else Stopping(model, early_stopping, validating),
+        Carry(run) if check_bool("stateful", stateful) else None,
+        file,
+        _WholeUpdates(interrupt),  # the last one: what follows it is finished first
+    ]
+    order = [hook for hook in (validating, *given, *own) if hook is not None]
+    first = _begin(file, early_stopping, epochs, resume=resume)
+    history, total = run.history, None if n_batches is None else (epochs - first) * n_batches
+    n_clipped = int(history.clipped.sum())
+    with _ending(callbacks, history), interrupt, ProgressBar(total, "training", show=progress) as bar:
         undo = Undo(model)
         try:
             interrupt.at_once = True
-            for epoch, batch in each_batch(batches, epochs):
+            for epoch, batch in each_batch(batches, epochs, first):
                 if batch is None:
                     interrupt.at_once = False
-                    answers: list[Any] = [hook.after_epoch(epoch, history) for hook in hooks]
-                    bar.total = epochs * int((history.epoch == 0).sum()) if bar.total is None else bar.total
+                    answers: list[Any] = [hook.after_epoch(epoch, history) for hook in order]
+                    if bar.total is None:
+                        bar.total = (epochs - first) * int((history.epoch == epoch).sum())
                 else:
                     step = TrainingStep(model, optimizer, *batch, len(history), epoch, history, nonfinite)
-                    run_step(step, loss, hooks, max_norm, step_clip, undo)
+                    run_step(step, criterion, order, max_norm, step_clip, undo)
                     interrupt.at_once = False
-                    answers = [] if step.dropped else _record(step, loss, max_norm, monitor, callbacks)
+                    answers = [] if step.dropped else _record(step, criterion, max_norm, monitor, callbacks)
                     n_clipped += bool(getattr(step.grad_norm, "clipped", False))
                     share = n_clipped / max(len(history), 1)
                     norm = float("nan") if step.dropped else float(step.grad_norm)
@@ -154,10 +211,22 @@ def fit(
             interrupt.at_once = False
             undo()
     history.interrupted = interrupt.requested
+    if early_stopping is not None:
+        early_stopping.restore(model)
     if monitor is not None:
         monitor.finish()
     _tell_of_end(callbacks, history)
     return history
+
+
+def _begin(file: RunFile | None, early_stopping: EarlyStopping | None, epochs: int, *, resume: bool) -> int:
+    """Return the first epoch to train, after going on from the checkpoint if there is one."""
+    if check_bool("resume", resume) and file is None:
+        raise ValueError("resume: expected a checkpoint to go on from, got checkpoint=None")
+    if early_stopping is not None:
+        early_stopping.reset()
+    first = 0 if file is None or not resume else min(file.resume(), epochs)
+    return epochs if early_stopping is not None and early_stopping.stopped else first
 
 
 class _WholeUpdates(Hook):
@@ -189,7 +258,7 @@ def _tell_of_end(callbacks: list[Any], history: History, error: BaseException | 
 
 def _record(
     step: TrainingStep,
-    loss: Callable[..., Any],
+    loss: Criterion,
     max_norm: Any,
     monitor: GradientMonitor | None,
     callbacks: list[Callable[[TrainingStep], Any]],
@@ -201,40 +270,17 @@ def _record(
     if monitor is not None:
         given = step.step, step.loss, step.grad_norm, step.model, seen, step.y
         # An object may have a state, which looking again would change.
-        criterion = loss if isinstance(loss, (FunctionType, partial)) else None
+        plain = isinstance(loss.function, (FunctionType, partial))
+        criterion = (lambda y, _: loss(y, step)) if plain else None
         monitor.update(*given, max_norm=limit, record=step, criterion=criterion)
     return [callback(step) for callback in callbacks]
 
 
-def each_batch(batches: Any, epochs: int) -> Iterator[tuple[int, tuple[Any, Any, dict[str, Any]] | None]]:
-    """Yield the epoch and each of its batches, then the epoch and None."""
-    for epoch in range(epochs):
-        n = 0
-        for batch in batches if isinstance(batches, Iterable) else batches():
-            n += 1
-            yield epoch, unpacked("batches", batch)
-        if n == 0:
-            raise ValueError(f"batches: epoch {epoch} produced no batches")
-        yield epoch, None
-
-
-def _check_run(batches: Any, epochs: int, monitor: Any, callbacks: list[Any], progress: bool | None) -> int | None:
-    """Check what `fit` does not pass to each step, and return the number of steps if it is known."""
+def _check_watchers(monitor: Any, callbacks: list[Any], progress: bool | None) -> None:
     if monitor is not None:
         check_methods("monitor", monitor, "update", "finish")
-    if not isinstance(batches, Iterable) and not callable(batches):
-        raise TypeError(f"batches: expected an iterable or a callable, got {type(batches).__name__}")
     for i, callback in enumerate(callbacks):
         if not callable(callback):
             raise TypeError(f"callbacks[{i}]: expected a callable, got {type(callback).__name__}")
     if progress is not None:
         check_bool("progress", progress)
-    if epochs > 1 and isinstance(batches, Iterator):
-        raise ValueError(
-            f"batches: an iterator can be consumed only once, and epochs is {epochs}; "
-            "pass a list, or a function that returns a new iterator for each epoch"
-        )
-    try:
-        return epochs * len(batches) if isinstance(batches, Sized) else None
-    except (TypeError, ValueError) as error:  # an array without axes, a buffer that was released
-        raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}: {error}") from None

@@ -22,6 +22,7 @@ __all__ = ["History", "Mark"]
 
 FORMAT = "gradcore.History"
 VERSION = 1
+STEPS, VALIDATIONS = "loss", "validation_loss"  # the columns that tell how many there are of each
 
 
 class _Rows:
@@ -51,10 +52,10 @@ class _Rows:
 
 
 class _Column:
-    """Hold one value for each step; `History` says which."""
+    """Hold one value for each step, or for each validation; `History` says which."""
 
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: Any, of: str = STEPS) -> None:
+        self.dtype, self.of = np.dtype(dtype), of
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -71,7 +72,10 @@ class _Column:
 
 
 class _Table:
-    """Hold one value for each step and name; `History` says which."""
+    """Hold one value for each step, or for each validation, and name; `History` says which."""
+
+    def __init__(self, of: str = STEPS) -> None:
+        self.of = of
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -93,7 +97,7 @@ class _Table:
         places, rows = history._tables[self.name]
         new = [name for name in values if name not in places]
         if new:  # they have no value in the steps before
-            wider = np.full((len(history), len(places) + len(new)), np.nan)
+            wider = np.full((history._columns[self.of].n, len(places) + len(new)), np.nan)
             wider[: rows.n, : len(places)] = rows.array
             rows = _Rows(wider)
             places |= {name: len(places) + i for i, name in enumerate(new)}
@@ -135,6 +139,12 @@ class History:
     dh_first, dh_last : dict of str to ndarray, (steps,), float64
         For recurrent layers: the norm of dL/dh_t at the first and at the last time step, by layer and direction ("l0",
         "l0_reverse", or "2.l0" for the member of a model).
+    validation_loss : ndarray, (validations,), float64
+        The loss on the validation batches.
+    validation_epoch : ndarray, (validations,), int64
+        The epoch at whose end it was taken.
+    metrics : dict of str to ndarray, (validations,), float64
+        The metrics on the validation batches, by name.
     dh_profile : dict of str to ndarray, (T,), float64
         The norm of dL/dh_t at every time step, in the newest step.
     dh_log_mean : dict of str to ndarray, (T,), float64
@@ -165,6 +175,9 @@ class History:
     n_inf = _Column(np.int64)
     clipped = _Column(np.bool_)
     skipped = _Column(np.bool_)
+    validation_loss = _Column(np.float64, VALIDATIONS)
+    validation_epoch = _Column(np.int64, VALIDATIONS)
+    metrics = _Table(VALIDATIONS)
     per_array = _Table()
     d_norm = _Table()
     dh_first = _Table()
@@ -247,10 +260,37 @@ class History:
             "dh_last": {name: row[-1] for name, row in profiles.items()},
         }
         for table in TABLES:
-            table.append(self, tables[table.name])
+            if table.name in tables:
+                table.append(self, tables[table.name])
         for name, row in profiles.items():
             self.dh_profile[name] = row.copy()
             self._add_to_log_mean(name, row)
+        for name, value in values.items():
+            self._columns[name].append(value)
+
+    def append_validation(self, loss: float, metrics: Mapping[str, float] | None = None, *, epoch: int = 0) -> None:
+        """Add the validation at the end of an epoch.
+
+        Parameters
+        ----------
+        loss : float
+            The loss on the validation batches.
+        metrics : mapping of str to float, optional
+            The metrics by name.
+        epoch : int
+            The epoch, from 0.
+
+        Examples
+        --------
+        >>> import gradcore
+        >>> history = gradcore.History()
+        >>> history.append_validation(0.7, {"accuracy": 0.5})
+        >>> history.validation_loss.tolist(), history.metrics["accuracy"].tolist()
+        ([0.7], [0.5])
+        """
+        values = {"validation_loss": check_real("loss", loss), "validation_epoch": check_int("epoch", epoch)}
+        named = {str(name): check_real(f"metrics[{name!r}]", value) for name, value in (metrics or {}).items()}
+        History.metrics.append(self, named)
         for name, value in values.items():
             self._columns[name].append(value)
 
@@ -324,20 +364,21 @@ class History:
         profiles, columns, tables = ("dh_profile", "dh_log_mean", "dh_count"), new._columns, new._tables
         check_names("state_dict", state_dict, ["interrupted", *columns, *tables, *profiles])
         new.interrupted = check_bool("interrupted", state_dict["interrupted"])
-        n = len(state_dict["loss"])
+        lengths = {of: len(state_dict[of]) for of in (STEPS, VALIDATIONS)}
+        n = lengths[STEPS]
         for column in COLUMNS:
             rows = _numbers(column.name, state_dict[column.name], column.dtype)
-            if rows.shape != (n,):
-                raise ValueError(f"{column.name}: expected shape ({n},), got {rows.shape}")
+            if rows.shape != (lengths[column.of],):
+                raise ValueError(f"{column.name}: expected shape ({lengths[column.of]},), got {rows.shape}")
             columns[column.name] = _Rows(rows)
         for name in [*tables, *profiles]:
             if not isinstance(state_dict[name], Mapping):
                 raise TypeError(f"{name}: expected a mapping, got {type(state_dict[name]).__name__}")
         for table in TABLES:
-            named = state_dict[table.name]
-            matrix = _numbers(table.name, list(named.values()), np.float64) if named else np.empty((0, n))
-            if matrix.shape != (len(named), n):
-                raise ValueError(f"{table.name}: expected {n} steps for each name")
+            named, count = state_dict[table.name], lengths[table.of]
+            matrix = _numbers(table.name, list(named.values()), np.float64) if named else np.empty((0, count))
+            if matrix.shape != (len(named), count):
+                raise ValueError(f"{table.name}: expected {count} values for each name")
             tables[table.name] = {name: i for i, name in enumerate(named)}, _Rows(np.ascontiguousarray(matrix.T))
         new._load_profiles(state_dict["dh_profile"], state_dict["dh_log_mean"], state_dict["dh_count"], n)
         if n:
@@ -382,22 +423,23 @@ class History:
         [0.9]
         """
         profiles = {name: _copies(getattr(self, name)) for name in ("dh_profile", "_dh_mean", "_dh_count")}
-        return Mark(len(self), {name: len(places) for name, (places, _) in self._tables.items()}, profiles)
+        counts = {of: self._columns[of].n for of in (STEPS, VALIDATIONS)}
+        return Mark(counts, {name: len(places) for name, (places, _) in self._tables.items()}, profiles)
 
     def rewind(self, mark: Mark) -> None:
-        """Forget all steps since `mark`.
+        """Forget all steps and validations since `mark`.
 
         Parameters
         ----------
         mark : Mark
             What `mark` returned for the same record.
         """
-        for rows in self._columns.values():
-            rows.cut(mark.n)
-        for name, (places, rows) in self._tables.items():
-            width = mark.widths[name]
-            rows.cut(mark.n if width else 0, width)
-            self._tables[name] = dict(list(places.items())[:width]), rows
+        for column in COLUMNS:
+            self._columns[column.name].cut(mark.counts[column.of])
+        for table in TABLES:
+            (places, rows), width = self._tables[table.name], mark.widths[table.name]
+            rows.cut(mark.counts[table.of] if width else 0, width)
+            self._tables[table.name] = dict(list(places.items())[:width]), rows
         for name, arrays in mark.profiles.items():
             setattr(self, name, _copies(arrays))
 
@@ -497,6 +539,14 @@ class History:
                 ("clipped steps", f"{self.clipped.sum()} ({self.clipped.mean():.0%})"),
                 ("skipped steps", f"{self.skipped.sum()}"),
             ]
+        if self.validation_loss.size:
+            rows.append(
+                (
+                    "validation loss",
+                    f"{self.validation_loss[-1]:.4g}, lowest {np.fmin.reduce(self.validation_loss):.4g}",
+                )
+            )
+            rows += [(name, f"{values[-1]:.4g}") for name, values in self.metrics.items()]
         return html_table(rows, caption="History")
 
     def plot(self, axes: Any = None) -> Any:
@@ -540,8 +590,8 @@ class Mark(NamedTuple):
 
     Parameters
     ----------
-    n : int
-        The number of steps.
+    counts : dict of str to int
+        The numbers of steps and of validations.
     widths : dict of str to int
         The number of names in each table.
     profiles : dict of str to dict of ndarray
@@ -550,11 +600,11 @@ class Mark(NamedTuple):
     Examples
     --------
     >>> import gradcore
-    >>> gradcore.History().mark().n
-    0
+    >>> gradcore.History().mark().counts
+    {'loss': 0, 'validation_loss': 0}
     """
 
-    n: int
+    counts: dict[str, int]
     widths: dict[str, int]
     profiles: dict[str, dict[str, Array]]
 

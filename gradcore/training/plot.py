@@ -37,7 +37,12 @@ def plot_history(history: Any, axes: Any) -> tuple[Any, Any]:
     if at.size:
         place = {"transform": norm_axes.get_xaxis_transform(), "clip_on": False}
         norm_axes.plot(at, np.full(len(at), 0.97), "kx", markersize=5, label=f"skipped ({len(at)})", **place)
-    _decorate(loss_axes, "loss", loss_finding(history), loss)
+    ends = [np.flatnonzero(history.epoch <= epoch)[-1:] for epoch in history.validation_epoch]
+    held_out = _drawable(history.validation_loss[[bool(end.size) for end in ends]])
+    if held_out.size:
+        loss_axes.plot(np.concatenate(ends), held_out, "k.-", linewidth=1, markersize=4, label="validation loss")
+        loss_axes.legend(handles=loss_axes.get_lines()[1:], frameon=False, loc="upper right")
+    _decorate(loss_axes, "loss", loss_finding(history), np.concatenate([loss, held_out]))
     _decorate(norm_axes, "gradient norm", norm_finding(history), norm)
     marks = norm_axes.get_lines()[1:]
     if marks:

@@ -11,6 +11,7 @@ from gradcore._base.hook import Hook, TrainingStep
 from gradcore.clip.gradients import check_limit, check_policy
 from gradcore.clip.threshold import Threshold
 from gradcore.optim.schedule import Schedule
+from gradcore.training.batch import Criterion, unpacked
 
 __all__ = ["training_step"]
 
@@ -34,10 +35,12 @@ def training_step(
     ----------
     model : layer or model
         The model to train, with `forward`, `backward` and `zero_grad`.
-    batch : tuple
-        Either (x, target) or (x, target, lengths).
+    batch : tuple or dict
+        Either (x, target), (x, target, lengths) or a dict with `x`, `target` and any of `lengths`, `reset`, `mask` and
+        `weight`. The model's `forward` gets `lengths` and `reset`, the loss the others.
     loss : callable
-        ``loss(y, target)`` returns the loss and dL/dy.
+        ``loss(y, target)`` returns the loss and dL/dy. It gets `mask` and `weight` of the batch by keyword, and has to
+        take them; also `lengths`, if it has an argument of this name and y has the time axis of x.
     optimizer : optimizer
         The optimizer of the model's parameters.
     max_norm : float, Threshold or schedule, optional
@@ -79,13 +82,13 @@ def training_step(
     """
     check_step(model, loss, optimizer, max_norm, step_clip, nonfinite)
     step = TrainingStep(model, optimizer, *unpacked("batch", batch), nonfinite=nonfinite)
-    run_step(step, loss, check_hooks(hooks), max_norm, step_clip, Undo(model))
+    run_step(step, Criterion(loss, model), check_hooks(hooks), max_norm, step_clip, Undo(model))
     return step
 
 
 def run_step(
     step: TrainingStep,
-    loss: Callable[[Array, Any], tuple[float, Array]],
+    loss: Criterion,
     hooks: Sequence[Hook],
     max_norm: float | Threshold | Schedule | None,
     step_clip: float | None,
@@ -98,9 +101,10 @@ def run_step(
             hook.before_forward(step)
         if step.dropped:
             return
+        loss.refuse(step.terms)
         model.zero_grad()
         step.y, step.tape = model.forward(step.x, **step.options)
-        value, step.dy = loss(step.y, step.target)
+        value, step.dy = loss(step.y, step)
         step.loss = float(value)
         for hook in hooks:
             hook.after_loss(step)
@@ -135,14 +139,6 @@ class Undo:
         self._model.zero_grad()
         for generator, state in self._states:
             generator.bit_generator.state = state
-
-
-def unpacked(name: str, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Return x, target and the further arguments of `forward`: the one place that knows the forms of a batch."""
-    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-        what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise ValueError(f"{name}: expected (x, target) or (x, target, lengths), got {what}")
-    return batch[0], batch[1], {"lengths": batch[2]} if len(batch) == 3 else {}
 
 
 def check_hooks(hooks: Iterable[Hook]) -> list[Hook]:

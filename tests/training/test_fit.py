@@ -264,7 +264,10 @@ def test_a_callable_that_has_nothing_left():
 )
 def test_bad_batches(batches, got):
     model, _ = problem()
-    with pytest.raises(ValueError, match=rf"batches: expected \(x, target\) or \(x, target, lengths\), got {got}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"batches: expected \(x, target\), \(x, target, lengths\) or a dict with x and target, got {got}",
+    ):
         gradcore.fit(model, batches, MSE, sgd(model), epochs=1)
 
 

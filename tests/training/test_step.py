@@ -280,7 +280,10 @@ def test_bad_hooks() -> None:
         gradcore.fit(model, batches, MSE, optimizer, epochs=1, hooks=[Hook(), fail])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="hooks: expected an iterable of hooks, got Hook"):
         gradcore.training_step(model, batches[0], MSE, optimizer, hooks=Hook())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"batch: expected \(x, target\) or \(x, target, lengths\), got 1 items"):
+    with pytest.raises(
+        ValueError,
+        match=r"batch: expected \(x, target\), \(x, target, lengths\) or a dict with x and target, got 1 items",
+    ):
         gradcore.training_step(model, batches[0][:1], MSE, optimizer)
     with pytest.raises(ValueError, match="clip_factor: expected a number at least 0, got -1"):
         AdaptiveClip(-1.0)
