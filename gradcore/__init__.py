@@ -24,6 +24,7 @@ from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, Re
 from gradcore.layers.attention import MultiheadAttention
 from gradcore.layers.composite import Composite
 from gradcore.layers.dropout import Dropout
+from gradcore.layers.embedding import Embedding
 from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
 from gradcore.layers.pooling import LastStep
@@ -56,6 +57,7 @@ __all__ = [
     "Composite",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "GradNorm",
     "GradScaler",
     "History",

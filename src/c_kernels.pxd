@@ -127,6 +127,16 @@ cdef extern from "gradcore.h" nogil:
         size_t (*work)(const gc_attention *) noexcept nogil
         int (*forward)(const gc_attention *) noexcept nogil
         int (*backward)(const gc_attention *) noexcept nogil
+    ctypedef struct gc_embedding:
+        int threads
+        Py_ssize_t N, E
+        const Py_ssize_t *at
+        Py_ssize_t skip
+        const void *dy
+        void *dw
+
+    ctypedef struct gc_embedding_kernels:
+        int (*backward)(const gc_embedding *) noexcept nogil
 
     Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
 
@@ -152,6 +162,7 @@ cdef extern from "gradcore.h" nogil:
         const gc_activation_kernels *activation
         const gc_dropout_kernels *dropout
         const gc_attention_kernels *attention
+        const gc_embedding_kernels *embedding
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:

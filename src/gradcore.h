@@ -19,6 +19,7 @@
 #include "base/threads.h"
 #include "clip/clip.h"
 #include "dropout/dropout.h"
+#include "embedding/embedding.h"
 #include "jacobian/jacobian.h"
 #include "linear/linear.h"
 #include "optim/optim.h"
@@ -34,6 +35,7 @@ typedef struct gc_kernels {
     const gc_activation_kernels *activation;
     const gc_dropout_kernels *dropout;
     const gc_attention_kernels *attention;
+    const gc_embedding_kernels *embedding;
     const gc_clip_kernels *clip;
     const gc_optim_kernels *optim;
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */

@@ -13,6 +13,7 @@
 #include "activation/activation.inc.h"
 #include "dropout/dropout.inc.h"
 #include "attention/attention.inc.h"
+#include "embedding/embedding.inc.h"
 #include "clip/clip.inc.h"
 #include "optim/optim.inc.h"
 #include "isa/peak.inc.h"

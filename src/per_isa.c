@@ -32,6 +32,7 @@
         .activation = &activation_kernels_##suffix,                                                                            \
         .dropout = &dropout_kernels_##suffix,                                                                                  \
         .attention = &attention_kernels_##suffix,                                                                              \
+        .embedding = &embedding_kernels_##suffix,                                                                              \
         .clip = &clip_kernels_##suffix,                                                                                        \
         .optim = &optim_kernels_##suffix,                                                                                      \
         .multiply_adds = multiply_adds_##suffix,                                                                               \

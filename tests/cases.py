@@ -84,6 +84,14 @@ def dropout(rng: np.random.Generator, dtype: Any) -> list[Any]:
     return [y, layer.backward(tape, np.ones_like(y))]
 
 
+def embedding(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    n, E, N = (int(k) for k in rng.integers((1, 0, 0), (20, 70, 40)))
+    layer = gradcore.Embedding(n, E, 0 if rng.random() < 0.5 else None, dtype=dtype, rng=rng)
+    y, tape = layer.forward(rng.integers(0, n, N))
+    layer.backward(tape, rng.standard_normal(y.shape).astype(dtype))
+    return [y, layer.flat_grads]
+
+
 def some_arrays(rng: np.random.Generator, dtype: Any) -> list[Any]:
     """A few arrays of odd sizes, at times with an entry that is not finite; one may be longer than a block."""
     sizes = [*rng.integers(0, 70, 3), rng.choice([5, 4096, 4097, 9000])]
@@ -107,11 +115,11 @@ def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
     stepped = build(list(zip(params, grads, strict=True)), **options)
     for _ in range(2):
         stepped.step(max_norm=1.0, nonfinite="zero")
-    return [*params, *(a for moments in stepped._arrays().values() for a in moments.values())]
+    return [*params, *(a for moments in stepped.state_dict()["moments"].values() for a in moments.values())]
 
 
 FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
-    recurrent, recurrent, recurrent, jacobian, linear, attention, activation, dropout, norm, optimizer,
+    recurrent, recurrent, recurrent, jacobian, linear, attention, activation, dropout, embedding, norm, optimizer,
 )  # fmt: skip
 
 

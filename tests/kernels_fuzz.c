@@ -676,6 +676,36 @@ static void fuzz_dropout(void)
     free(x);
 }
 
+/* ---- embedding: a sum for each row, in order --------------------------------------------------------------------------------- */
+
+static void fuzz_embedding(void)
+{
+    const ptrdiff_t rows = between(1, 50), E = between(0, 80), N = one_in(4) ? between(0, 1000) : between(0, 20);
+    const ptrdiff_t skip = one_in(2) ? between(0, (int)rows - 1) : -1;
+    const gc_kernels *kernels = &table->real[real];
+    double *dy = uniforms(N * E, 1), *start = uniforms(rows * E, 1), *want = zeros(rows * E);
+    ptrdiff_t *at = calloc((size_t)N + 1, sizeof *at);
+    if (!at) exit(2);
+    for (ptrdiff_t i = 0; i < N; i++) at[i] = between(0, (int)rows - 1);
+    memcpy(want, start, (size_t)(rows * E) * sizeof *want);
+    for (ptrdiff_t i = 0; i < N; i++)
+        for (ptrdiff_t e = 0; e < E && at[i] != skip; e++) want[at[i] * E + e] += dy[i * E + e];
+    snprintf(subject, sizeof subject, "%s float%d, embedding %d x %d, n %d, without %d", table->isa, real == GC_F32 ? 32 : 64,
+             (int)rows, (int)E, (int)N, (int)skip);
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array dy_ = typed(dy, N * E), dw = typed(start, rows * E);
+        const gc_embedding s = {.threads = threads_of(all.run), .N = N, .E = E, .at = at, .skip = skip, .dy = dy_.p, .dw = dw.p};
+        if (kernels->embedding->backward(&s) != GC_OK) fail("status", 1, GC_OK);
+        for (ptrdiff_t i = 0; i < rows * E; i++)
+            if (fabs(get(dw, i) - want[i]) > (real == GC_F32 ? 1e-3 : 1e-10)) fail("sum", get(dw, i), want[i]);
+        output(&all, 0, dw);
+        release(dy_);
+    }
+    forget(&all);
+    free(dy), free(start), free(want), free(at);
+}
+
 /* ---- lists of arrays: norms, clipping, optimizers ------------------------------------------------------------------------ */
 
 enum { MOST_ARRAYS = 8 };
@@ -858,7 +888,7 @@ int main(int argc, char **argv)
             real = between(GC_F32, GC_F64);
             fuzz_recurrent(one_in(5) ? 180 : 90);
             if (round % 2 == 0) fuzz_linear();
-            if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_jacobian();
+            if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_embedding(), fuzz_jacobian();
             if (round % 2 == 1) fuzz_attention();
             if (round % 4 == 1) fuzz_norms();
             for (int rule = GC_SGD; rule < GC_RULES && round % 4 == 3; rule++) fuzz_optimizer(rule);

@@ -51,6 +51,7 @@ TESTS = {
     "activation/activation.inc.h": ("linear",),
     "dropout/dropout.inc.h": ("dropout",),
     "math/threefry.h": ("dropout",),
+    "embedding/embedding.inc.h": ("embedding",),
     "jacobian/jacobian.inc.h": ("spectral",),
     "clip/clip.inc.h": ("clip", "adaptive", "optimizers"),
     "optim/optim.inc.h": ("optimizers", "scaler"),
@@ -58,7 +59,7 @@ TESTS = {
     "clip/clip.c": ("clip", "adaptive", "scaler"),
     "optim/optim.c": ("optimizers", "scaler"),
     "base/spans.c": ("clip", "adaptive", "optimizers"),
-    "base/rows.c": ("recurrent",),
+    "base/rows.c": ("recurrent", "embedding"),
     "base/half.h": ("clip", "adaptive"),
     "base/work.h": ("dropout", "linear", "recurrent", "spectral"),
 }

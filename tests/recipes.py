@@ -408,6 +408,29 @@ def _(rng: np.random.Generator) -> Any:
     return layer.backward, {"tape": layer.forward(floats(rng, T, B, 6))[1], "dy": floats(rng, T, B, 6)}
 
 
+@recipe("Embedding")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Embedding, {
+        "num_embeddings": 7, "embedding_dim": 3, "padding_idx": 2, "dtype": "float64", "rng": seeded(),
+    }  # fmt: skip
+
+
+@recipe("Embedding()")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Embedding(7, 3, rng=seeded()).__call__, {"x": rng.integers(0, 7, (4, 3))}
+
+
+@recipe("Embedding.forward")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Embedding(7, 3, rng=seeded()).forward, {"x": rng.integers(0, 7, (4, 3))}
+
+
+@recipe("Embedding.backward", changed="self tape")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.Embedding(7, 3, 2, rng=seeded())
+    return layer.backward, {"tape": layer.forward(rng.integers(0, 7, 4))[1], "dy": floats(rng, 4, 3)}
+
+
 @recipe("LastStep")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}

@@ -6,6 +6,7 @@ They import NumPy only, work in the dtype of their input, and follow the formula
 from gradcore.reference.attention import attention_backward, attention_forward
 from gradcore.reference.clip import clip_grad_norm, grad_norm
 from gradcore.reference.dropout import dropout
+from gradcore.reference.embedding import embedding_backward, embedding_forward
 from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
 from gradcore.reference.losses import binary_cross_entropy, gaussian_nll, huber, mae, mse, softmax_cross_entropy
 from gradcore.reference.optim import adagrad, adam, adamw, lion, nadam, radam, rmsprop, sgd, spam
@@ -26,6 +27,8 @@ __all__ = [
     "carried_back",
     "clip_grad_norm",
     "dropout",
+    "embedding_backward",
+    "embedding_forward",
     "gaussian_nll",
     "grad_norm",
     "huber",

@@ -109,6 +109,19 @@ def dropout(times: int) -> Callable[[], Any]:
     return lambda: _kernels.dropout(0.5, 1, x, x)
 
 
+def embedding(times: int) -> Callable[[], Any]:
+    layer = gradcore.Embedding(2, 512, rng=0)
+    y, tape = layer.forward(np.zeros(30_000 * times, np.uint8))
+
+    def call() -> Any:
+        layer.backward(tape, y)
+        found = layer.flat_grads.copy()
+        layer.zero_grad()
+        return found
+
+    return call
+
+
 def norm(times: int) -> Callable[[], Any]:
     g = np.ones(20_000_000 * times, np.float32)
     return lambda: float(gradcore.grad_norm([g], norm_type=2.5))
@@ -144,6 +157,7 @@ CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "attention": attention,
     "activation": activation,
     "dropout": dropout,
+    "embedding": embedding,
     "norm": norm,
     "rows": rows,
     "jacobian": jacobian,
