@@ -654,6 +654,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"start": 0.1, "end": 1.0, "steps": 10},
     "step": {"value": 0.1, "factor": 0.5, "every": 10},
     "exponential": {"value": 0.1, "factor": 0.5},
+    "polynomial": {"start": 0.1, "end": 1.0, "steps": 10, "power": 2.0},
+    "multi_step": {"value": 0.1, "factor": 0.5, "milestones": (2, 5)},
+    "warm_restarts": {"start": 0.1, "end": 1.0, "steps": 3, "factor": 2},
     "one_cycle": {"peak": 0.1, "steps": 10, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4},
 }
 
@@ -672,6 +675,27 @@ def _schedule(name: str, options: dict[str, Any]) -> None:
 
 for _name, _options in SCHEDULES.items():
     _schedule(_name, _options)
+
+
+def some_plateau(rng: np.random.Generator) -> Any:
+    return optim.ReduceLROnPlateau(optim.SGD(some_pairs(rng), lr=0.1), patience=0)
+
+
+@recipe("optim.ReduceLROnPlateau")
+def _(rng: np.random.Generator) -> Any:
+    options = {"mode": "min", "factor": 0.5, "patience": 2, "threshold": 0.1, "threshold_mode": "abs", "cooldown": 1}
+    given = {"optimizer": optim.SGD(some_pairs(rng), lr=0.1), "min_lr": 0.01, "eps": 1e-8, "monitor": "loss"}
+    return optim.ReduceLROnPlateau, given | options
+
+
+@recipe("optim.ReduceLROnPlateau.step", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return some_plateau(rng).step, {"value": 0.5}
+
+
+@recipe("optim.ReduceLROnPlateau.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return some_plateau(rng).load_state_dict, {"state_dict": some_plateau(rng).state_dict()}
 
 
 @recipe("schedule.chain", by_position=3, first="stages", second="stages", last="last")

@@ -6,13 +6,26 @@ them, equal ones compare equal, and they can be pickled. Any other callable of t
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from gradcore._base.check import check_int, check_number
+from gradcore._base.check import as_list, check_int, check_number
 
-__all__ = ["Schedule", "chain", "constant", "cosine", "exponential", "linear", "one_cycle", "step"]
+__all__ = [
+    "Schedule",
+    "chain",
+    "constant",
+    "cosine",
+    "exponential",
+    "linear",
+    "multi_step",
+    "one_cycle",
+    "polynomial",
+    "step",
+    "warm_restarts",
+]
 
 
 class Schedule(Protocol):  # numpydoc ignore=PR01
@@ -32,12 +45,19 @@ class Schedule(Protocol):  # numpydoc ignore=PR01
 class _Checked:
     """A schedule whose fields are checked: integers above 0 if they count steps, else numbers of at least 0."""
 
-    _counts = ("steps", "every")
+    _counts: ClassVar[tuple[str, ...]] = ("steps", "every")
+    _lists: ClassVar[tuple[str, ...]] = ()  # of steps
     _finite = True
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            checked = check_int(name, value, least=1) if name in self._counts else check_number(name, value, least=0.0)
+            checked: Any
+            if name in self._lists:
+                checked = _ascending(name, value)
+            elif name in self._counts:
+                checked = check_int(name, value, least=1)
+            else:
+                checked = check_number(name, value, least=0.0)
             if self._finite and checked == math.inf:
                 raise ValueError(f"{name}: expected a finite number, got inf")
             object.__setattr__(self, name, checked)
@@ -132,6 +152,85 @@ class cosine(_Checked):
 
 
 @dataclass(frozen=True)
+class polynomial(_Checked):
+    r"""Follow a power of the time that is left: :math:`s_t = b + (a - b) (1 - t / N)^k` until :math:`t = N`, then b.
+
+    Parameters
+    ----------
+    start, end : float
+        The values a and b, at least 0.
+    steps : int
+        The number of steps N, at least 1.
+    power : float
+        The power k, above 0; 1 is a line.
+
+    Examples
+    --------
+    >>> from gradcore import schedule
+    >>> decay = schedule.polynomial(0.8, 0.0, steps=4, power=2.0)
+    >>> [decay(t) for t in range(6)]
+    [0.8, 0.45, 0.2, 0.05, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("power", self.power, above=0.0)
+
+    def __call__(self, step: int) -> float:
+        t = min(check_int("step", step), self.steps)
+        left = math.pow((self.steps - t) / self.steps, self.power)
+        return self.start * left + self.end * (1 - left)
+
+
+@dataclass(frozen=True)
+class warm_restarts(_Checked):
+    r"""Follow half a cosine again and again: from a to b in N steps, then in :math:`N f, N f^2, \dots` [1]_.
+
+    Step t of a cycle of n steps has :math:`b + (a - b) (1 + \cos(\pi t / n)) / 2`; the end b is never quite reached.
+    PyTorch calls it CosineAnnealingWarmRestarts.
+
+    Parameters
+    ----------
+    start, end : float
+        The values a and b, at least 0.
+    steps : int
+        The number of steps N of the first cycle, at least 1.
+    factor : int
+        The factor f by which each cycle is longer than the one before, at least 1.
+
+    References
+    ----------
+    .. [1] I. Loshchilov, F. Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, equation 5.
+
+    Examples
+    --------
+    >>> from gradcore import schedule
+    >>> lr = schedule.warm_restarts(0.1, 0.0, steps=2, factor=2)
+    >>> [round(lr(t), 4) for t in range(8)]
+    [0.1, 0.05, 0.1, 0.0854, 0.05, 0.0146, 0.1, 0.0962]
+    """
+
+    start: float
+    end: float
+    steps: int
+    factor: int = 1
+    _counts = ("steps", "factor")
+
+    def __call__(self, step: int) -> float:
+        t, n = check_int("step", step), self.steps
+        if self.factor == 1:
+            t %= n
+        while t >= n:
+            t, n = t - n, n * self.factor
+        return _half_cosine(self.start, self.end, t, n - t)
+
+
+@dataclass(frozen=True)
 class step(_Checked):
     r"""Multiply by a factor at regular intervals: :math:`s_t = v f^{\lfloor t / n \rfloor}`.
 
@@ -158,6 +257,36 @@ class step(_Checked):
 
     def __call__(self, step: int) -> float:
         return _geometric(self.value, self.factor, check_int("step", step) // self.every)
+
+
+@dataclass(frozen=True)
+class multi_step(_Checked):
+    r"""Multiply by a factor at given steps: :math:`s_t = v f^k`, k of the milestones being at most t.
+
+    Parameters
+    ----------
+    value : float
+        The first value v, at least 0.
+    factor : float
+        The factor f, at least 0.
+    milestones : iterable of int
+        The steps from which on the value is multiplied once more, in ascending order; one may occur several times.
+
+    Examples
+    --------
+    >>> from gradcore import schedule
+    >>> lr = schedule.multi_step(0.8, 0.5, milestones=[2, 3])
+    >>> [lr(t) for t in range(5)]
+    [0.8, 0.8, 0.4, 0.2, 0.2]
+    """
+
+    value: float
+    factor: float
+    milestones: tuple[int, ...]
+    _lists = ("milestones",)
+
+    def __call__(self, step: int) -> float:
+        return _geometric(self.value, self.factor, bisect.bisect_right(self.milestones, check_int("step", step)))
 
 
 @dataclass(frozen=True)
@@ -299,6 +428,14 @@ def _half_cosine(start: float, end: float, done: float, left: float) -> float:
         return end
     quarter = math.pi / 2 / (done + left)
     return start * math.sin(quarter * left) ** 2 + end * math.sin(quarter * done) ** 2
+
+
+def _ascending(name: str, value: Any) -> tuple[int, ...]:
+    """Return steps as a tuple."""
+    steps = tuple(check_int(f"{name}[{i}]", at) for i, at in enumerate(as_list(name, value, "an iterable of integers")))
+    if list(steps) != sorted(steps):
+        raise ValueError(f"{name}: expected steps in ascending order, got {list(steps)}")
+    return steps
 
 
 def _geometric(value: float, factor: float, n: int) -> float:

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 import gradcore
 from gradcore import schedule
-from gradcore.optim.schedule import chain, constant, cosine, exponential, linear, one_cycle, step
+from gradcore.optim.schedule import (
+    chain,
+    constant,
+    cosine,
+    exponential,
+    linear,
+    multi_step,
+    one_cycle,
+    polynomial,
+    step,
+    warm_restarts,
+)
 
 STEPS = 200
 SCHEDULES = [
@@ -29,6 +40,12 @@ SCHEDULES = [
     step(0.8, 0.5, 30),
     exponential(0.8, 0.97),
     exponential(0.001, 1.1),
+    polynomial(0.3, 0.1, 60, 2.5),
+    polynomial(0.0, 0.2, 7),
+    multi_step(0.8, 0.5, (3, 3, 70)),
+    multi_step(0.8, 0.5, ()),
+    warm_restarts(0.1, 0.001, 30),
+    warm_restarts(0.1, 0.0, 7, 2),
     one_cycle(0.1, 100),
     one_cycle(0.1, 90, pct_start=0.5, div_factor=10.0, final_div_factor=100.0),
     chain(constant(1.0)),
@@ -62,6 +79,28 @@ def test_the_last_steps_of_a_cosine_keep_their_digits(steps: int) -> None:
 def test_step_and_exponential_are_their_formulas(value: float, factor: float, every: int, t: int) -> None:
     assert step(value, factor, every)(t) == pytest.approx(value * factor ** (t // every), rel=1e-15)
     assert exponential(value, factor)(t) == pytest.approx(value * factor**t, rel=1e-15)
+
+
+@given(values, values, st.integers(1, 1000), st.floats(0.1, 5.0), st.integers(0, 2000))
+def test_polynomial_is_its_formula(a: float, b: float, steps: int, power: float, t: int) -> None:
+    want = b + (a - b) * (1 - min(t, steps) / steps) ** power
+    assert polynomial(a, b, steps, power)(t) == pytest.approx(want, rel=1e-9, abs=1e-12 * max(a, b))
+
+
+@given(st.lists(st.integers(0, 50), max_size=5), st.integers(0, 60))
+def test_multi_step_counts_its_milestones(milestones: list[int], t: int) -> None:
+    s = multi_step(0.8, 0.5, sorted(milestones))
+    assert s(t) == 0.8 * 0.5 ** sum(m <= t for m in milestones)
+    assert s == multi_step(0.8, 0.5, np.sort(milestones).astype(int))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_each_restart_is_a_cosine_of_its_own(factor: int) -> None:
+    s, t = warm_restarts(0.2, 0.05, 5, factor), 0
+    for n in (5, 5 * factor, 5 * factor**2):
+        assert [s(t + k) for k in range(n)] == [cosine(0.2, 0.05, n)(k) for k in range(n)]
+        t += n
+    assert 0.05 <= s(2**40 - 1) <= 0.2
 
 
 def test_growth_ends_at_infinity() -> None:
@@ -111,6 +150,8 @@ def test_a_chain_counts_every_stage_from_its_own_beginning() -> None:
     ("s", "end", "value"),
     [
         (linear(0.3, 0.1, 7), 7, 0.1),
+        (polynomial(0.3, 0.1, 7, 2.0), 7, 0.1),
+        (multi_step(0.8, 0.5, (2, 7)), 7, 0.2),
         (cosine(0.3, 0.1, 7), 7, 0.1),
         (one_cycle(0.3, 7), 6, 0.3 / 25 / 1e4),
         (chain((constant(1.0), 3), linear(1.0, 0.7, 4)), 7, 0.7),
@@ -167,6 +208,16 @@ def test_they_hold_no_state(s: Any) -> None:
         (lambda: one_cycle(0.1, 10, pct_start=1.5), ValueError, "pct_start: expected a number at most 1"),
         (lambda: one_cycle(0.1, 10, div_factor=0.0), ValueError, "div_factor: expected a number above 0"),
         (lambda: one_cycle(0.1, 10, final_div_factor=0.0), ValueError, "final_div_factor: expected a number above 0"),
+        (lambda: polynomial(0.1, 0.0, 5, 0.0), ValueError, "power: expected a number above 0"),
+        (lambda: multi_step(0.1, 0.5, 5), TypeError, "milestones: expected an iterable of integers, got int"),
+        (
+            lambda: multi_step(0.1, 0.5, [3, 1]),
+            ValueError,
+            r"milestones: expected steps in ascending order, got \[3, 1\]",
+        ),
+        (lambda: multi_step(0.1, 0.5, [1.5]), TypeError, r"milestones\[0\]: expected an integer"),
+        (lambda: warm_restarts(0.1, 0.0, 5, 0), ValueError, "factor: expected an integer of at least 1"),
+        (lambda: warm_restarts(0.1, 0.0, 5, 1.5), TypeError, "factor: expected an integer"),
         (chain, TypeError, "chain: expected"),
         (lambda: chain(0.1), TypeError, "last: expected a schedule, got 0.1"),
         (lambda: chain((constant(1.0), 5)), TypeError, "last: expected a schedule"),
@@ -215,11 +266,28 @@ def of_pytorch(name: str, lr: float, steps: int, **options: Any) -> list[float]:
         (step(0.1, 0.1, 30), "StepLR", 0.1, 200, {"step_size": 30}),
         (step(0.1, 1.5, 7), "StepLR", 0.1, 200, {"step_size": 7, "gamma": 1.5}),
         (exponential(0.1, 0.97), "ExponentialLR", 0.1, 1000, {"gamma": 0.97}),
+        (multi_step(0.1, 0.3, [30, 80, 80]), "MultiStepLR", 0.1, 200, {"milestones": [30, 80, 80], "gamma": 0.3}),
     ],
 )
 def test_they_are_pytorchs(s: Any, name: str, lr: float, steps: int, options: dict[str, Any]) -> None:
     want = of_pytorch(name, lr, steps, **options)
     assert [s(t) for t in range(steps)] == pytest.approx(want, rel=1e-12, abs=0)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_polynomial_is_pytorchs(power: float) -> None:
+    want = of_pytorch("PolynomialLR", 0.1, 60, total_iters=50, power=power)
+    s = polynomial(0.1, 0.0, 50, power)
+    assert [s(t) for t in range(60)] == pytest.approx(want, rel=1e-12, abs=1e-17)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_warm_restarts_are_pytorchs(factor: int) -> None:
+    want = of_pytorch("CosineAnnealingWarmRestarts", 0.1, 200, T_0=7, T_mult=factor, eta_min=0.01)
+    s = warm_restarts(0.1, 0.01, 7, factor)
+    assert [s(t) for t in range(200)] == pytest.approx(want, rel=1e-12)
 
 
 @pytest.mark.peers
