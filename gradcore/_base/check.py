@@ -250,6 +250,16 @@ def check_lengths(value: Any, T: int, B: int) -> Array | None:
     return given.astype(np.intp)
 
 
+def check_reset(value: Any, shape: tuple[int, int]) -> Array | None:
+    """Return `reset` as bools of this shape; None stays None."""
+    if value is None:
+        return None
+    given = as_array("reset", value)
+    if given.dtype != np.bool_:
+        raise TypeError(f"reset: expected bools, got {given.dtype}; true where a sequence begins anew")
+    return check_array("reset", given, given.dtype, shape)
+
+
 def check_writable(name: str, value: Any) -> Array:
     """Return an array that can be changed in place."""
     if not isinstance(value, np.ndarray):

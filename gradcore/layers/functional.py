@@ -18,7 +18,7 @@ from gradcore._base.check import Array
 from gradcore._base.lock import Turn
 from gradcore._base.memory import ALIGNMENT, Pool
 from gradcore.layers.cell import Cell, Parts
-from gradcore.layers.ragged import _Batch
+from gradcore.layers.ragged import _Batch, laid_out
 
 __all__ = ["Gradients", "Rows", "Trace", "Weights", "back", "dropped", "packed_state", "run"]
 
@@ -226,7 +226,16 @@ class Gradients(NamedTuple):
     dc_norm: Array | None
 
 
-def packed_state(cell: Cell, state: Parts | None, batch: _Batch, shape: tuple[int, ...], dtype: Any) -> list[Array]:
+def packed_state(
+    cell: Cell,
+    state: Parts | None,
+    batch: _Batch,
+    num_directions: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    final: bool,
+) -> list[Array]:
     """Return new parts of a state in the order of the packed rows; zeros for None.
 
     Parameters
@@ -237,14 +246,18 @@ def packed_state(cell: Cell, state: Parts | None, batch: _Batch, shape: tuple[in
         The parts of a state.
     batch : object
         The layout of the sequences.
+    num_directions : {1, 2}
+        D, the number of directions.
     shape : tuple of int
-        The shape of each part, (L*D, B, H).
+        (L*D, H).
     dtype : dtype
         The dtype of the parts.
+    final : bool
+        Whether it is a final state, or a gradient with respect to one, instead of an initial one.
 
     Returns
     -------
-    list of ndarray, (L*D, B, H)
+    list of ndarray, (L*D, batch.width, H)
         The parts, whose sequences are in the packed order.
 
     Examples
@@ -254,12 +267,12 @@ def packed_state(cell: Cell, state: Parts | None, batch: _Batch, shape: tuple[in
     >>> from gradcore.layers.functional import packed_state, run
     >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
     >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
-    >>> packed_state(trace.cell, None, trace.batch, (1, 1, 1), trace.dtype)
+    >>> packed_state(trace.cell, None, trace.batch, 1, (1, 1), trace.dtype, final=False)
     [array([[[0.]]])]
     """
     if state is None:
-        return [np.zeros(shape, dtype) for _ in cell.states]
-    return [batch.sort(part) for part in state]
+        return [np.zeros((shape[0], batch.width, shape[1]), dtype) for _ in cell.states]
+    return [batch.sort(part, num_directions, final=final) for part in state]
 
 
 def run(
@@ -268,6 +281,7 @@ def run(
     x: Array,
     state: Parts | None = None,
     lengths: Array | None = None,
+    reset: Array | None = None,
     *,
     num_directions: int = 1,
     draw_mask: Callable[[tuple[int, int]], Array] | None = None,
@@ -288,6 +302,8 @@ def run(
         The parts of the initial state, which are not changed; zeros by default.
     lengths : ndarray of int, (B,), optional
         The length of each sequence, T by default.
+    reset : ndarray of bool, (T, B), optional
+        Where a sequence is cut before a step: the state is zero there, and no gradient passes.
     num_directions : {1, 2}
         D, the number of directions.
     draw_mask : callable, optional
@@ -326,8 +342,8 @@ def run(
     w_hh = weights[0][1]
     assert w_hh is not None
     H, dtype = w_hh.shape[1], x.dtype
-    batch = _Batch(T, B, lengths, pool)
-    states = packed_state(cell, state, batch, (n, B, H), dtype)
+    batch = laid_out(T, B, lengths, reset, pool)
+    states = packed_state(cell, state, batch, D, (n, H), dtype, final=False)
     trace = Trace(cell, batch, n, D, H, dtype, pool) if keep else None
 
     rows = batch.pack(x)
@@ -342,13 +358,13 @@ def run(
         y_at = batch.rows if last else None
         for direction in range(D):
             k = first + direction
-            steps = cell.kind, direction == 1, batch.offsets, B
+            steps = cell.kind, direction == 1, batch.offsets, batch.width
             tape = trace._arrays[k] if trace is not None else (None, None, None)
             hc = states[0][k], states[1][k] if len(states) > 1 else None
             out = y, y_at, direction * H
             pool.give(_kernels.recurrent_forward(steps, weights[k], rows, tape, out, hc, pool.take))
         rows = y
-    return rows.reshape(T, B, D * H), batch.unsort(states), trace
+    return rows.reshape(T, B, D * H), batch.unsort(states, D, final=True), trace
 
 
 def back(
@@ -403,7 +419,7 @@ def back(
     cell, batch, D, H, pool = trace.cell, trace.batch, trace.num_directions, trace.hidden_size, trace._pool
     arrays, turn = trace._arrays, Turn() if turn is None else turn
     n = len(arrays)
-    dstates = packed_state(cell, dstate, batch, (n, batch.B, H), trace.dtype)
+    dstates = packed_state(cell, dstate, batch, D, (n, H), trace.dtype, final=True)
     dh_norm = np.zeros((n, batch.n_rows))
     dc_norm = np.zeros((n, batch.n_rows)) if len(dstates) > 1 else None
     d_rows, y_at = dy.reshape(batch.T * batch.B, D * H), batch.rows
@@ -412,7 +428,7 @@ def back(
         dx = pool.empty(rows.shape, trace.dtype)
         for direction in range(D):
             k = layer * D + direction
-            steps = cell.kind, direction == 1, batch.offsets, batch.B
+            steps = cell.kind, direction == 1, batch.offsets, batch.width
             out = d_rows, y_at, direction * H
             hc = dstates[0][k], dstates[1][k] if len(dstates) > 1 else None
             limits = step_clip, dh_norm[k], None if dc_norm is None else dc_norm[k]
@@ -423,4 +439,4 @@ def back(
         if layer and trace.masks:
             dx = dropped(dx, trace.masks[layer - 1])
         d_rows, y_at = dx, None
-    return Gradients(batch.unpack(d_rows), batch.unsort(dstates), dh_norm, dc_norm)
+    return Gradients(batch.unpack(d_rows), batch.unsort(dstates, D), dh_norm, dc_norm)

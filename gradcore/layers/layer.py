@@ -61,7 +61,7 @@ class Layer:
     dtype : numpy.dtype
         float32 or float64: of parameters, inputs and outputs alike.
     takes : frozenset of str
-        The further arguments that a model passes to it: "lengths" to `forward`, "step_clip" to `backward`.
+        The further arguments that a model passes to it: "lengths" and "reset" to `forward`, "step_clip" to `backward`.
     n_states : int
         The number of states: 1 for a recurrent layer, which takes `state` and `dstate`, more for a model of several.
     names : tuple of str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ class _Batch:
 
     If all sequences have the same length, the S rows are the first ones of the flattened (T, B) axes. Otherwise `rows`
     holds their positions there in packed order, `dead` the other positions, and `order` the sequences from long to
-    short.
+    short. The kernels run through `width` sequences; row i of their step t is row ``offsets[t] + i``.
     """
 
     def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
-        self.T, self.B, self._pool = T, B, pool
+        self.T, self.B, self.width, self._pool = T, B, B, pool
         self.rows = self.dead = self.order = self.rank = None
         self.offsets = np.arange(T + 1, dtype=np.intp) * B
         self.n_rows = T * B
@@ -61,17 +62,17 @@ class _Batch:
     def unpack(self, rows: Array) -> Array:
         """(S, F) -> (T, B, F), zero past each sequence's end"""
         F, padded = rows.shape[1], rows
-        if self.n_rows < self.T * self.B:
+        if self.rows is not None or self.n_rows < self.T * self.B:
             padded = self.padded(F, rows.dtype)
             _kernels.copy_rows(rows, None, padded, np.arange(self.n_rows) if self.rows is None else self.rows)
         return padded.reshape(self.T, self.B, F)
 
-    def sort(self, state: Array) -> Array:
-        """Return a copy, (L*D, B, H), with the sequences in packed order."""
+    def sort(self, state: Array, num_directions: int, *, final: bool = False) -> Array:
+        """Return a copy, (L*D, width, H), of initial or final states with the sequences in packed order."""
         return state.copy() if self.order is None else state.take(self.order, axis=1)
 
-    def unsort(self, parts: list[Array]) -> tuple[Array, ...]:
-        """Return the parts of a state with the sequences in the caller's order."""
+    def unsort(self, parts: list[Array], num_directions: int, *, final: bool = False) -> tuple[Array, ...]:
+        """Return the parts of initial or final states with the sequences in the caller's order."""
         return tuple(parts if self.rank is None else [part.take(self.rank, axis=1) for part in parts])
 
     def rows_of(self, b: int) -> Array:
@@ -87,6 +88,93 @@ class _Batch:
         if rank >= self.offsets[t + 1] - self.offsets[t]:
             raise IndexError(f"t: sequence {b} has ended before step {t}")
         return int(self.offsets[t]) + rank
+
+    def cuts_of(self, b: int) -> Array:
+        """Return the steps of sequence b before which the state is set to zero."""
+        return np.empty(0, np.intp)
+
+
+class _CutBatch(_Batch):
+    """Lay out sequences that are cut at some steps: their segments are the sequences of the kernels.
+
+    Forward, the first segment of a sequence begins from the initial state, unless it is cut before step 0, and the last
+    one ends with the final state; in the reverse direction it is the other way round. All others begin from zeros.
+    """
+
+    def __init__(self, T: int, B: int, lengths: Array | None, reset: Array, pool: Pool) -> None:
+        ends = np.full(B, T) if lengths is None else lengths
+        cuts = reset & (np.arange(T)[:, None] < ends)  # (T, B)
+        self._cuts, self._fresh = cuts, cuts[:1].any(axis=0)  # (B,): those that do not begin from the initial state
+        b_cut, t_cut = np.nonzero(cuts[1:].T)  # of the further segments, sequence by sequence
+        n_segments = np.bincount(b_cut, minlength=B) + 1
+        self._last = np.cumsum(n_segments) - 1
+        self._first = self._last + 1 - n_segments
+        width = int(n_segments.sum())
+        self._start = np.zeros(width, np.intp)
+        further = np.ones(width, bool)
+        further[self._first] = False
+        self._start[further] = t_cut + 1
+        stop = np.append(self._start[1:], 0)
+        stop[self._last] = ends
+        self._length = stop - self._start
+        super().__init__(int(self._length.max(initial=0)), width, self._length, pool)
+
+        if self.order is None:  # of equal length
+            self.order = self.rank = np.arange(width)
+        step = np.arange(self.T)[:, None]
+        positions = (self._start[self.order] + step) * B + np.repeat(np.arange(B), n_segments)[self.order]
+        self.rows = positions[step < self._length[self.order]]
+        self.dead = np.flatnonzero(np.arange(T)[:, None] >= ends)
+        self.T, self.B = T, B
+
+    def sort(self, state: Array, num_directions: int, *, final: bool = False) -> Array:
+        """Return the states, (L*D, width, H), in packed order; zeros for segments in between."""
+        packed = np.zeros((len(state), self.width, state.shape[2]), state.dtype)
+        for direction, at, kept in self._ends(num_directions, final):
+            packed[direction::num_directions, at] = np.where(kept[:, None], state[direction::num_directions], 0)
+        return packed
+
+    def unsort(self, parts: list[Array], num_directions: int, *, final: bool = False) -> tuple[Array, ...]:
+        """Return those of the segments at the sequences' ends, zeros where the initial state has no effect."""
+        shape = (len(parts[0]), self.B, parts[0].shape[2])
+        found = tuple(np.zeros(shape, part.dtype) for part in parts)
+        for direction, at, kept in self._ends(num_directions, final):
+            for own, part in zip(found, parts, strict=True):
+                own[direction::num_directions] = np.where(kept[:, None], part[direction::num_directions, at], 0)
+        return found
+
+    def _ends(self, num_directions: int, final: bool) -> Iterator[tuple[int, Array, Array]]:
+        """Yield each direction, where its segments at this end are, and for which sequences they have the state."""
+        assert self.rank is not None
+        for direction in range(num_directions):
+            at_start = final == (direction == 1)
+            kept = np.logical_not(self._fresh) if at_start and not final else np.ones(self.B, bool)
+            yield direction, self.rank[self._first if at_start else self._last], kept
+
+    def rows_of(self, b: int) -> Array:
+        """Return the rows of sequence b, step by step."""
+        assert self.rank is not None
+        own = slice(self._first[b], self._last[b] + 1)
+        parts = [self.offsets[:n] + rank for n, rank in zip(self._length[own], self.rank[own], strict=True)]
+        return np.concatenate(parts)
+
+    def row(self, t: int, b: int) -> int:
+        """Return the row of step t of sequence b."""
+        rows = self.rows_of(check_index("b", b, self.B))
+        if check_index("t", t, self.T) >= len(rows):
+            raise IndexError(f"t: sequence {b} has ended before step {t}")
+        return int(rows[t])
+
+    def cuts_of(self, b: int) -> Array:
+        """Return the steps of sequence b before which the state is set to zero."""
+        return np.flatnonzero(self._cuts[:, b])
+
+
+def laid_out(T: int, B: int, lengths: Array | None, reset: Array | None, pool: Pool) -> _Batch:
+    """Return the layout of sequences, cut before the steps where `reset` (T, B) is true."""
+    if reset is None or not reset.any():
+        return _Batch(T, B, lengths, pool)
+    return _CutBatch(T, B, lengths, reset, pool)
 
 
 class _SequenceRows:

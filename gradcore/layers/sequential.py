@@ -158,7 +158,7 @@ class Sequential(Composite):
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return self._sequences_within(f"{where}.", before) if self.is_chain else Sequences()
 
-    def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> Any:
+    def __call__(self, x: Array, state: Any = None, lengths: Any = None, reset: Any = None) -> Any:
         """Return the output, without dropout and without a tape, and the final state if an initial one is given.
 
         Parameters
@@ -169,6 +169,8 @@ class Sequential(Composite):
             The initial state of each recurrent layer, also of those in nested models, in order; None for zeros.
         lengths : array_like of int, (B,), optional
             The length of each sequence, for the recurrent layers and `LastStep`.
+        reset : array_like of bool, (T, B), or (B, T) with `batch_first`, optional
+            Where a sequence begins anew, for the recurrent layers.
 
         Returns
         -------
@@ -188,7 +190,7 @@ class Sequential(Composite):
         >>> bool(np.allclose(np.concatenate([first, rest]), y))
         True
         """
-        given = self._given(lengths=lengths)
+        given = self._given(lengths=lengths, reset=reset)
         final: list[Any] = []
         for layer, its in zip(self.layers, self._states_of_members("state", state), strict=True):
             options = {name: given[name] for name in layer.takes & given.keys()} if given else {}
@@ -198,7 +200,9 @@ class Sequential(Composite):
                 final += after if isinstance(layer, Composite) else [after]
         return x if state is None else (x, tuple(final))
 
-    def forward(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, SequentialTape]:
+    def forward(
+        self, x: Array, state: Any = None, lengths: Any = None, reset: Any = None
+    ) -> tuple[Array, SequentialTape]:
         """Return the output, and the tape that `backward` needs.
 
         Parameters
@@ -209,6 +213,8 @@ class Sequential(Composite):
             The initial state of each recurrent layer, also of those in nested models, in order; None for zeros.
         lengths : array_like of int, (B,), optional
             The length of each sequence, for the recurrent layers and `LastStep`.
+        reset : array_like of bool, (T, B), or (B, T) with `batch_first`, optional
+            Where a sequence begins anew, for the recurrent layers.
 
         Returns
         -------
@@ -220,7 +226,7 @@ class Sequential(Composite):
         Raises
         ------
         TypeError, ValueError
-            If a layer gets the wrong dtype or shape, or no layer takes `state` or `lengths`.
+            If a layer gets the wrong dtype or shape, or no layer takes `state`, `lengths` or `reset`.
 
         Examples
         --------
@@ -230,7 +236,7 @@ class Sequential(Composite):
         >>> y.shape, len(tape.tapes)
         ((5, 1), 3)
         """
-        given = self._given(lengths=lengths)
+        given = self._given(lengths=lengths, reset=reset)
         tapes: list[Tape] = []
         for layer, its in zip(self.layers, self._states_of_members("state", state), strict=True):
             options = {name: given[name] for name in layer.takes & given.keys()} if given else {}

@@ -17,6 +17,7 @@ from gradcore._base.check import (
     check_int,
     check_lengths,
     check_number,
+    check_reset,
     check_rng,
     check_room,
 )
@@ -35,7 +36,7 @@ __all__: list[str] = []  # for the package only
 class Recurrent(Layer):
     """Base of RNN, LSTM and GRU, which name the cell."""
 
-    takes = frozenset({"lengths", "step_clip"})
+    takes = frozenset({"lengths", "reset", "step_clip"})
     n_states = 1
     cell: Cell
 
@@ -177,7 +178,7 @@ class Recurrent(Layer):
 
     # ---- the passes ----------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, State]:
+    def __call__(self, x: Array, state: State = None, lengths: Any = None, reset: Any = None) -> tuple[Array, State]:
         """Return the outputs and the final state for a batch of sequences, without dropout and without a tape.
 
         Parameters
@@ -188,6 +189,9 @@ class Recurrent(Layer):
             The initial state; zeros by default.
         lengths : array_like of int, (B,)
             The length of each sequence; T by default.
+        reset : array_like of bool, (T, B), or (B, T) with `batch_first`
+            Where a sequence begins anew: the state before this step is zero and no gradient passes, in either
+            direction. Such as the first step of each episode, or of each document in a stream of text.
 
         Returns
         -------
@@ -207,10 +211,12 @@ class Recurrent(Layer):
         >>> bool(np.array_equal(state, h))
         True
         """
-        y, final, _ = self._run(x, state, lengths, keep=False)
+        y, final, _ = self._run(x, state, lengths, reset, keep=False)
         return y, final
 
-    def forward(self, x: Array, state: State = None, lengths: Any = None) -> tuple[Array, RecurrentTape]:
+    def forward(
+        self, x: Array, state: State = None, lengths: Any = None, reset: Any = None
+    ) -> tuple[Array, RecurrentTape]:
         """Return the outputs for a batch of sequences, and the tape that `backward` needs.
 
         Parameters
@@ -221,6 +227,9 @@ class Recurrent(Layer):
             The initial state; zeros by default.
         lengths : array_like of int, (B,)
             The length of each sequence; T by default. The values of `x` past a sequence's end have no effect.
+        reset : array_like of bool, (T, B), or (B, T) with `batch_first`
+            Where a sequence begins anew: the state before this step is zero and no gradient passes, in either
+            direction. Such as the first step of each episode, or of each document in a stream of text.
 
         Returns
         -------
@@ -244,19 +253,24 @@ class Recurrent(Layer):
         >>> y.shape, h.shape, bool((h[1, 1] == y[3, 1]).all())
         ((7, 2, 5), (2, 2, 5), True)
         """
-        y, final, trace = self._run(x, state, lengths, keep=True)
+        y, final, trace = self._run(x, state, lengths, reset, keep=True)
         assert trace is not None
         tape = RecurrentTape(self, trace)
         tape.state = final
         return y, tape
 
-    def _run(self, x: Array, state: State, lengths: Any, *, keep: bool) -> tuple[Array, State, Trace | None]:
+    def _run(
+        self, x: Array, state: State, lengths: Any, reset: Any, *, keep: bool
+    ) -> tuple[Array, State, Trace | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B = x.shape[:2]
         check_room((T + self.num_layers) * (B + 1) * 8 * self.hidden_size)  # an x without elements can have any T
         ends, parts = check_lengths(lengths, T, B), self._check_state("state", state, B)
+        cuts = check_reset(reset, (B, T) if self.batch_first else (T, B))
+        if cuts is not None and self.batch_first:
+            cuts = cuts.T
         y, final, trace = run(
-            self.cell, self._params.lists(self._names), x, parts, ends,
+            self.cell, self._params.lists(self._names), x, parts, ends, cuts,
             num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout else None,
             keep=keep, pool=self._pool,
         )  # fmt: skip

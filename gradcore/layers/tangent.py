@@ -82,7 +82,7 @@ def back_tangent(
 def _steps(trace: Trace, k: int) -> list[tuple[int, slice]]:
     """The steps in the order of the forward pass, each with its rows: one for each sequence that has not ended."""
     offsets = trace.batch.offsets
-    steps = [(t, slice(int(offsets[t]), int(offsets[t + 1]))) for t in range(trace.batch.T)]
+    steps = [(t, slice(int(offsets[t]), int(offsets[t + 1]))) for t in range(len(offsets) - 1)]
     return steps[::-1] if k % trace.num_directions else steps
 
 
@@ -99,8 +99,8 @@ def _run(weights: list[Array | None], trace: Trace, k: int, x_dot: Array, y_dot:
     cell, H, G = trace.cell, trace.hidden_size, len(trace.cell.gates)
     _, *kept = (part for part in trace.arrays[k] if part is not None)  # the parts of the state before each row's step
     da = x_dot @ w_ih.T
-    state = [np.zeros((trace.batch.B, H), trace.dtype) for _ in kept]
-    found: list[tuple[Duals, Duals]] = [((), ())] * trace.batch.T
+    state = [np.zeros((trace.batch.width, H), trace.dtype) for _ in kept]
+    found: list[tuple[Duals, Duals]] = [((), ())] * (len(trace.batch.offsets) - 1)
     for t, rows in _steps(trace, k):
         n = rows.stop - rows.start
         before = [Dual(part[rows, :H], dot[:n].copy()) for part, dot in zip(kept, state, strict=True)]
@@ -119,7 +119,7 @@ def _back(
     """Return the gradients with respect to A and U of every row, (S, G*H)."""
     w_hh = weights[1]
     assert w_hh is not None
-    H, G, (S, B) = trace.hidden_size, len(trace.cell.gates), (trace.batch.n_rows, trace.batch.B)
+    H, G, (S, B) = trace.hidden_size, len(trace.cell.gates), (trace.batch.n_rows, trace.batch.width)
     da, du = zeros(S, G * H, dtype=trace.dtype), zeros(S, G * H, dtype=trace.dtype)
     arriving = [zeros(B, H, dtype=trace.dtype) for _ in trace.cell.states]  # at each sequence's own last step
     for t, rows in reversed(_steps(trace, k)):

@@ -177,7 +177,8 @@ class VanishingGradientRegularizer(Hook):
         batch = trace.batch
         dy = layer._check_dy(dy, dstate, batch)
         given = layer._check_state("dstate", dstate, batch.B)
-        (dstates,) = packed_state(layer.cell, given, batch, (len(trace), batch.B, H), layer.dtype)
+        shape = len(trace), H
+        (dstates,) = packed_state(layer.cell, given, batch, layer.num_directions, shape, layer.dtype, final=True)
 
         layer._refuse_reentry()
         omegas, gradients = np.zeros(layer.num_layers * D), {}

@@ -171,15 +171,18 @@ def singular_values(
     """
     layer, tape = own_tape(layer, tape)
     tape.record(index, 0, b)  # its errors name what is out of range
-    rows = tape.trace.batch.rows_of(b)[:, None]
+    rows, reverse = tape.trace.batch.rows_of(b)[:, None], index % layer.num_directions
     horizon = len(rows) if horizon is None else check_int("horizon", horizon, least=1)
     if horizon > len(rows):
         raise ValueError(f"horizon: expected at most {len(rows)}, the steps of sample {b}, got {horizon}")
-    walk = rows[::-1] if index % layer.num_directions else rows
+    walk = rows[::-1] if reverse else rows
     trajectory = Trajectory(layer, tape, index, walk[-horizon:])
     n = trajectory.state_size
     if check_int("k", k, least=1) > n:
         raise ValueError(f"k: expected at most {n}, the size of the state, got {k}")
+    cuts = tape.trace.batch.cuts_of(b)
+    if ((cuts > 0) & (cuts <= horizon) if reverse else cuts >= len(rows) - horizon).any():
+        return np.full(k, -np.inf)  # nothing passes a reset
     product = _Product(trajectory)
     if not math.isfinite(product.log_scale):
         return np.full(k, product.log_scale)

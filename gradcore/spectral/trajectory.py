@@ -124,7 +124,7 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     Returns
     -------
     ndarray, (H, H), or (2H, 2H) for LSTM
-        The matrix in float64; row i, column j is d(unit i at t) / d(unit j before).
+        The matrix in float64; row i, column j is d(unit i at t) / d(unit j before). Zeros at a reset.
 
     Raises
     ------
@@ -149,5 +149,7 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     """
     layer, tape = own_tape(layer, tape)
     tape.record(index, t, b)  # its errors name what is out of range
-    matrix: Array = Trajectory(layer, tape, index, np.array([[tape.trace.batch.row(t, b)]])).dense(0)[0]
-    return matrix
+    batch = tape.trace.batch
+    matrix: Array = Trajectory(layer, tape, index, np.array([[batch.row(t, b)]])).dense(0)[0]
+    cut = t + 1 if index % layer.num_directions else t
+    return np.zeros_like(matrix) if cut in batch.cuts_of(b) else matrix
