@@ -38,7 +38,9 @@ from gradcore.training.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.training.early_stopping import EarlyStopping
 from gradcore.training.fit import fit
 from gradcore.training.history import History
+from gradcore.training.rollback import Rollback, TooManyRollbacksError
 from gradcore.training.step import training_step
+from gradcore.training.supervisor import Supervisor
 
 if _typing.TYPE_CHECKING:
     from gradcore import data, meanfield, spectral
@@ -69,11 +71,14 @@ __all__ = [
     "Linear",
     "MultiheadAttention",
     "ReLU",
+    "Rollback",
     "Sequential",
     "Sigmoid",
     "Softplus",
+    "Supervisor",
     "Tanh",
     "Tape",
+    "TooManyRollbacksError",
     "TrainingStep",
     "UnitClip",
     "VanishingGradientRegularizer",

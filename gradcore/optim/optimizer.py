@@ -257,6 +257,25 @@ class Optimizer:
         for grad in members.grads:
             grad.fill(0)
 
+    def reset_moments(self) -> None:
+        """Set all moments to what they are before their first use; the counts of steps stay.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gradcore.optim.sgd import SGD
+        >>> opt = SGD({"w": (np.zeros(2), np.ones(2))}, momentum=0.9)
+        >>> norm = opt.step()
+        >>> opt.reset_moments()
+        >>> opt.state_dict()["moments"]
+        {'momentum_buffer': {'w': array([0., 0.])}}
+        """
+        members = self._members()
+        for part, own in zip(self._parts, members.parts, strict=True):
+            for arrays in part.moments.values():
+                for array, first in zip(arrays, self._new_moments(part.group, members.params[own]), strict=True):
+                    array[...] = first
+
     def __copy__(self) -> Optimizer:
         other = object.__new__(type(self))
         moments = [{name: [a.copy() for a in arrays] for name, arrays in p.moments.items()} for p in self._parts]

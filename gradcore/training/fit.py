@@ -24,8 +24,10 @@ from gradcore.training.history import History
 from gradcore.training.interrupt import BrokenOff, Interrupt
 from gradcore.training.monitor import GradientMonitor
 from gradcore.training.resume import RunFile
+from gradcore.training.rollback import Rollback
 from gradcore.training.snapshot import RunState
 from gradcore.training.step import Undo, check_hooks, check_methods, check_step, run_step
+from gradcore.training.supervisor import Supervisor
 
 __all__ = ["fit"]
 
@@ -50,6 +52,7 @@ def fit(
     early_stopping: EarlyStopping | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    supervisor: Supervisor | None = None,
     rng: np.random.Generator | Iterable[np.random.Generator] | None = None,
 ) -> History:
     """Train a model: a `training_step` for every batch of every epoch.
@@ -112,10 +115,13 @@ def fit(
         with the best weights.
     checkpoint : path, optional
         A file to write at the end of each epoch, as `save_checkpoint` does, with model, optimizer, history, monitor,
-        early stopping, and the hooks and the threshold that have a state. The model in it has the newest weights.
+        early stopping, supervisor, and the hooks and the threshold that have a state. The model in it has the newest
+        weights.
     resume : bool
         Whether to go on from the checkpoint, up to `epochs` in total: bit for bit as if the run had not ended. Pass the
         same arguments as before, with new objects or old ones. If there is no such file, the run begins.
+    supervisor : Supervisor, optional
+        What finds spikes of the loss and of the norm, goes back to before them, and passes over batches.
     rng : numpy.random.Generator or iterable of them, optional
         The generators that `batches` draw from, for the checkpoint. Those of the model are in it by themselves.
 
@@ -134,6 +140,8 @@ def fit(
         If a batch has another dtype than the model, or has a mask or weights and the loss takes none.
     OSError
         If the checkpoint cannot be written.
+    TooManyRollbacksError
+        If the supervisor gives up.
 
     Examples
     --------
@@ -169,9 +177,10 @@ def fit(
     n_batches = check_batches("batches", batches, epochs)
     _check_watchers(monitor, callbacks, progress)
     criterion, interrupt = Criterion(loss, model), Interrupt()
-    run = RunState(model, optimizer, hooks=given, max_norm=max_norm, monitor=monitor)
+    parts: dict[str, Any] = {"max_norm": max_norm, "monitor": monitor, "early_stopping": early_stopping}
+    run = RunState(model, optimizer, hooks=given, **parts)
     validating = held_out(model, validation, criterion, metrics, epochs, stateful=stateful, interrupt=interrupt)
-    file = None if checkpoint is None else RunFile(checkpoint, run, early_stopping, rng)
+    file = None if checkpoint is None else RunFile(checkpoint, run, supervisor, rng)
     own = [
         None if early_stopping is None else Stopping(model, early_stopping, validating),
         Carry(run) if check_bool("stateful", stateful) else None,
@@ -179,6 +188,10 @@ def fit(
         _WholeUpdates(interrupt),  # the last one: what follows it is finished first
     ]
     order = [hook for hook in (validating, *given, *own) if hook is not None]
+    again = [hook for hook in order if hook is not file]  # to end an undone epoch
+    if supervisor is not None:
+        check_methods("supervisor", supervisor, "watch", "after_step")
+        supervisor.watch(run)
     first = _begin(file, early_stopping, epochs, resume=resume)
     history, total = run.history, None if n_batches is None else (epochs - first) * n_batches
     n_clipped = int(history.clipped.sum())
@@ -189,9 +202,14 @@ def fit(
             for epoch, batch in each_batch(batches, epochs, first):
                 if batch is None:
                     interrupt.at_once = False
+                    if supervisor is not None:
+                        supervisor.after_epoch()
                     answers: list[Any] = [hook.after_epoch(epoch, history) for hook in order]
                     if bar.total is None:
                         bar.total = (epochs - first) * int((history.epoch == epoch).sum())
+                elif supervisor is not None and supervisor.passes_over():
+                    bar.update("batch passed over")
+                    continue
                 else:
                     step = TrainingStep(model, optimizer, *batch, len(history), epoch, history, nonfinite)
                     run_step(step, criterion, order, max_norm, step_clip, undo)
@@ -200,9 +218,12 @@ def fit(
                     n_clipped += bool(getattr(step.grad_norm, "clipped", False))
                     share = n_clipped / max(len(history), 1)
                     norm = float("nan") if step.dropped else float(step.grad_norm)
+                    if supervisor is not None and not step.dropped and (rollback := supervisor.after_step(step)):
+                        answers += _go_on(supervisor, rollback, callbacks, again, history)
+                        n_clipped = int(history.clipped.sum())
                     bar.update(f"loss {step.loss:.4g}  norm {norm:.3g}  clipped {share:.0%}")
                     del step  # the next one uses the buffers of its tape again
-                if interrupt.requested or any(answer is True or answer is np.True_ for answer in answers):
+                if interrupt.requested or _stops(answers):
                     break
                 undo = Undo(model)
                 interrupt.at_once = True
@@ -247,6 +268,26 @@ def _ending(callbacks: list[Any], history: History) -> Iterator[None]:
     except BaseException as error:
         _tell_of_end(callbacks, history, error)
         raise
+
+
+def _stops(answers: list[Any]) -> bool:
+    return any(answer is True or answer is np.True_ for answer in answers)
+
+
+def _go_on(
+    supervisor: Supervisor, rollback: Rollback, callbacks: list[Any], hooks: list[Hook], history: History
+) -> list[Any]:
+    """Tell the callbacks of a rollback, end the undone epochs again, and return the hooks' answers."""
+    for callback in callbacks:
+        after_rollback = getattr(callback, "after_rollback", None)
+        if after_rollback is not None:
+            after_rollback(rollback)
+    answers: list[Any] = []
+    for epoch in supervisor.epochs_again():
+        answers += [hook.after_epoch(epoch, history) for hook in hooks]
+        if _stops(answers):
+            break
+    return answers
 
 
 def _tell_of_end(callbacks: list[Any], history: History, error: BaseException | None = None) -> None:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 
-from gradcore._base.check import Array, check_bool, check_int, check_names, check_path, check_real
+from gradcore._base.check import Array, as_list, check_bool, check_int, check_names, check_path, check_real
 from gradcore._base.files import DAMAGE, floats, json_text, write_atomically
 from gradcore._base.html import html_table
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.plot import plot_history
+from gradcore.training.rollback import Rollback
 
 __all__ = ["History", "Mark"]
 
@@ -151,6 +152,8 @@ class History:
         The mean over all steps of ln |dL/dh_t|.
     interrupted : bool
         Whether Ctrl-C ended the run.
+    rollbacks : list of Rollback
+        What a `Supervisor` did about spikes. The steps that it undid are there, and nowhere else.
 
     Examples
     --------
@@ -185,6 +188,7 @@ class History:
 
     def __init__(self) -> None:
         self.interrupted = False
+        self.rollbacks: list[Rollback] = []
         self.dh_profile: dict[str, Array] = {}
         self._dh_mean: dict[str, Array] = {}
         self._dh_count: dict[str, Array] = {}
@@ -322,7 +326,7 @@ class History:
         Returns
         -------
         dict
-            Arrays, dicts of arrays, and the flag `interrupted`, by attribute.
+            Arrays, dicts of arrays, the flag `interrupted`, and a dict for each of the `rollbacks`, by attribute.
 
         Examples
         --------
@@ -333,6 +337,7 @@ class History:
         [0.9]
         """
         state: dict[str, Any] = {"interrupted": self.interrupted}
+        state["rollbacks"] = [rollback.to_dict() for rollback in self.rollbacks]
         state |= {column.name: self._columns[column.name].array.copy() for column in COLUMNS}
         named = {table.name: table.__get__(self, History) for table in TABLES}
         named |= {"dh_profile": self.dh_profile, "dh_log_mean": self.dh_log_mean, "dh_count": self._dh_count}
@@ -362,8 +367,9 @@ class History:
         """
         new = History()
         profiles, columns, tables = ("dh_profile", "dh_log_mean", "dh_count"), new._columns, new._tables
-        check_names("state_dict", state_dict, ["interrupted", *columns, *tables, *profiles])
+        check_names("state_dict", state_dict, ["interrupted", "rollbacks", *columns, *tables, *profiles])
         new.interrupted = check_bool("interrupted", state_dict["interrupted"])
+        new.rollbacks = [Rollback.from_dict(each) for each in as_list("rollbacks", state_dict["rollbacks"])]
         lengths = {of: len(state_dict[of]) for of in (STEPS, VALIDATIONS)}
         n = lengths[STEPS]
         for column in COLUMNS:
@@ -510,7 +516,8 @@ class History:
             if found != (FORMAT, VERSION):
                 raise ValueError(f"expected format {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
             history = cls()
-            history.load_state_dict(floats(document))
+            rollbacks = document.pop("rollbacks")  # they have text as well
+            history.load_state_dict({**floats(document), "rollbacks": rollbacks})
         except DAMAGE as error:
             raise ValueError(f"{'text' if inline else source}: not a gradcore history: {error}") from error
         return history
@@ -539,6 +546,7 @@ class History:
                 ("clipped steps", f"{self.clipped.sum()} ({self.clipped.mean():.0%})"),
                 ("skipped steps", f"{self.skipped.sum()}"),
             ]
+        rows += [("rollback", str(rollback)) for rollback in self.rollbacks]
         if self.validation_loss.size:
             rows.append(
                 (

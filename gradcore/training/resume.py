@@ -11,9 +11,9 @@ from gradcore._base.check import as_list, check_int, check_path
 from gradcore._base.files import previous_path
 from gradcore._base.hook import Hook
 from gradcore.training.checkpoint import load_parts, read_parts, require_safetensors, save_checkpoint
-from gradcore.training.early_stopping import EarlyStopping
 from gradcore.training.history import History
 from gradcore.training.snapshot import RunState, has_state
+from gradcore.training.supervisor import Supervisor
 
 __all__: list[str] = []  # for the package only
 
@@ -23,9 +23,9 @@ DONE = "epochs"  # the name of the number of epochs that are done
 class RunFile(Hook):
     """The file of a run; what may be wrong with it is found before the first step."""
 
-    def __init__(self, path: Any, run: RunState, early_stopping: EarlyStopping | None, rng: Any) -> None:
+    def __init__(self, path: Any, run: RunState, supervisor: Supervisor | None, rng: Any) -> None:
         require_safetensors()
-        self._path, self._run, self._early_stopping = check_path("checkpoint", path), run, early_stopping
+        self._path, self._run, self._supervisor = check_path("checkpoint", path), run, supervisor
         folder = os.path.dirname(os.path.realpath(self._path))
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"checkpoint: there is no folder {folder}")
@@ -38,8 +38,8 @@ class RunFile(Hook):
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self._run.model, **self._run.parts(), "history": self._run.history}
-        if self._early_stopping is not None:
-            parts["early_stopping"] = self._early_stopping
+        if self._supervisor is not None:
+            parts["supervisor"] = self._supervisor
         return parts | {f"rng_{i}": rng for i, rng in enumerate(self._rngs)}
 
     def after_epoch(self, epoch: int, history: History) -> None:

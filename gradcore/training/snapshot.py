@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gradcore._base.check import Array
 from gradcore.layers.layer import Layer
 from gradcore.optim.optimizer import Optimizer
-from gradcore.training.history import History
+from gradcore.training.history import History, Mark
 from gradcore.training.monitor import GradientMonitor
 
 __all__ = ["ModelCopy", "RunState", "Snapshot"]
@@ -187,6 +187,21 @@ class RunState:
         self.carried = copy.deepcopy(snapshot["carried"])
         for name, part in self.parts().items():
             _set_back(part, snapshot[name])
+
+
+def to_plain(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot made of what `save_checkpoint` can store."""
+    return {**snapshot, "model": snapshot["model"]._asdict(), "history": snapshot["history"]._asdict()}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Snapshot:
+    """Return the snapshot that `to_plain` was given; its tuples may have become lists."""
+    model, history = ModelCopy(**plain["model"]), Mark(**plain["history"])
+    return {**plain, "model": model, "history": history, "carried": _tuples(plain["carried"])}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def has_state(part: Any) -> bool:
