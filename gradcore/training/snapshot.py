@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from gradcore._base.check import Array
 from gradcore.layers.layer import Layer
 from gradcore.optim.optimizer import Optimizer
+from gradcore.training.early_stopping import EarlyStopping
 from gradcore.training.history import History, Mark
 from gradcore.training.monitor import GradientMonitor
 
@@ -16,7 +17,7 @@ __all__ = ["ModelCopy", "RunState", "Snapshot"]
 
 Snapshot = dict[str, Any]  # the states of the parts by name
 
-COPYING = (GradientMonitor, Optimizer)  # their state_dict gives a copy, and load_state_dict takes one
+COPYING = (EarlyStopping, GradientMonitor, Optimizer)  # their state_dict gives a copy, and load_state_dict takes one
 
 
 class ModelCopy(NamedTuple):
@@ -104,6 +105,8 @@ class RunState:
         The clip threshold, a number or an object.
     monitor : GradientMonitor, optional
         The monitor.
+    early_stopping : EarlyStopping, optional
+        What ends the training.
     history : History, optional
         The record of the run; by default a new one.
 
@@ -134,10 +137,11 @@ class RunState:
         hooks: Iterable[Any] = (),
         max_norm: Any = None,
         monitor: Any = None,
+        early_stopping: Any = None,
         history: History | None = None,
     ) -> None:
         self.model, self.optimizer, self.hooks, self.monitor = model, optimizer, list(hooks), monitor
-        self.max_norm = max_norm
+        self.max_norm, self.early_stopping = max_norm, early_stopping
         self.history = History() if history is None else history
         self.carried: Any = None
 
@@ -155,6 +159,7 @@ class RunState:
             "max_norm": self.max_norm,
             **{f"hook_{i}": hook for i, hook in enumerate(self.hooks)},
             "monitor": self.monitor,
+            "early_stopping": self.early_stopping,
         }
         return {name: part for name, part in found.items() if has_state(part)}
 

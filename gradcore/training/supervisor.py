@@ -230,8 +230,8 @@ class Supervisor:
         ends = self._ends[first:]
         del self._ends[first:]
         for epoch, drawn in enumerate(ends, first):
-            yield epoch
             self._ends.append(drawn)
+            yield epoch
 
     # ---- finding -----------------------------------------------------------------------------------------------------
 

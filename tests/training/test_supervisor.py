@@ -545,3 +545,108 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_fit_refuses_what_is_no_supervisor() -> None:
     with pytest.raises(TypeError, match="supervisor: expected an object with watch and after_step, got int"):
         Run().fit(data(3), supervisor=3)
+
+
+# ---- with what else fit does -----------------------------------------------------------------------------------------
+
+
+class Mean(gradcore.Hook):
+    """Average the gradients of two batches, which is one step."""
+
+    def __init__(self) -> None:
+        self.sum: Any = None
+
+    def after_backward(self, step: Any) -> None:
+        grads = step.model.flat_grads
+        if self.sum is None:
+            self.sum, step.dropped = grads.copy(), True
+        else:
+            grads += self.sum
+            grads *= np.float32(0.5)
+            self.sum = None
+
+
+def test_accumulated_gradients() -> None:
+    """A batch of whose step nothing else is done is counted as a batch, and never the last one before a snapshot."""
+    batches, states = data(240, poison=(120, 121)), []
+    rollbacks: list[Any] = []
+    for supervisor in (Supervisor(**(QUICK | {"skip": 30})), None):
+        run = Run()
+        given = batches if supervisor is not None else without(batches, rollbacks[0].batches)
+        run.history = gradcore.fit(
+            run.model, given, MSE, run.optimizer, epochs=1, hooks=[run.scaler, Mean(), run.decay],
+            max_norm=run.threshold, monitor=run.monitor, supervisor=supervisor,
+        )  # fmt: skip
+        rollbacks += run.history.rollbacks
+        states.append(run.state())
+    (back,) = rollbacks
+    assert back.batches == range(2 * back.snapshot, 2 * back.snapshot + 30)
+    np.testing.assert_equal(*states)
+
+
+def test_a_stateful_run() -> None:
+    """The state of the snapshot meets the first batch that is not passed over."""
+    batches, states = data(140, poison=(74, 75)), []
+    rollbacks: list[Any] = []
+    for supervisor in (Supervisor(**QUICK), None):
+        model = gradcore.Sequential(gradcore.LSTM(3, 6, rng=1), gradcore.LastStep(), gradcore.Linear(6, 1, rng=2))
+        optimizer = optim.Adam(model, lr=0.01)
+        gone = () if supervisor is not None else (rollbacks[0].batches,)
+        history = gradcore.fit(
+            model, epochs_of(batches, 70, *gone), MSE, optimizer, epochs=2, stateful=True, supervisor=supervisor
+        )
+        rollbacks += history.rollbacks
+        states.append((model.flat_params, optimizer.state_dict(), history.loss))
+    assert rollbacks[0].batches.start <= 70 <= rollbacks[0].step  # the end of an epoch is undone
+    np.testing.assert_equal(*states)
+
+
+@pytest.mark.parametrize("monitor", ["validation_loss", "loss"])
+def test_validation_and_early_stopping(monitor: str) -> None:
+    batches, held_out = data(180, poison=(94, 95)), data(3, seed=1)
+    states, rollbacks = [], []
+    for supervised in (True, False):
+        run = Run(supervisor=Supervisor(**QUICK) if supervised else None)
+        stopping = gradcore.EarlyStopping(monitor, patience=3)
+        gone = [] if supervised else [rollbacks[0].batches]
+        history = run.fit(epochs_of(batches, 15, *gone), 12, validation=held_out, early_stopping=stopping)
+        rollbacks += history.rollbacks
+        seen = history.validation_loss, history.validation_epoch, stopping.state_dict()
+        states.append((run.state(), seen))
+    assert len(rollbacks) == 1
+    assert len(set(states[0][1][1].tolist())) == len(states[0][1][1])
+    np.testing.assert_equal(*states)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4])
+def test_resuming_a_run_equals_one_that_never_stopped(tmp_path: Path, epochs: int, folder: bool) -> None:
+    """Before the spike, in the epoch of which the run goes back, while batches are passed over, and after it."""
+    pytest.importorskip("safetensors")
+    batches = data(150, poison=(64, 65))
+    given = {"stateful": True, "checkpoint": tmp_path / "run.safetensors", "validation": data(2, seed=1)}
+
+    def supervisor() -> Supervisor:
+        return Supervisor(**(QUICK | {"skip": 45}), folder=tmp_path / "snapshots" if folder else None)
+
+    run, resumed = Run(), Run()
+    run.fit(epochs_of(batches, 30), 5, supervisor=supervisor(), **(given | {"checkpoint": tmp_path / "whole"}))
+    Run().fit(epochs_of(batches, 30), epochs, supervisor=supervisor(), **given)
+    if folder:
+        for file in (tmp_path / "snapshots").iterdir():
+            file.unlink()  # they are in the checkpoint
+    rest = epochs_of(batches[30 * epochs :], 30)
+    resumed.fit(rest, 5, supervisor=supervisor(), resume=True, **given)
+    (back,) = run.history.rollbacks
+    assert list(map(str, resumed.history.rollbacks)) == [str(back)]
+    assert back.batches.start <= 60
+    assert back.batches.stop > 90
+    np.testing.assert_equal(resumed.state(), run.state())
+
+
+def test_resuming_needs_the_same_supervision(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    path = tmp_path / "run.safetensors"
+    Run().fit(data(10), checkpoint=path)
+    with pytest.raises(ValueError, match="it lacks supervisor"):
+        Run().fit(data(10), checkpoint=path, resume=True, supervisor=Supervisor())
