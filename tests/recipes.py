@@ -1031,10 +1031,11 @@ def _(rng: np.random.Generator) -> Any:
     options |= {"hooks": (gradcore.AdaptiveClip(), gradcore.GradScaler())}
     return gradcore.fit, {
         "model": layer,
-        "batches": [(floats(rng, 4, 3), floats(rng, 4, 1))],
+        "batches": [(floats(rng, 4, 3), floats(rng, 4, 1)), (floats(rng, 2, 3), floats(rng, 2, 1))],
         "loss": losses.mse,
         "optimizer": optim.SGD(layer),
         "epochs": 1,
+        "accumulate": 2,
         **options,
         "progress": False,
     }

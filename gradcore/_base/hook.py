@@ -47,6 +47,8 @@ class TrainingStep:
         The learning rate of this step; NaN if the optimizer has none.
     grad_norm : GradNorm
         The norm that `optimizer.step` returned, divided by `scale`; set by the update.
+    parts_left : int
+        The number of batches whose gradients are still to be added to this step's, in gradient accumulation; else 0.
     dropped : bool
         Whether the step ends without an update, and without a trace in the history. A hook sets it in `before_forward`
         or `after_backward`.
@@ -78,6 +80,7 @@ class TrainingStep:
     scale: float = 1.0
     lr: float = math.nan
     grad_norm: Any = None
+    parts_left: int = 0
     dropped: bool = False
 
 
@@ -86,6 +89,10 @@ class Hook:
 
     `training_step` and `fit` call the hooks at each place in the order in which they were passed. Every hook is done
     with one place before any hook is asked at the next one. All places but `after_epoch` get the `TrainingStep`.
+
+    With gradient accumulation the first three places come once for each batch of a step, whose `x`, `target`, `y`,
+    `tape`, `dy` and `loss` the step then holds; its `scale` includes the share of the batch in the loss of the step. A
+    hook that sets `dropped` drops the whole step.
 
     If a hook raises before the update, the step is undone: parameters and optimizer are as after the last whole step,
     gradients are zero, and the generators of the model are where they were. The same holds for Ctrl-C in `fit`, which
@@ -99,7 +106,7 @@ class Hook:
       supervisor passes over a batch with ``step.dropped = True``.
     - `after_loss`: loss scaling multiplies ``step.dy`` and ``step.scale``.
     - `after_backward`: regularizers and gradient penalties add to ``model.grads``, times ``step.scale``; processes sum
-      their gradients; gradient accumulation adds to a sum of its own and drops all steps but the last.
+      their gradients when ``step.parts_left`` is 0.
     - `before_step`: adaptive clipping changes the whole gradient, which is still multiplied by ``step.scale``.
     - `after_step`: a supervisor looks at ``step.loss`` and ``step.grad_norm``, and takes or restores a snapshot.
     - `on_failure`: processes tell each other; whatever was begun in this step is given up.

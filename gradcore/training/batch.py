@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradcore._base.check import Array
+from gradcore._base.check import Array, as_array
+from gradcore.losses.terms import Terms
 
 __all__: list[str] = []  # for the package only
 
@@ -58,6 +59,18 @@ def each_batch(
         yield epoch, None
 
 
+def in_groups(batches: Iterable[tuple[int, Batch | None]], n: int) -> Iterator[tuple[int, list[Batch] | None]]:
+    """Yield n batches of an epoch at a time, or what is left of it, then the epoch and None."""
+    group: list[Batch] = []
+    for epoch, batch in batches:
+        group += [] if batch is None else [batch]
+        if len(group) == n or (batch is None and group):
+            yield epoch, group
+            group = []
+        if batch is None:
+            yield epoch, None
+
+
 def check_batches(name: str, batches: Any, epochs: int) -> int | None:
     """Check that there are batches in each of so many epochs, and return their number in one if it is known."""
     if not isinstance(batches, Iterable) and not callable(batches):
@@ -89,6 +102,7 @@ class Criterion:
             arguments = inspect.signature(function).parameters
         any_name = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
         self.takes = {name for name in OF_LOSS if any_name or name in arguments}
+        self._ignored = arguments["ignore_index"].default if "ignore_index" in arguments else None
         self._needs_lengths = "lengths" in arguments and arguments["lengths"].default is inspect.Parameter.empty
 
     def refuse(self, terms: Mapping[str, Any]) -> None:
@@ -99,20 +113,38 @@ class Criterion:
 
     def options(self, y: Any, batch: Any) -> dict[str, Any]:
         """Return the further arguments for an output."""
+        return self._options(np.shape(y), batch)
+
+    def n_terms(self, batch: Any, y: Any = None) -> int:
+        """Return how many terms the mean is over, also before there is an output: those of the target that count."""
+        target = as_array("target", batch.target)
+        labels = target.dtype.kind in "iu"  # of the rows of an output
+        shape = np.shape(y) if y is not None else (*target.shape, 1) if labels else target.shape
+        options = self._options(shape, batch)
+        lengths = options.get("lengths") if _has_steps(shape, batch) else None
+        counted = target != self._ignored if labels and isinstance(self._ignored, int) else None
+        return Terms(target.shape, lengths, options.get("mask"), None, counted).n
+
+    def _options(self, shape: tuple[int, ...], batch: Any) -> dict[str, Any]:
         given = {name: value for name, value in batch.terms.items() if name in self.takes}
         lengths = batch.terms.get("lengths")
         if lengths is None or self._needs_lengths:
             return given
-        has_steps = np.ndim(y) > 2 and np.shape(y)[:2] == np.shape(batch.x)[:2]
+        has_steps = _has_steps(shape, batch)
         if not has_steps or self._batch_first:
             given.pop("lengths", None)
         if has_steps and self._batch_first and "mask" in self.takes:
-            given["mask"] = _alive(np.shape(y), lengths, given.get("mask"))
+            given["mask"] = _alive(shape, lengths, given.get("mask"))
         return given
 
     def __call__(self, y: Any, batch: Any) -> Any:
         """Return what the function makes of an output."""
         return self.function(y, batch.target, **self.options(y, batch))
+
+
+def _has_steps(shape: tuple[int, ...], batch: Any) -> bool:
+    """Return whether an output of a shape has the time axis of x."""
+    return len(shape) > 2 and shape[:2] == np.shape(batch.x)[:2]
 
 
 def _alive(shape: tuple[int, ...], lengths: Any, mask: Any) -> Array:

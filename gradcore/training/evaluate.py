@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gradcore._base.check import as_list
-from gradcore.losses.terms import Terms
 from gradcore.training.batch import Criterion, each_batch, has_batch_first
 
 __all__: list[str] = []  # for the package only
@@ -33,16 +32,11 @@ def evaluate(
         if isinstance(y, tuple):  # of a recurrent layer, or of a model that was given a state
             y, state = y
         for name, function in functions.items():
-            value, n = function(y, batch), _n_terms(batch.target, function.options(y, batch))
+            value, n = function(y, batch), function.n_terms(batch, y)
             totals[name] += n * float(value[0] if isinstance(value, tuple) else value)
             counts[name] += n
     means = {name: total / max(counts[name], 1) for name, total in totals.items()}
     return means.pop(""), means
-
-
-def _n_terms(target: Any, options: Mapping[str, Any]) -> int:
-    """Return how many terms the mean of a batch is over."""
-    return Terms(np.shape(target), options.get("lengths"), options.get("mask"), None).n
 
 
 def check_metrics(metrics: Any, model: Any) -> dict[str, Criterion]:

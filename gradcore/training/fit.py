@@ -17,7 +17,7 @@ from gradcore._base.progress import ProgressBar
 from gradcore.clip.threshold import Threshold
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.optim.schedule import Schedule
-from gradcore.training.batch import Criterion, check_batches, each_batch
+from gradcore.training.batch import Criterion, check_batches, each_batch, in_groups
 from gradcore.training.early_stopping import EarlyStopping
 from gradcore.training.epochs import Carry, Stopping, held_out
 from gradcore.training.history import History
@@ -46,6 +46,7 @@ def fit(
     monitor: GradientMonitor | None = None,
     callbacks: Iterable[Callable[[TrainingStep], Any]] = (),
     progress: bool | None = None,
+    accumulate: int = 1,
     stateful: bool = False,
     validation: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     metrics: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None,
@@ -100,6 +101,10 @@ def fit(
     progress : bool, optional
         Whether to show a `ProgressBar`. By default it appears after a second of work, in a notebook or where standard
         error is a terminal and rich is installed.
+    accumulate : int
+        The number of batches that make one step: it is the step on all of them joined, in the memory of one, as
+        `training_step` explains. The last step of an epoch takes what is left. History, monitor and callbacks see one
+        step; of what a forward pass leaves, they see that of its last batch.
     stateful : bool
         Whether each batch starts from the state at which the last one ended, and an epoch from zeros. No gradient
         passes from batch to batch: this is truncated backpropagation through time. Sequence b of a batch has to
@@ -174,7 +179,7 @@ def fit(
     epochs = check_int("epochs", epochs)
     check_step(model, loss, optimizer, max_norm, step_clip, nonfinite)
     given, callbacks = check_hooks(hooks), as_list("callbacks", callbacks, "an iterable of callables")
-    n_batches = check_batches("batches", batches, epochs)
+    n_batches, accumulate = check_batches("batches", batches, epochs), check_int("accumulate", accumulate, least=1)
     _check_watchers(monitor, callbacks, progress)
     criterion, interrupt = Criterion(loss, model), Interrupt()
     parts: dict[str, Any] = {"max_norm": max_norm, "monitor": monitor, "early_stopping": early_stopping}
@@ -193,14 +198,14 @@ def fit(
         check_methods("supervisor", supervisor, "watch", "after_step")
         supervisor.watch(run)
     first = _begin(file, early_stopping, epochs, resume=resume)
-    history, total = run.history, None if n_batches is None else (epochs - first) * n_batches
+    history, total = run.history, None if n_batches is None else (epochs - first) * -(-n_batches // accumulate)
     n_clipped = int(history.clipped.sum())
     with _ending(callbacks, history), interrupt, ProgressBar(total, "training", show=progress) as bar:
         undo = Undo(model)
         try:
             interrupt.at_once = True
-            for epoch, batch in each_batch(batches, epochs, first):
-                if batch is None:
+            for epoch, parts in in_groups(each_batch(batches, epochs, first), accumulate):
+                if parts is None:
                     interrupt.at_once = False
                     if supervisor is not None:
                         supervisor.after_epoch()
@@ -211,10 +216,14 @@ def fit(
                     bar.update("batch passed over")
                     continue
                 else:
-                    step = TrainingStep(model, optimizer, *batch, len(history), epoch, history, nonfinite)
-                    run_step(step, criterion, order, max_norm, step_clip, undo)
+                    step = TrainingStep(model, optimizer, *parts[0], len(history), epoch, history, nonfinite)
+                    run_step(step, parts, criterion, order, max_norm, step_clip, undo)
                     interrupt.at_once = False
-                    answers = [] if step.dropped else _record(step, criterion, max_norm, monitor, callbacks)
+                    answers = (
+                        []
+                        if step.dropped
+                        else _record(step, criterion, max_norm, monitor, callbacks, whole=len(parts) == 1)
+                    )
                     n_clipped += bool(getattr(step.grad_norm, "clipped", False))
                     share = n_clipped / max(len(history), 1)
                     norm = float("nan") if step.dropped else float(step.grad_norm)
@@ -303,15 +312,17 @@ def _record(
     max_norm: Any,
     monitor: GradientMonitor | None,
     callbacks: list[Callable[[TrainingStep], Any]],
+    *,
+    whole: bool,
 ) -> list[Any]:
-    """Tell everybody of a step, and return the callbacks' answers."""
+    """Tell everybody of a step, and return the callbacks' answers; `whole` is one whose batch the step still has."""
     limit = None if max_norm is None else step.grad_norm.max_norm
     seen = StepTelemetry(step.tape, step.scale)
     step.history.append(step.loss, step.grad_norm, epoch=step.epoch, lr=step.lr, max_norm=limit, tape=seen)
     if monitor is not None:
         given = step.step, step.loss, step.grad_norm, step.model, seen, step.y
         # An object may have a state, which looking again would change.
-        plain = isinstance(loss.function, (FunctionType, partial))
+        plain = whole and isinstance(loss.function, (FunctionType, partial))
         criterion = (lambda y, _: loss(y, step)) if plain else None
         monitor.update(*given, max_norm=limit, record=step, criterion=criterion)
     return [callback(step) for callback in callbacks]

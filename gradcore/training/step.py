@@ -11,7 +11,7 @@ from gradcore._base.hook import Hook, TrainingStep
 from gradcore.clip.gradients import check_limit, check_policy
 from gradcore.clip.threshold import Threshold
 from gradcore.optim.schedule import Schedule
-from gradcore.training.batch import Criterion, unpacked
+from gradcore.training.batch import Batch, Criterion, unpacked
 
 __all__ = ["training_step"]
 
@@ -35,9 +35,10 @@ def training_step(
     ----------
     model : layer or model
         The model to train, with `forward`, `backward` and `zero_grad`.
-    batch : tuple or dict
+    batch : tuple or dict, or list of them
         Either (x, target), (x, target, lengths) or a dict with `x`, `target` and any of `lengths`, `reset`, `mask` and
-        `weight`. The model's `forward` gets `lengths` and `reset`, the loss the others.
+        `weight`. The model's `forward` gets `lengths` and `reset`, the loss the others. A list of such batches makes
+        one step too, the one on all of them joined: their gradients are accumulated.
     loss : callable
         ``loss(y, target)`` returns the loss and dL/dy. It gets `mask` and `weight` of the batch by keyword, and has to
         take them; also `lengths`, if it has an argument of this name and y has the time axis of x.
@@ -64,6 +65,12 @@ def training_step(
 
     Notes
     -----
+    Several batches count by their numbers of terms, which are the entries of their targets, but for those that the
+    lengths, the mask or the `ignore_index` of the loss leave out. So the step is that on all of them joined, with
+    clipping of the whole gradient, `step_clip` and all, up to rounding. What a layer makes of the samples of a batch
+    together, such as the statistics of `BatchNorm`, remains that of each batch. A loss of your own counts like those of
+    `losses` if it takes a mean over the same terms, and has parameters with these names.
+
     Whatever is raised before the update, the step is undone: parameters and optimizer are as before, gradients are
     zero, and the generators of the model are where they were.
 
@@ -81,38 +88,34 @@ def training_step(
     (3, 65536.0)
     """
     check_step(model, loss, optimizer, max_norm, step_clip, nonfinite)
-    step = TrainingStep(model, optimizer, *unpacked("batch", batch), nonfinite=nonfinite)
-    run_step(step, Criterion(loss, model), check_hooks(hooks), max_norm, step_clip, Undo(model))
+    several = isinstance(batch, list) and len(batch) > 0 and all(isinstance(part, (tuple, dict)) for part in batch)
+    parts = [unpacked("batch", part) for part in (batch if several else [batch])]
+    step = TrainingStep(model, optimizer, *parts[0], nonfinite=nonfinite)
+    run_step(step, parts, Criterion(loss, model), check_hooks(hooks), max_norm, step_clip, Undo(model))
     return step
 
 
 def run_step(
     step: TrainingStep,
+    parts: Sequence[Batch],
     loss: Criterion,
     hooks: Sequence[Hook],
     max_norm: float | Threshold | Schedule | None,
     step_clip: float | None,
     undo: Undo,
 ) -> None:
-    """Do everything that a step does, in its order."""
-    model, optimizer = step.model, step.optimizer
+    """Do everything that a step on the given batches does, in its order."""
+    optimizer = step.optimizer
     try:
-        for hook in hooks:
-            hook.before_forward(step)
-        if step.dropped:
-            return
-        loss.refuse(step.terms)
-        model.zero_grad()
-        step.y, step.tape = model.forward(step.x, **step.options)
-        value, step.dy = loss(step.y, step)
-        step.loss = float(value)
-        for hook in hooks:
-            hook.after_loss(step)
-        model.backward(step.tape, step.dy, **({} if step_clip is None else {"step_clip": step_clip * step.scale}))
-        for hook in hooks:
-            hook.after_backward(step)
-        if step.dropped:
-            return
+        total = 0.0
+        for i, (part, share) in enumerate(zip(parts, _shares(parts, loss), strict=True)):
+            step.x, step.target, step.options, step.terms = part
+            step.parts_left = len(parts) - i - 1
+            _differentiate(step, loss, hooks, step_clip, share, first=i == 0)
+            if step.dropped:
+                return
+            total += step.loss * share
+        step.loss = total
         for hook in hooks:
             hook.before_step(step)
         lr = getattr(optimizer, "lr", math.nan)
@@ -126,6 +129,40 @@ def run_step(
         raise
     for hook in hooks:
         hook.after_step(step)
+
+
+def _shares(parts: Sequence[Batch], loss: Criterion) -> list[float]:
+    """Return by how much of all terms each batch counts."""
+    if len(parts) == 1:
+        return [1.0]
+    counts = [loss.n_terms(part) for part in parts]
+    return [n / max(sum(counts), 1) for n in counts]
+
+
+def _differentiate(
+    step: TrainingStep, loss: Criterion, hooks: Sequence[Hook], step_clip: float | None, share: float, *, first: bool
+) -> None:
+    """Add the gradient of a batch, which has a share in the loss of the step."""
+    model, step.scale = step.model, 1.0
+    for hook in hooks:
+        hook.before_forward(step)
+    if step.dropped:
+        return
+    loss.refuse(step.terms)
+    if first:
+        model.zero_grad()
+    step.y, step.tape = model.forward(step.x, **step.options)
+    value, step.dy = loss(step.y, step)
+    step.loss = float(value)
+    for hook in hooks:
+        hook.after_loss(step)
+    scale = step.scale
+    if share != 1.0:
+        step.dy, step.scale = step.dy * step.dy.dtype.type(share), scale * share
+    model.backward(step.tape, step.dy, **({} if step_clip is None else {"step_clip": step_clip * scale}))
+    for hook in hooks:
+        hook.after_backward(step)
+    step.scale = scale  # of the whole gradient
 
 
 class Undo:

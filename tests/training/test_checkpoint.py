@@ -32,6 +32,9 @@ from gradcore.training import checkpoint
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
+OPTIMIZERS = sorted(
+    rule.__name__ for rule in vars(optim).values() if optim.Optimizer in getattr(rule, "__mro__", ())[1:]
+)
 BIT_GENERATORS = [np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64]
 
 
@@ -112,7 +115,7 @@ def test_model_optimizer_generator_and_values_come_back_to_the_bit(path: Path, b
     assert same_bits(drawn, expected)
 
 
-@pytest.mark.parametrize("rule", sorted({*optim.__all__} - {"Group", "Optimizer"}))
+@pytest.mark.parametrize("rule", OPTIMIZERS)
 def test_every_optimizer_comes_back(path: Path, rule: str) -> None:
     options = {"momentum": 0.9} if rule in ("SGD", "RMSprop") else {}
 
