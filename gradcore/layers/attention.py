@@ -149,18 +149,22 @@ class MultiheadAttention(Layer):
         >>> y.shape
         (5, 3, 8)
         """
-        E, heads = self.embed_dim, self.num_heads
-        x = self.check("x", x, ("T", "B", E))
+        x = self.check("x", x, ("T", "B", self.embed_dim))
         rows = _SequenceRows(x.shape[0], x.shape[1], check_lengths(lengths, *x.shape[:2]), self._pool)
-        x, steps = rows.pack(x), (*rows.steps, heads, self.causal)
+        y, tape = self._forward_rows(rows, rows.pack(x))
+        return rows.unpack(y), tape
+
+    def _forward_rows(self, rows: _SequenceRows, x: Array) -> tuple[Array, Tape]:
+        """(n, E) -> (n, E)"""
+        E, heads = self.embed_dim, self.num_heads
+        steps = (*rows.steps, heads, self.causal)
         qkv, y = self._empty(rows.n, 3 * E), self._empty(rows.n, E)
         mixed, largest, total = self._empty(rows.n, E), self._empty(rows.n, heads), self._empty(rows.n, heads)
         take, give, params = self._pool.take, self._pool.give, self._params
         give(_kernels.linear_forward(x, params["in_proj_weight"], params.get("in_proj_bias"), qkv, rows.n, take))
         give(_kernels.attention_forward(steps, qkv, mixed, largest, total, take))
         give(_kernels.linear_forward(mixed, params["out_proj.weight"], params.get("out_proj.bias"), y, rows.n, take))
-        y = rows.unpack(y)
-        return y, Tape(self, y.shape, rows, x, qkv, mixed, largest, total, self.causal)
+        return y, Tape(self, (rows.T, rows.B, E), rows, x, qkv, mixed, largest, total, self.causal)
 
     def backward(self, tape: Tape, dy: Array) -> Array:
         """Return the gradient with respect to x, and add those of the parameters to `grads`.
@@ -196,8 +200,11 @@ class MultiheadAttention(Layer):
         """
         self.check_tape(tape)
         rows: _SequenceRows = tape.kept[0]
-        x, qkv, mixed, largest, total, causal = tape.kept[1:]
-        dy = rows.pack(self.check("dy", dy, tape.shape))
+        return rows.unpack(self._backward_rows(tape, rows.pack(self.check("dy", dy, tape.shape))))
+
+    def _backward_rows(self, tape: Tape, dy: Array) -> Array:
+        """(n, E) -> (n, E)"""
+        rows, x, qkv, mixed, largest, total, causal = tape.kept
         steps = (*rows.steps, self.num_heads, causal)
         dmixed, dqkv, dx = self._empty(*mixed.shape), self._empty(*qkv.shape), self._empty(*x.shape)
         take, give, params, grads = self._pool.take, self._pool.give, self._params, self._grads
@@ -213,7 +220,7 @@ class MultiheadAttention(Layer):
         except BaseException:
             self._drop_gradients()
             raise
-        return rows.unpack(dx)
+        return dx
 
     def _empty(self, n: int, width: int) -> Array:
         return self._pool.empty((n, width), self.dtype)

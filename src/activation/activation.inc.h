@@ -9,7 +9,7 @@
 INLINE VEC FN(v_expm1_negative)(VEC x)
 {
     const REAL saturates = GC_BITS == 32 ? R(-20.0) : R(-40.0); /* exp of it is lost beside 1 */
-    VEC n, p = FN(v_exp_parts)(FN(v_max)(FN(v_set1)(saturates), x), &n), scale = FN(v_pow2)(n);
+    VEC scale, p = FN(v_exp_parts)(FN(v_max)(FN(v_set1)(saturates), x), &scale);
     return FN(v_fma)(scale, p, FN(v_sub)(scale, FN(v_set1)(R(1.0))));
 }
 

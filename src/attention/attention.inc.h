@@ -201,8 +201,8 @@ INLINE REAL FN(logit_scale)(const gc_attention *s) { return (REAL)(1 / sqrt((dou
 /* The queries [m, m + rows), divided by sqrt(D), so that logits need not be: (a1) */
 static void FN(take_queries)(const gc_attention *s, gc_head h, ptrdiff_t m, ptrdiff_t rows, REAL *q)
 {
-    for (ptrdiff_t i = 0; i < rows; i++)
-        FN(scaled)(s->D, FN(logit_scale)(s), FN(part_at)(s, s->qkv, h, m + i, 0), q + i * s->D);
+    const REAL scale = FN(logit_scale)(s);
+    for (ptrdiff_t i = 0; i < rows; i++) FN(scaled)(s->D, scale, FN(part_at)(s, s->qkv, h, m + i, 0), q + i * s->D);
 }
 
 /* A head's keys or values [k0, k1), packed: as rows or transposed. */
@@ -442,6 +442,7 @@ static void FN(head_back)(const FN(attention_plan) *plan, const FN(attention_scr
 {
     const gc_attention *s = plan->s;
     const ptrdiff_t D = s->D, blocks = (h.length + QUERIES - 1) / QUERIES;
+    const REAL scale = FN(logit_scale)(s);
     ptrdiff_t k0, k1;
     part_of_keys(h.length, part, plan->parts, &k0, &k1);
     FN(pack_head)(s, h, k0, k1, 1, 1, t->keys);
@@ -457,7 +458,7 @@ static void FN(head_back)(const FN(attention_plan) *plan, const FN(attention_scr
             FN(fill)(t->y, 0, rows * D, 0);
         if (watch->stop) return;
         for (ptrdiff_t i = 0; i < rows; i++) /* inverts (a1) */
-            FN(scaled)(D, FN(logit_scale)(s), t->y + i * D, FN(dq_at)(plan, h, m + i, part));
+            FN(scaled)(D, scale, t->y + i * D, FN(dq_at)(plan, h, m + i, part));
     }
     for (ptrdiff_t j = k0; j < k1; j++) {
         FN(scaled)(D, 1, t->dk + (j - k0) * D, FN(part_at)(s, s->dqkv, h, j, 1));

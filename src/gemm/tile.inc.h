@@ -180,11 +180,13 @@ INLINE void FN(panel)(ptrdiff_t M, ptrdiff_t n, FN(product) *whole)
         p.next_k = gc_min(64, gc_max(16, (n + V - 1) / V * V * (ptrdiff_t)sizeof(REAL) / gc_max(tiles, 1)));
     else
         p.next = (uintptr_t)p.a, p.next_k = 0;
-    for (ptrdiff_t i = 0; i < tiles; i++) {
-        ptrdiff_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
+    const ptrdiff_t low = M / gc_max(tiles, 1), high = M - low * tiles; /* so many are one row higher */
+    for (ptrdiff_t i = 0, m = 0; i < tiles; i++) {
+        const ptrdiff_t rows = low + (i < high);
         p.a = whole->a + m * p.a_row;
         p.c = whole->c + m * p.c_row;
         p.start = start + m * p.start_row;
+        m += rows;
         if (p.ahead.line + (uintptr_t)(p.K * p.ahead_k) > p.ahead.end) p.ahead.line = 0;
         FN(tile_of)(rows, n, &p);
         if (p.ahead.line) p.ahead.line += (uintptr_t)p.ahead_tile;

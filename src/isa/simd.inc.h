@@ -45,18 +45,6 @@ enum { FN(lanes) = V };
 #define ROUND_MAGIC 0x1.8p52
 #endif
 
-/* The integer next to a, ties to even, for |a| < 2^(MANTISSA_BITS - 1). */
-INLINE VEC FN(v_round)(VEC a)
-{
-    return FN(v_sub)(FN(v_add)(a, FN(v_set1)(ROUND_MAGIC)), FN(v_set1)(ROUND_MAGIC));
-}
-
-/* 2^n for an integer-valued n whose power is a normal number */
-INLINE VEC FN(v_pow2)(VEC n)
-{
-    return FN(v_shift)(FN(v_add)(n, FN(v_set1)(ROUND_MAGIC + EXPONENT_BIAS)), MANTISSA_BITS);
-}
-
 /* The multiple n of `step`, 1 or 2, next to x k; *power is 2^(n - less), or 0 in the binade below the normal numbers.
  * Both come from one sum: its last place is worth `step`, and its low bits are the exponent of the power. */
 INLINE VEC FN(v_nearest)(VEC x, REAL k, int step, int less, VEC *power)

@@ -11,8 +11,9 @@ INLINE VEC FN(v_polynomial)(const REAL *c, int terms, VEC x)
     return sum;
 }
 
-/* 2^n (1 + p) = exp(x), with p = expm1(r), r = x - n ln 2, |r| <= ln(2)/2; x must be within the range of v_round. */
-INLINE VEC FN(v_exp_parts)(VEC x, VEC *n)
+/* power (1 + p) = exp(x), with power = 2^n, or 0 in the binade below the normal numbers, p = expm1(r), r = x - n ln 2,
+ * |r| <= ln(2)/2; x must not be beyond that binade. */
+INLINE VEC FN(v_exp_parts)(VEC x, VEC *power)
 {
     /* ln 2 in two parts, the first short enough that n times it is exact */
 #if GC_BITS == 32
@@ -26,22 +27,18 @@ INLINE VEC FN(v_exp_parts)(VEC x, VEC *n)
                                              1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
     enum { TERMS = 12 };
 #endif
-    *n = FN(v_round)(FN(v_mul)(x, FN(v_set1)(R(1.4426950408889634))));
-    VEC r = FN(v_fma)(*n, FN(v_set1)(-ln2_high), x);
-    r = FN(v_fma)(*n, FN(v_set1)(-ln2_low), r);
+    const VEC n = FN(v_nearest)(x, R(1.4426950408889634), 1, 0, power);
+    VEC r = FN(v_fma)(n, FN(v_set1)(-ln2_high), x);
+    r = FN(v_fma)(n, FN(v_set1)(-ln2_low), r);
     return FN(v_fma)(FN(v_mul)(r, r), FN(v_polynomial)(inverse_factorial, TERMS, r), r);
 }
 
 /* exp(x) for x <= 0; max ULP 2. NaN stays NaN, -inf gives 0. */
 INLINE VEC FN(v_exp_negative)(VEC x)
 {
-    VEC n;
-    const REAL underflow = GC_BITS == 32 ? R(-105.0) : R(-750.0);
-    VEC p = FN(v_exp_parts)(FN(v_max)(FN(v_set1)(underflow), x), &n);
-    /* in two halves, for 2^n itself may be subnormal */
-    VEC half = FN(v_round)(FN(v_mul)(n, FN(v_set1)(R(0.5))));
-    VEC scaled = FN(v_pow2)(half);
-    return FN(v_mul)(FN(v_fma)(scaled, p, scaled), FN(v_pow2)(FN(v_sub)(n, half)));
+    const REAL vanishes = GC_BITS == 32 ? R(-88.3) : R(-709.1); /* the power is 0 there */
+    VEC power, p = FN(v_exp_parts)(FN(v_max)(FN(v_set1)(vanishes), x), &power);
+    return FN(v_fma)(power, p, power);
 }
 
 /* Sigmoid and tanh write exp by an even polynomial: e^(2 r) = (E + r) / (E - r), E = r coth r = 1 + r^2 Q(r^2); only its
