@@ -160,11 +160,6 @@ class Composite(Layer):
         for layer, its in zip(self.layers, other.layers, strict=True):
             layer._add_gradients(its)
 
-    def _batch_first_of_x(self) -> bool | None:
-        own = super()._batch_first_of_x()
-        found = (layer._batch_first_of_x() for layer in self.layers)
-        return next((each for each in found if each is not None), None) if own is None else own
-
     def _refuse_without_tangent(self, name: str) -> None:
         """Raise unless the tangents of this layer, and those of its members, belong to their passes."""
         super()._refuse_without_tangent(name)

@@ -461,11 +461,6 @@ class Layer:
         with self._adding.lock, np.errstate(all="ignore"):
             self.flat_grads += other.flat_grads
 
-    def _batch_first_of_x(self) -> bool | None:
-        """Return whether x is (B, ...) instead of (T, B, ...); None if the layer does not say."""
-        found = getattr(self, "batch_first", None)
-        return None if found is None else bool(found)
-
     @contextmanager
     def _adding_or_zero(self) -> Iterator[None]:
         """Set the gradients to zero if what adds to them in this context does not reach its end."""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from gradcore._base.check import Array, as_array, check_bool, check_number
-from gradcore.layers.layer import Layer
+from gradcore.layers.composite import Composite
+from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.shadow import shadow
 
 __all__ = ["gradient_penalty"]
@@ -55,8 +56,8 @@ def gradient_penalty(
     lengths : array_like of int, (B,), optional
         The length of each sequence; T by default.
     batch_first : bool, optional
-        Whether the samples lie along axis 0 of x; otherwise they lie along axis 1. By default it is the `batch_first`
-        of the model's first layer that has one, and True if none has.
+        Whether the samples lie along axis 0 of x; otherwise they lie along axis 1. By default it is what the model's
+        recurrent layers, or others of sequences, have, and True where there is none.
 
     Returns
     -------
@@ -122,13 +123,30 @@ def gradient_penalty(
 
 
 def _sample_axis(model: Layer, batch_first: Any) -> int:
-    said = model._batch_first_of_x()
+    said = _batch_first(model)
     if batch_first is None:
         return 1 if said is False else 0
     asked = check_bool("batch_first", batch_first)
     if said is not None and said != asked:
         raise ValueError(f"batch_first: expected {said}, which the model's layers have, got {asked}")
     return 0 if asked else 1
+
+
+def _batch_first(layer: Layer) -> bool | None:
+    """Return whether x is (B, T, F) or (T, B, F): what the layer accepts as what another one below passes on."""
+    fits = [order for order in (True, False) if _accepts(layer, order)]
+    if len(fits) == 1:
+        return fits[0]
+    members = map(_batch_first, layer.layers if isinstance(layer, Composite) else ())
+    return next((order for order in members if order is not None), None)
+
+
+def _accepts(layer: Layer, batch_first: bool) -> bool:
+    try:
+        layer._sequences_after("", Sequences(batch_first=batch_first))
+    except ValueError:
+        return False
+    return True
 
 
 def _samples(x: Any, axis: int) -> Array:

@@ -473,16 +473,37 @@ def test_the_axis_of_the_samples_is_what_the_model_says() -> None:
     assert gradient_penalty(major, x, batch_first=False) == value(major, x, 1, 10.0, 1.0)
 
 
-def test_batch_first_says_it_for_a_model_that_does_not() -> None:
-    class Steps(SumOverSteps):
-        def __init__(self) -> None:
-            super().__init__(False)
-            del self.batch_first
+class Inside(gradcore.Composite):
+    """A block of a user, which says nothing of axes."""
 
-        batch_first: Any = None
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner=inner)
 
+    def forward(self, x: Any) -> tuple[Any, Any]:
+        y, tape = self.inner.forward(x)
+        return 3 * y, gradcore.Tape(self, y.shape, tapes=[tape])
+
+    def backward(self, tape: Any, dy: Any) -> Any:
+        return self.inner.backward(tape.tapes[0], 3 * dy)
+
+    def forward_tangent(self, tape: Any, x_dot: Any) -> tuple[Any, Any]:
+        y_dot, tangent = self.inner.forward_tangent(tape.tapes[0], x_dot)
+        return 3 * y_dot, tangent
+
+    def backward_tangent(self, tape: Any, tangent: Any, dy: Any, dy_dot: Any) -> Any:
+        return self.inner.backward_tangent(tape.tapes[0], tangent, 3 * dy, 3 * dy_dot)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_axis_of_a_block_is_that_of_its_members(batch_first: bool) -> None:
+    model = Inside(gradcore.Sequential(linear(2, 2), critic("GRU", batch_first=batch_first)))
     x = np.random.default_rng(0).standard_normal((4, 4, 2))
-    model = gradcore.Sequential(linear(2, 3), gradcore.Tanh(), Steps(), linear(3, 1))
+    assert_exact(model, x, 0 if batch_first else 1, 10.0, 1.0)
+
+
+def test_batch_first_says_it_for_a_model_that_does_not() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 4, 2))
+    model = gradcore.Sequential(linear(2, 3), gradcore.Tanh(), SumOverSteps(False), linear(3, 1))
     assert gradient_penalty(model, x, batch_first=False) == pytest.approx(value(model, x, 1, 10.0, 1.0), rel=1e-12)
     with pytest.raises(ValueError, match=r"model: expected an output of shape \(5, 1\) or \(5,\), .* axis 0 of x"):
         gradient_penalty(model, np.ones((5, 4, 2)))
