@@ -11,8 +11,10 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels, init
 from gradcore._base.check import Array, check_bool, check_int, check_lengths, check_rng
 from gradcore._base.memory import Pool
+from gradcore.layers.dual import Dual
+from gradcore.layers.dual_attention import attend, attend_back
 from gradcore.layers.layer import Layer, Sequences
-from gradcore.layers.linear import Generator
+from gradcore.layers.linear import Generator, back_of_linear
 from gradcore.layers.ragged import _SequenceRows
 from gradcore.layers.tape import Tape
 
@@ -221,6 +223,82 @@ class MultiheadAttention(Layer):
             self._drop_gradients()
             raise
         return dx
+
+    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, tuple[Dual, Dual, Dual]]:
+        """Return how the output changes when x moves in the direction of `x_dot`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : object
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        rows: _SequenceRows = tape.kept[0]
+        y_dot, tangent = self._forward_tangent_rows(tape, rows.pack(self.check("x_dot", x_dot, tape.shape)))
+        return rows.unpack(y_dot), tangent
+
+    def _forward_tangent_rows(self, tape: Tape, x_dot: Array) -> tuple[Array, tuple[Dual, Dual, Dual]]:
+        """(n, E) -> (n, E)"""
+        rows, x, qkv, mixed, _, _, causal = tape.kept
+        qkv_dot, y_dot = self._empty(*qkv.shape), self._empty(*x.shape)
+        take, give, params = self._pool.take, self._pool.give, self._params
+        give(_kernels.linear_forward(x_dot, params["in_proj_weight"], None, qkv_dot, rows.n, take))
+        its_qkv = Dual(qkv, qkv_dot)
+        with np.errstate(all="ignore"):
+            its_mixed = Dual(mixed, attend(rows.steps, self.num_heads, causal, its_qkv).dot)
+        give(_kernels.linear_forward(its_mixed.dot, params["out_proj.weight"], None, y_dot, rows.n, take))
+        return y_dot, (Dual(x, x_dot), its_qkv, its_mixed)
+
+    def backward_tangent(
+        self, tape: Tape, tangent: tuple[Dual, Dual, Dual], dy: Array, dy_dot: Array
+    ) -> tuple[Array, Array]:
+        """Return how the backward pass changes as x moves, and add how the gradients of the parameters do.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : object
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        rows: _SequenceRows = tape.kept[0]
+        d = Dual(*(rows.pack(self.check(name, a, tape.shape)) for name, a in (("dy", dy), ("dy_dot", dy_dot))))
+        dx = self._backward_tangent_rows(tape, tangent, d)
+        return rows.unpack(dx.value), rows.unpack(dx.dot)
+
+    def _backward_tangent_rows(self, tape: Tape, tangent: tuple[Dual, Dual, Dual], dy: Dual) -> Dual:
+        """(n, E) -> (n, E)"""
+        (x, qkv, mixed), (rows, *_, causal) = tangent, tape.kept
+        params, grads = self._params, self._grads
+        with self._adding_or_zero(), self._adding.lock, np.errstate(all="ignore"):
+            weight, dw, db = params["out_proj.weight"], grads["out_proj.weight"], grads.get("out_proj.bias")
+            d_mixed = back_of_linear(mixed, weight, dy, dw, db, self._pool)
+            d_qkv = attend_back(rows.steps, self.num_heads, causal, qkv, d_mixed)
+            weight, dw, db = params["in_proj_weight"], grads["in_proj_weight"], grads.get("in_proj_bias")
+            return back_of_linear(x, weight, d_qkv, dw, db, self._pool)
 
     def _empty(self, n: int, width: int) -> Array:
         return self._pool.empty((n, width), self.dtype)

@@ -56,10 +56,26 @@ class Dual:
             return Dual(self.value @ other.value, self.dot @ other.value + self.value @ other.dot)
         return Dual(self.value @ other, self.dot @ other)
 
+    @property
+    def mT(self) -> Dual:
+        """The matrices on the last two axes, transposed."""
+        return Dual(self.value.swapaxes(-1, -2), self.dot.swapaxes(-1, -2))
+
+    def sum(self) -> Dual:
+        """The sum over the last axis, which stays with the size 1."""
+        return Dual(self.value.sum(axis=-1, keepdims=True), self.dot.sum(axis=-1, keepdims=True))
+
     def tanh(self) -> Dual:
         """The hyperbolic tangent y, whose derivative is 1 - y^2."""
         y = np.tanh(self.value)
         return Dual(y, (1 - y * y) * self.dot)
+
+    def softmax(self) -> Dual:
+        """The softmax y over the last axis, whose derivative is diag(y) - y y^T; -inf has the probability 0."""
+        y = np.exp(self.value - self.value.max(axis=-1, keepdims=True))
+        y /= y.sum(axis=-1, keepdims=True)
+        mean = (y * self.dot).sum(axis=-1, keepdims=True)
+        return Dual(y, y * (self.dot - mean))
 
 
 def zeros(*shape: int, dtype: np.dtype[Any]) -> Dual:

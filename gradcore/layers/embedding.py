@@ -163,6 +163,12 @@ class Embedding(Layer):
             self._drop_gradients()
             raise
 
+    def _refuse_without_tangent(self, name: str) -> None:
+        raise TypeError(
+            f"{name}: Embedding reads integers, with respect to which there is no gradient; give the layers above it "
+            "alone, and its output as x"
+        )
+
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before
 

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 from gradcore import _kernels, init
 from gradcore._base.check import Array, check_bool, check_int
 from gradcore._base.memory import Pool
+from gradcore.layers.dual import Dual
 from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.tape import Tape
 
@@ -194,16 +195,21 @@ class Linear(Layer):
             The tangent of dx.
         """
         self.check_tape(tape)
-        (x,), n = tape.kept, math.prod(tape.shape[:-1])
-        dy, dy_dot = self.check("dy", dy, tape.shape), self.check("dy_dot", dy_dot, tape.shape)
-        dx, dx_dot = self._pool.empty(x.shape, self.dtype), self._pool.empty(x.shape, self.dtype)
+        x = Dual(tape.kept[0], tangent)
+        d = Dual(self.check("dy", dy, tape.shape), self.check("dy_dot", dy_dot, tape.shape))
         weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
-        with self._adding_or_zero(), self._adding.lock:  # dw gets dy^T x_dot + dy_dot^T x
-            work = _kernels.linear_backward(tangent, weight, dy, dx, dw, None, n, self._pool.take)
-            self._pool.give(work)
-            work = _kernels.linear_backward(x, weight, dy_dot, dx_dot, dw, db, n, self._pool.take)
-        self._pool.give(work)
-        return dx, dx_dot
+        with self._adding_or_zero(), self._adding.lock:
+            dx = back_of_linear(x, weight, d, dw, db, self._pool)
+        return dx.value, dx.dot
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         return before
+
+
+def back_of_linear(x: Dual, weight: Array, dy: Dual, dw: Array, db: Array | None, pool: Pool) -> Dual:
+    """Return dy W as a dual number, and add the tangents dy^T x_dot + dy_dot^T x to dw, and the sum of dy_dot to db."""
+    dx = Dual(*(pool.empty(x.value.shape, x.value.dtype) for _ in range(2)))
+    n = math.prod(dy.value.shape[:-1])
+    pool.give(_kernels.linear_backward(x.dot, weight, dy.value, dx.value, dw, None, n, pool.take))
+    pool.give(_kernels.linear_backward(x.value, weight, dy.dot, dx.dot, dw, db, n, pool.take))
+    return dx

@@ -21,6 +21,7 @@ def gradient_penalty(
     weight: float = 10.0,
     target: float = 1.0,
     lengths: Any = None,
+    reset: Any = None,
     batch_first: bool | None = None,
 ) -> float:
     r"""Return a penalty on the norm of the gradient of f(x), and add its gradient to `model.grads`.
@@ -55,6 +56,8 @@ def gradient_penalty(
         The norm that costs nothing, at least 0.
     lengths : array_like of int, (B,), optional
         The length of each sequence; T by default.
+    reset : array_like of bool, (T, B), or (B, T) with `batch_first`, optional
+        Where a sequence begins anew, for the recurrent layers.
     batch_first : bool, optional
         Whether the samples lie along axis 0 of x; otherwise they lie along axis 1. By default it is what the model's
         recurrent layers, or others of sequences, have, and True where there is none.
@@ -99,9 +102,10 @@ def gradient_penalty(
     model._refuse_without_tangent("model")
     axis = _sample_axis(model, batch_first)
     x = _samples(x, axis)
-    given = {} if lengths is None else {"lengths": lengths}
-    if given and "lengths" not in model.takes:
-        raise ValueError("lengths: no layer of this model takes it")
+    given = {name: value for name, value in (("lengths", lengths), ("reset", reset)) if value is not None}
+    for name in given:
+        if name not in model.takes:
+            raise ValueError(f"{name}: no layer of this model takes it")
     model._refuse_reentry()
     try:
         other = shadow(model)

@@ -14,16 +14,17 @@ from tools import LAYOUTS, Array, central_difference, relative_error, same_bits
 
 import gradcore
 from gradcore import gradient_penalty
+from gradcore.layers import dual_attention
 from gradcore.layers.stack import Recurrent
 
 pytestmark = pytest.mark.kernels
 F64 = np.float64
 
 
-def value(model: Any, x: Array, axis: int, weight: float, target: float, lengths: Any = None) -> float:
+def value(model: Any, x: Array, axis: int, weight: float, target: float, **given: Any) -> float:
     """The penalty from its formula and an ordinary backward pass; dropout draws the same masks each time."""
     model = copy.deepcopy(model)
-    y, tape = model.forward(x) if lengths is None else model.forward(x, lengths=lengths)
+    y, tape = model.forward(x, **given)
     g = np.moveaxis(model.backward(tape, np.ones_like(y)), axis, 0).reshape(x.shape[axis], -1)
     return weight * float(np.mean((np.linalg.norm(g, axis=1) - target) ** 2))
 
@@ -139,7 +140,7 @@ def sequences(model: Any, T: int = 5, B: int = 4) -> Array:
 # ---- against differences ---------------------------------------------------------------------------------------------
 
 
-def assert_exact(model: Any, x: Array, axis: int, weight: float, target: float, lengths: Any = None) -> None:
+def assert_exact(model: Any, x: Array, axis: int, weight: float = 10.0, target: float = 1.0, **given: Any) -> None:
     """Value and gradient against central differences of the formula, 1e-6 relative; the gradient is added.
 
     The differences go along two random directions of each parameter.
@@ -148,12 +149,11 @@ def assert_exact(model: Any, x: Array, axis: int, weight: float, target: float, 
     other = copy.deepcopy(model)  # whose dropout draws what that of the model is about to draw
 
     def penalty() -> float:
-        return value(other, x, axis, weight, target, lengths)
+        return value(other, x, axis, weight, target, **given)
 
     expected, before = penalty(), model.flat_params.copy()
     model.flat_grads[...] = 1.0
-    options = {} if lengths is None else {"lengths": lengths}
-    assert gradient_penalty(model, x, weight=weight, target=target, **options) == pytest.approx(expected, rel=1e-12)
+    assert gradient_penalty(model, x, weight=weight, target=target, **given) == pytest.approx(expected, rel=1e-12)
     assert same_bits(model.flat_params, before)
     rng, step, got, want = np.random.default_rng(7), 1e-5, [], []
     for name, p in other.params.items():
@@ -171,12 +171,12 @@ def assert_exact(model: Any, x: Array, axis: int, weight: float, target: float, 
 @pytest.mark.parametrize("name", FEED_FORWARD)
 def test_feed_forward_models_against_differences(name: str) -> None:
     x = np.random.default_rng(0).standard_normal((6, 4))
-    assert_exact(FEED_FORWARD[name](), x, 0, 10.0, 1.0)
+    assert_exact(FEED_FORWARD[name](), x, 0)
 
 
 def test_samples_of_several_axes_against_differences() -> None:
     model = gradcore.Sequential(linear(3, 4), gradcore.Tanh(), gradcore.LastStep(True), linear(4, 1))
-    assert_exact(model, np.random.default_rng(0).standard_normal((6, 5, 3)), 0, 10.0, 1.0)
+    assert_exact(model, np.random.default_rng(0).standard_normal((6, 5, 3)), 0)
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 0, 3], [3, 3, 3, 3]], ids=["full", "ragged", "short"])
@@ -184,7 +184,35 @@ def test_samples_of_several_axes_against_differences() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_recurrent_models_against_differences(cell: str, shape: str, lengths: Any) -> None:
     model = critic(cell, **SHAPES[shape])
-    assert_exact(model, sequences(model), 0 if model[1].batch_first else 1, 10.0, 1.0, lengths)
+    given = {} if lengths is None else {"lengths": lengths}
+    assert_exact(model, sequences(model), 0 if model[1].batch_first else 1, **given)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_sequences_that_are_cut_against_differences(cell: str, batch_first: bool) -> None:
+    model = critic(cell, num_layers=2, bidirectional=True, batch_first=batch_first)
+    reset = np.zeros((5, 4), bool)
+    reset[[0, 2, 3, 4], [0, 1, 1, 3]] = True
+    reset = reset.T if batch_first else reset
+    assert_exact(model, sequences(model), 0 if batch_first else 1, lengths=[5, 4, 0, 5], reset=reset)
+
+
+ATTENTION: dict[str, Callable[[], Any]] = {
+    "one head": lambda: gradcore.MultiheadAttention(4, 1, dtype=F64, rng=0),
+    "two heads, causal": lambda: gradcore.MultiheadAttention(4, 2, causal=True, dtype=F64, rng=0),
+    "no bias": lambda: gradcore.MultiheadAttention(4, 2, bias=False, dtype=F64, rng=0),
+}
+
+
+@pytest.mark.parametrize("lengths", [None, [7, 3, 0]], ids=["full", "ragged"])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_against_differences(name: str, lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_attention, "QUERIES", 3)  # several blocks, the last one smaller
+    model = gradcore.Sequential(linear(2, 4), ATTENTION[name](), gradcore.LastStep(), linear(4, 1))
+    model.flat_params *= 1.5
+    x = np.random.default_rng(0).standard_normal((7, 3, 2))
+    assert_exact(model, x, 1, **({} if lengths is None else {"lengths": lengths}))
 
 
 @pytest.mark.parametrize(("weight", "target"), [(2.5, 0.0), (10.0, 0.3), (0.0, 1.0)])
@@ -200,7 +228,7 @@ def test_hidden_sizes_that_fill_several_vectors() -> None:
     for cell, options in CELLS.items():
         recurrent = getattr(gradcore, cell.partition(",")[0])(3, 19, dtype=F64, rng=2, **options)
         model = gradcore.Sequential(recurrent, gradcore.LastStep(), linear(19, 1))
-        assert_exact(model, np.random.default_rng(0).standard_normal((3, 2, 3)), 1, 10.0, 1.0)
+        assert_exact(model, np.random.default_rng(0).standard_normal((3, 2, 3)), 1)
 
 
 # ---- against PyTorch's double backward -------------------------------------------------------------------------------
@@ -498,7 +526,7 @@ class Inside(gradcore.Composite):
 def test_the_axis_of_a_block_is_that_of_its_members(batch_first: bool) -> None:
     model = Inside(gradcore.Sequential(linear(2, 2), critic("GRU", batch_first=batch_first)))
     x = np.random.default_rng(0).standard_normal((4, 4, 2))
-    assert_exact(model, x, 0 if batch_first else 1, 10.0, 1.0)
+    assert_exact(model, x, 0 if batch_first else 1)
 
 
 def test_batch_first_says_it_for_a_model_that_does_not() -> None:
@@ -558,6 +586,15 @@ BAD: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], Any, str]] = {
     ),
     "lengths of others": (
         lambda: critic("GRU"), np.ones((5, 3, 2)), {"lengths": [1, 2]}, ValueError, r"lengths: expected shape \(3,\)",
+    ),
+    "reset": (
+        lambda: gradcore.Sequential(linear(4, 1)), np.ones((3, 4)), {"reset": np.ones((3, 4), bool)}, ValueError,
+        "reset: no layer of this model takes it",
+    ),
+    "Embedding": (
+        lambda: gradcore.Sequential(gradcore.Embedding(5, 4, dtype=F64), linear(4, 1)), np.ones((3, 2), int), {},
+        TypeError,
+        "model.0: Embedding reads integers, with respect to which there is no gradient",
     ),
     "batch_first": (
         lambda: critic("GRU"), np.ones((5, 3, 2)), {"batch_first": True}, ValueError,
