@@ -27,8 +27,10 @@ from gradcore.layers.dropout import Dropout
 from gradcore.layers.embedding import Embedding
 from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
+from gradcore.layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from gradcore.layers.pooling import LastStep
 from gradcore.layers.recurrent import GRU, LSTM, RNN
+from gradcore.layers.residual import Residual
 from gradcore.layers.sequential import MLP, Sequential
 from gradcore.layers.tape import Tape
 from gradcore.optim import schedule
@@ -56,6 +58,7 @@ __all__ = [
     "RNN",
     "SELU",
     "AdaptiveClip",
+    "BatchNorm",
     "Composite",
     "Dropout",
     "EarlyStopping",
@@ -67,10 +70,13 @@ __all__ = [
     "Identity",
     "LastStep",
     "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "MultiheadAttention",
+    "RMSNorm",
     "ReLU",
+    "Residual",
     "Rollback",
     "Sequential",
     "Sigmoid",

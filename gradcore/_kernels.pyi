@@ -84,6 +84,47 @@ def attention_backward(
     take: _Take,
 ) -> _Array: ...
 def embedding_backward(at: _Array, skip: int, dy: _Array, dw: _Array) -> None: ...
+def row_norm_forward(
+    x: _Array, w: _Array | None, b: _Array | None, y: _Array, F: int, eps: float, mean: _Array | None, rstd: _Array
+) -> None: ...
+def row_norm_backward(
+    x: _Array,
+    w: _Array | None,
+    dy: _Array,
+    dx: _Array,
+    dw: _Array | None,
+    db: _Array | None,
+    F: int,
+    mean: _Array | None,
+    rstd: _Array,
+    take: _Take,
+) -> _Array: ...
+def column_norm_forward(
+    x: _Array,
+    w: _Array | None,
+    b: _Array | None,
+    y: _Array,
+    N: int,
+    eps: float,
+    given: bool,
+    mean: _Array,
+    var: _Array,
+    take: _Take,
+) -> _Array: ...
+def column_norm_backward(
+    x: _Array,
+    w: _Array | None,
+    dy: _Array,
+    dx: _Array,
+    dw: _Array | None,
+    db: _Array | None,
+    N: int,
+    eps: float,
+    mean: _Array,
+    var: _Array,
+    take: _Take,
+) -> _Array: ...
+def residual_add(a: _Array | None, scale: float, b: _Array, out: _Array) -> None: ...
 def bounds(a: _Array) -> tuple[int, int]: ...
 def plain(arrays: list[Any], write: bool) -> bool: ...
 def norm(arrays: list[_Array], p: float) -> tuple[float, float, int, int, int, int, _Array]: ...

@@ -138,6 +138,57 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_embedding_kernels:
         int (*backward)(const gc_embedding *) noexcept nogil
 
+    ctypedef struct gc_row_norm:
+        int threads, centered
+        Py_ssize_t N, F
+        double eps
+        const void *x
+        const void *w
+        const void *b
+        void *y
+        double *mean
+        double *rstd
+        const void *dy
+        void *dx
+        void *dw
+        void *db
+        void *work
+
+    ctypedef struct gc_column_norm:
+        int threads, given
+        Py_ssize_t N, F
+        double eps
+        const void *x
+        const void *w
+        const void *b
+        void *y
+        double *mean
+        double *var
+        const void *dy
+        void *dx
+        void *dw
+        void *db
+        void *work
+
+    ctypedef struct gc_normalization_kernels:
+        int (*row_forward)(const gc_row_norm *) noexcept nogil
+        size_t (*row_work)(const gc_row_norm *) noexcept nogil
+        int (*row_backward)(const gc_row_norm *) noexcept nogil
+        size_t (*column_work)(const gc_column_norm *) noexcept nogil
+        int (*column_forward)(const gc_column_norm *) noexcept nogil
+        int (*column_backward)(const gc_column_norm *) noexcept nogil
+
+    ctypedef struct gc_residual:
+        int threads
+        Py_ssize_t n
+        double scale
+        const void *a
+        const void *b
+        void *out
+
+    ctypedef struct gc_residual_kernels:
+        int (*add)(const gc_residual *) noexcept nogil
+
     Py_ssize_t gc_row(Py_ssize_t n, size_t real_size)
 
     ctypedef struct gc_recurrent_kernels:
@@ -163,6 +214,8 @@ cdef extern from "gradcore.h" nogil:
         const gc_dropout_kernels *dropout
         const gc_attention_kernels *attention
         const gc_embedding_kernels *embedding
+        const gc_normalization_kernels *normalization
+        const gc_residual_kernels *residual
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:

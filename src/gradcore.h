@@ -22,8 +22,10 @@
 #include "embedding/embedding.h"
 #include "jacobian/jacobian.h"
 #include "linear/linear.h"
+#include "normalization/normalization.h"
 #include "optim/optim.h"
 #include "recurrent/recurrent.h"
+#include "residual/residual.h"
 
 /* ---- the table -------------------------------------------------------------------------------------------------------- */
 
@@ -36,6 +38,8 @@ typedef struct gc_kernels {
     const gc_dropout_kernels *dropout;
     const gc_attention_kernels *attention;
     const gc_embedding_kernels *embedding;
+    const gc_normalization_kernels *normalization;
+    const gc_residual_kernels *residual;
     const gc_clip_kernels *clip;
     const gc_optim_kernels *optim;
     /* n rounds of nothing but multiply-adds on each thread: how many they were. For measuring the processor's limit. */

@@ -33,6 +33,8 @@
         .dropout = &dropout_kernels_##suffix,                                                                                  \
         .attention = &attention_kernels_##suffix,                                                                              \
         .embedding = &embedding_kernels_##suffix,                                                                              \
+        .normalization = &normalization_kernels_##suffix,                                                                      \
+        .residual = &residual_kernels_##suffix,                                                                                \
         .clip = &clip_kernels_##suffix,                                                                                        \
         .optim = &optim_kernels_##suffix,                                                                                      \
         .multiply_adds = multiply_adds_##suffix,                                                                               \

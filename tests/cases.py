@@ -92,6 +92,16 @@ def embedding(rng: np.random.Generator, dtype: Any) -> list[Any]:
     return [y, layer.flat_grads]
 
 
+def normalization(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    """A norm in a residual block, forward, back, and in inference."""
+    n, F = (int(n) for n in rng.integers((2, 0), (150, 70)))
+    build = (gradcore.LayerNorm, gradcore.RMSNorm, gradcore.BatchNorm)[rng.integers(3)]
+    block = gradcore.Residual(build(F, dtype=dtype), scale=0.5)
+    x = rng.standard_normal((n, F)).astype(dtype)
+    y, tape = block.forward(x)
+    return [y, block.backward(tape, x), block(x), *block.grads.values(), *block.buffers.values()]
+
+
 def some_arrays(rng: np.random.Generator, dtype: Any) -> list[Any]:
     """A few arrays of odd sizes, at times with an entry that is not finite; one may be longer than a block."""
     sizes = [*rng.integers(0, 70, 3), rng.choice([5, 4096, 4097, 9000])]
@@ -119,7 +129,8 @@ def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
 
 
 FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
-    recurrent, recurrent, recurrent, jacobian, linear, attention, activation, dropout, embedding, norm, optimizer,
+    recurrent, recurrent, recurrent, jacobian, linear, attention, activation,
+    dropout, embedding, normalization, norm, optimizer,
 )  # fmt: skip
 
 

@@ -415,7 +415,7 @@ def drawn_array(source: Source) -> Array:
 def arguments(data: bytes) -> None:
     """The first byte chooses: a call with odd arguments, or good ones that lie in memory in an odd way."""
     source = Source(data)
-    kinds: list[Callable[[Source], None]] = [odd_call, odd_call, layers, norms, optimizers, matrices]
+    kinds: list[Callable[[Source], None]] = [odd_call, odd_call, layers, norms, optimizers, matrices, normalization]
     with strict():
         source.choice(kinds)(source)
 
@@ -527,6 +527,28 @@ def layers(source: Source) -> None:
         with contextlib.suppress(ValueError, IndexError):
             spectral.predict_growth(layer, arrays["x"], horizon=source.below(8))
     gradcore.clip_grad_norm_(layer, source.choice([0.0, 1.0, 1e-30, math.inf]), nonfinite="zero")
+
+
+def normalization(source: Source) -> None:
+    """A norm in a residual block, in training and in inference."""
+    build = source.choice([gradcore.LayerNorm, gradcore.RMSNorm, gradcore.BatchNorm])
+    dtype, shape = source.choice(["f4", "f8"]), (2 + source.below(9), source.below(20))
+    block = gradcore.Residual(
+        build(shape[1], source.choice([1e-5, 0.0, 1.0]), dtype=dtype), scale=source.choice([1, -3])
+    )
+    start = block.state_dict()
+    arrays = {name: values(source, shape, dtype) for name in ("x", "dy")}
+
+    def call(a: dict[str, Any]) -> dict[str, Any]:
+        block.load_state_dict(start)
+        block.zero_grad()
+        y, tape = block.forward(a["x"])
+        dx = block.backward(tape, a["dy"])
+        return {"y": y, "dx": dx, "inferred": block(a["x"]), "grads": block.flat_grads.copy(), **block.state_dict()}
+
+    got = twice(source, arrays, call)
+    if np.isfinite(arrays["x"]).all() and (abs(arrays["x"]) < 1e6).all() and block.layers[0].eps:
+        expect(bool(np.isfinite(got["y"]).all()), "y is not finite, and x is")
 
 
 def _some(source: Source, dtypes: list[str]) -> dict[str, Array]:

@@ -1,7 +1,7 @@
-/* The kernels in random shapes: recurrent and linear layers and attention against a reference in double, written from the formulas and from
- * nothing in src/; activations, lists of arrays and Jacobians for what must hold of them. Whatever the number of threads, the
- * bits are the same. Arrays begin at any element, end where they end, and hold NaN until they are written, or what
- * MemorySanitizer knows not to be set.
+/* The kernels in random shapes: recurrent, linear and normalizing layers and attention against a reference in double, written
+ * from the formulas and from nothing in src/; activations, lists of arrays and Jacobians for what must hold of them. Whatever
+ * the number of threads, the bits are the same. Arrays begin at any element, end where they end, and hold NaN until they are
+ * written, or what MemorySanitizer knows not to be set.
  *
  * kernels_fuzz [rounds [seed]] prints a hash of all outputs: the same before and after a change that is to change nothing.
  * tests/test_c.py has the commands. */
@@ -621,6 +621,111 @@ static void fuzz_attention(void)
     free(qkv), free(dy), free(y), free(dqkv);
 }
 
+/* ---- normalization of rows and of columns, and the sum of a residual connection -------------------------------------------- */
+
+/* Element i of the group that is normalized. */
+typedef struct {
+    ptrdiff_t n, first, apart;
+} group;
+
+/* Of n elements: mean (0 unless centered) and mean of the squares around it. */
+static void plain_moments(const double *x, group g, int centered, double *mean, double *var)
+{
+    *mean = *var = 0;
+    for (ptrdiff_t i = 0; centered && i < g.n; i++) *mean += x[g.first + i * g.apart] / (double)g.n;
+    for (ptrdiff_t i = 0; i < g.n; i++) *var += pow(x[g.first + i * g.apart] - *mean, 2) / (double)g.n;
+}
+
+static void fuzz_norm(int columns)
+{
+    const ptrdiff_t N = between(columns ? 1 : 0, one_in(3) ? 700 : 40), F = between(0, one_in(3) ? 600 : 40);
+    const int centered = columns || one_in(2), gain = one_in(2), bias = centered && gain && one_in(2), given = columns && one_in(4);
+    const ptrdiff_t groups = columns ? F : N;
+    const gc_normalization_kernels *kernels = table->real[real].normalization;
+    const double limit = real == GC_F32 ? 2e-5 : 1e-11, eps = 0.1;
+    double *x = uniforms(N * F, 2), *w = uniforms(F, 1), *b = uniforms(F, 1), *dy = uniforms(N * F, 1);
+    double *y = zeros(N * F), *dx = zeros(N * F), *dw = zeros(F), *db = zeros(F), *mean = zeros(groups), *var = zeros(groups);
+    snprintf(subject, sizeof subject, "%s float%d, norm of %s, N %d, F %d, centered %d, gain %d, bias %d, given %d", table->isa,
+             real == GC_F32 ? 32 : 64, columns ? "columns" : "rows", (int)N, (int)F, centered, gain, bias, given);
+    for (ptrdiff_t k = 0; k < groups; k++) {
+        const group g = {columns ? N : F, columns ? k : k * F, columns ? F : 1};
+        plain_moments(x, g, centered, &mean[k], &var[k]);
+        if (given) mean[k] = uniform(), var[k] = fabs(uniform());
+        const double rstd = 1 / sqrt(var[k] + eps);
+        double sum = 0, along = 0;
+        for (ptrdiff_t i = 0; i < g.n; i++) {
+            const ptrdiff_t at = g.first + i * g.apart, f = at % F;
+            const double normalized = (x[at] - mean[k]) * rstd, d = dy[at] * (gain ? w[f] : 1);
+            y[at] = normalized * (gain ? w[f] : 1) + (bias ? b[f] : 0);
+            dw[f] += dy[at] * normalized;
+            db[f] += dy[at];
+            sum += centered ? d / (double)g.n : 0;
+            along += d * normalized / (double)g.n;
+        }
+        for (ptrdiff_t i = 0; i < g.n; i++) {
+            const ptrdiff_t at = g.first + i * g.apart;
+            const double normalized = (x[at] - mean[k]) * rstd, d = dy[at] * (gain ? w[at % F] : 1);
+            dx[at] = rstd * (d - sum - along * normalized);
+        }
+    }
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const int threads = threads_of(all.run);
+        const array x_ = typed(x, N * F), w_ = typed(w, F), b_ = typed(b, F), dy_ = typed(dy, N * F);
+        const array y_ = unset(N * F, real_size()), dx_ = unset(N * F, real_size()), dw_ = blank(F), db_ = blank(F);
+        const array mean_ = unset(groups, 8), second = unset(groups, 8); /* rstd of rows, var of columns */
+        array work = {.base = NULL};
+        if (columns) {
+            if (given) memcpy(mean_.p, mean, mean_.bytes), memcpy(second.p, var, second.bytes);
+            gc_column_norm s = {.threads = threads, .given = given, .N = N, .F = F, .eps = eps, .x = x_.p, .y = y_.p};
+            s.w = gain ? w_.p : NULL, s.b = bias ? b_.p : NULL, s.mean = mean_.p, s.var = second.p;
+            work = scratch(kernels->column_work(&s)), s.work = work.p;
+            if (kernels->column_forward(&s) != GC_OK) fail("status", 1, GC_OK);
+            release(work);
+            s.dy = dy_.p, s.dx = dx_.p, s.dw = gain ? dw_.p : NULL, s.db = bias ? db_.p : NULL, s.work = NULL;
+            work = scratch(kernels->column_work(&s)), s.work = work.p;
+            if (kernels->column_backward(&s) != GC_OK) fail("status", 1, GC_OK);
+        } else {
+            gc_row_norm s = {.threads = threads, .centered = centered, .N = N, .F = F, .eps = eps, .x = x_.p, .y = y_.p};
+            s.w = gain ? w_.p : NULL, s.b = bias ? b_.p : NULL, s.mean = centered ? mean_.p : NULL, s.rstd = second.p;
+            if (kernels->row_forward(&s) != GC_OK) fail("status", 1, GC_OK);
+            s.dy = dy_.p, s.dx = dx_.p, s.dw = gain ? dw_.p : NULL, s.db = bias ? db_.p : NULL;
+            work = scratch(kernels->row_work(&s)), s.work = work.p;
+            if (kernels->row_backward(&s) != GC_OK) fail("status", 1, GC_OK);
+        }
+        compare("y", y_, y, N * F, limit);
+        compare("dx", dx_, dx, N * F, limit * 10); /* of few elements differences are left */
+        if (gain) compare("dw", dw_, dw, F, limit);
+        if (bias) compare("db", db_, db, F, limit);
+        output(&all, 0, y_), output(&all, 1, dx_), output(&all, 2, dw_), output(&all, 3, db_);
+        release(work), release(x_), release(w_), release(b_), release(dy_), release(mean_), release(second);
+    }
+    forget(&all);
+    double *const own[] = {x, w, b, dy, y, dx, dw, db, mean, var};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+}
+
+static void fuzz_residual(void)
+{
+    const ptrdiff_t n = one_in(4) ? between(0, 40000) : between(0, 70);
+    const int plain = one_in(3);
+    double *a = uniforms(n, 1), *b = uniforms(n, 1), *want = zeros(n);
+    for (ptrdiff_t i = 0; i < n; i++) want[i] = (plain ? 0 : a[i]) + 0.5 * b[i];
+    snprintf(subject, sizeof subject, "%s float%d, residual, n %d", table->isa, real == GC_F32 ? 32 : 64, (int)n);
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array a_ = typed(a, n), b_ = typed(b, n), out = all.run == 2 ? typed(b, n) : unset(n, real_size());
+        const gc_residual s = {.threads = threads_of(all.run), .n = n, .scale = 0.5, .a = plain ? NULL : a_.p,
+                               .b = all.run == 2 ? out.p : b_.p, .out = out.p};
+        if (table->real[real].residual->add(&s) != GC_OK) fail("status", 1, GC_OK);
+        compare("sum", out, want, n, 1e-6);
+        output(&all, 0, out);
+        release(a_), release(b_);
+    }
+    forget(&all);
+    free(a), free(b), free(want);
+}
+
 /* ---- activations: finite, in place or not -------------------------------------------------------------------------------- */
 
 static void fuzz_activation(void)
@@ -889,6 +994,7 @@ int main(int argc, char **argv)
             fuzz_recurrent(one_in(5) ? 180 : 90);
             if (round % 2 == 0) fuzz_linear();
             if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_embedding(), fuzz_jacobian();
+            if (round % 4 == 2) fuzz_norm(0), fuzz_norm(1), fuzz_residual();
             if (round % 2 == 1) fuzz_attention();
             if (round % 4 == 1) fuzz_norms();
             for (int rule = GC_SGD; rule < GC_RULES && round % 4 == 3; rule++) fuzz_optimizer(rule);

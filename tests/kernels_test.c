@@ -1,5 +1,5 @@
 /* The kernels without Python, for processors that have none here, and for sanitizers: every cell forward and backward and its
- * Jacobians against plain loops and their central differences, linear layers and activations, the norm of a list of arrays
+ * Jacobians against plain loops and their central differences, linear layers, activations and normalization, the norm of a list of arrays
  * and its scaling, two optimizers. tests/test_c.py has the commands. */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign */
 #include <math.h>
@@ -284,6 +284,54 @@ static void activation(const gc_table *table, int real, gc_activation s, const v
     if (table->real[real].activation->run(&s) != GC_OK) exit(2);
 }
 
+/* Of the rows, or of the columns, of which each is a sequence of its own in y and dy: dx against central differences of the
+ * values, which for float32 are those in double. */
+static void test_norm(const gc_table *table, int real, int columns)
+{
+    enum { N = 21, W = 37 };
+    const double step = 1e-5, eps = 0.1;
+    double x[N * W], w[W], b[W], dy[N * W], *moved = zeros(N * W, 8), *y = zeros(N * W, 8), want[N * W], at[2];
+    double *mean = zeros(N + W, 8), *second = zeros(N + W, 8), dw[W] = {0}, db[W] = {0};
+    const char *what = columns ? "norm of columns" : "norm of rows";
+    for (int i = 0; i < N * W; i++) x[i] = (float)(3 * random_number()), dy[i] = (float)random_number();
+    for (int i = 0; i < W; i++) w[i] = (float)random_number(), b[i] = (float)random_number();
+    gc_row_norm r = {.threads = 1, .centered = 1, .N = N, .F = W, .eps = eps, .x = moved, .w = w, .b = b, .y = y, .mean = mean};
+    gc_column_norm c = {.threads = 1, .N = N, .F = W, .eps = eps, .x = moved, .w = w, .b = b, .y = y, .mean = mean};
+    r.rstd = c.var = second;
+    const gc_normalization_kernels *exact = table->real[GC_F64].normalization, *kernels = table->real[real].normalization;
+    c.work = zeros((ptrdiff_t)exact->column_work(&c), 1);
+    for (int i = 0; i < N * W; i++) {
+        for (int sign = 0; sign < 2; sign++) {
+            memcpy(moved, x, sizeof x);
+            moved[i] += sign ? -step : step;
+            if ((columns ? exact->column_forward(&c) : exact->row_forward(&r)) != GC_OK) exit(2);
+            at[sign] = 0;
+            for (int j = 0; j < N * W; j++) at[sign] += y[j] * dy[j];
+        }
+        want[i] = (at[0] - at[1]) / (2 * step);
+    }
+    memcpy(moved, x, sizeof x);
+    if ((columns ? exact->column_forward(&c) : exact->row_forward(&r)) != GC_OK) exit(2);
+    for (int i = 0; i < N * W; i++) db[i % W] += dy[i], dw[i % W] += dy[i] * (y[i] - b[i % W]) / w[i % W];
+    release(c.work);
+
+    void *x_ = typed(real, x, N * W), *w_ = typed(real, w, W), *b_ = typed(real, b, W), *dy_ = typed(real, dy, N * W);
+    void *y_ = typed(real, x, N * W), *dx_ = typed(real, x, N * W), *dw_ = zeros(W, 8), *db_ = zeros(W, 8), *work;
+    r.x = c.x = x_, r.w = c.w = w_, r.b = c.b = b_, r.y = c.y = y_;
+    c.work = work = zeros((ptrdiff_t)kernels->column_work(&c), 1);
+    if ((columns ? kernels->column_forward(&c) : kernels->row_forward(&r)) != GC_OK) exit(2);
+    release(work);
+    r.dy = c.dy = dy_, r.dx = c.dx = dx_, r.dw = c.dw = dw_, r.db = c.db = db_;
+    r.work = c.work = work = zeros((ptrdiff_t)(columns ? kernels->column_work(&c) : kernels->row_work(&r)), 1);
+    if ((columns ? kernels->column_backward(&c) : kernels->row_backward(&r)) != GC_OK) exit(2);
+    compare(table->isa, real, what, "y", y_, y, N * W);
+    compare(table->isa, real, what, "dx", dx_, want, N * W);
+    compare(table->isa, real, what, "dw", dw_, dw, W);
+    compare(table->isa, real, what, "db", db_, db, W);
+    void *const own[] = {moved, y, mean, second, x_, w_, b_, dy_, y_, dx_, dw_, db_, work};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) release(own[i]);
+}
+
 /* Each derivative against central differences of the values, which for float32 are those in double. */
 static void test_activation(const gc_table *table, int real, int kind)
 {
@@ -484,6 +532,7 @@ int main(void)
             for (int kind = GC_IDENTITY; kind <= GC_SOFTPLUS; kind++) test_activation(table, real, kind);
             test_linear(table, real);
             test_empty_linear(table, real);
+            for (int columns = 0; columns < 2; columns++) test_norm(table, real, columns);
             test_optimizers(table, real);
         }
         test_separation(table, 0);

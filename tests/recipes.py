@@ -431,6 +431,66 @@ def _(rng: np.random.Generator) -> Any:
     return layer.backward, {"tape": layer.forward(rng.integers(0, 7, 4))[1], "dy": floats(rng, 4, 3)}
 
 
+@recipe("LayerNorm")
+def _(rng: np.random.Generator) -> Any:
+    options = {"eps": 1e-5, "elementwise_affine": True, "bias": True, "dtype": np.float32}
+    return gradcore.LayerNorm, {"normalized_shape": (4, 3), **options}
+
+
+@recipe("LayerNorm.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.LayerNorm(3).load_state_dict, {"state_dict": gradcore.LayerNorm(3).state_dict()}
+
+
+@recipe("RMSNorm")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.RMSNorm, {"normalized_shape": 3, "eps": 1e-6, "elementwise_affine": True, "dtype": "float64"}
+
+
+@recipe("BatchNorm")
+def _(rng: np.random.Generator) -> Any:
+    options = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True, "dtype": "float64"}
+    return gradcore.BatchNorm, {"num_features": 3, **options}
+
+
+@recipe("BatchNorm.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.BatchNorm(3).load_state_dict, {"state_dict": gradcore.BatchNorm(3).state_dict()}
+
+
+@recipe("Residual", changed="first second", by_position=2, first="layers", second="layers")
+def _(rng: np.random.Generator) -> Any:
+    linear = gradcore.Linear(3, 3, rng=seeded())
+    return gradcore.Residual, {"first": linear, "second": gradcore.Tanh(), "scale": 0.5, "dtype": "float32"}
+
+
+BLOCKS: dict[str, Callable[[], Any]] = {
+    "LayerNorm": lambda: gradcore.LayerNorm(3),
+    "RMSNorm": lambda: gradcore.RMSNorm(3),
+    "BatchNorm": lambda: gradcore.BatchNorm(3),
+    "Residual": lambda: gradcore.Residual(gradcore.Linear(3, 3, rng=seeded()), gradcore.Tanh(), scale=0.5),
+}
+
+
+def _block(name: str, build: Callable[[], Any]) -> None:
+    @recipe(f"{name}()")
+    def _(rng: np.random.Generator) -> Any:
+        return build().__call__, {"x": floats(rng, 4, 3)}
+
+    @recipe(f"{name}.forward", changed="self")
+    def _(rng: np.random.Generator) -> Any:
+        return build().forward, {"x": floats(rng, 4, 3)}
+
+    @recipe(f"{name}.backward", changed="self tape")
+    def _(rng: np.random.Generator) -> Any:
+        layer = build()
+        return layer.backward, {"tape": layer.forward(floats(rng, 4, 3))[1], "dy": floats(rng, 4, 3)}
+
+
+for _name, _build in BLOCKS.items():
+    _block(_name, _build)
+
+
 @recipe("LastStep")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}

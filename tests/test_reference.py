@@ -283,6 +283,30 @@ def test_activation_gradients(activation: tuple[Any, ...]) -> None:
     assert relative_error(reference.activation_backward(name, x, dy, *constants), central_difference(loss, x)) < 1e-8
 
 
+NORMS = {
+    "layer_norm": ((5,), {"eps": 0.1}),
+    "layer_norm of two axes": ((4, 5), {"eps": 0.1}),
+    "rms_norm": ((5,), {"eps": 0.1}),
+    "rms_norm of two axes": ((4, 5), {"eps": 0.1}),
+    "batch_norm": ((5,), {"eps": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_normalization_gradients(name: str) -> None:
+    shape, options = NORMS[name]
+    kind, rng = name.split(maxsplit=1)[0], np.random.default_rng(0)
+    x, dy, weight, bias = (rng.standard_normal(s) for s in ((3, 4, 5), (3, 4, 5), shape, shape))
+    arrays = [x, weight] if kind == "rms_norm" else [x, weight, bias]
+    forward, backward = (getattr(reference, f"{kind}_{way}") for way in ("forward", "backward"))
+
+    def loss() -> float:
+        return float(np.vdot(forward(*arrays, **options), dy))
+
+    for got, a in zip(backward(x, weight, dy, **options), arrays, strict=True):
+        assert relative_error(got, central_difference(loss, a)) < 1e-8
+
+
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 

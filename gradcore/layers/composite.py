@@ -53,24 +53,25 @@ class Composite(Layer):
     Examples
     --------
     >>> import numpy as np, gradcore
-    >>> class Residual(gradcore.Composite):
-    ...     def __init__(self, inner):
-    ...         super().__init__(inner=inner)
+    >>> class Sum(gradcore.Composite):
+    ...     def __init__(self, left, right):
+    ...         super().__init__(left=left, right=right)
     ...
     ...     def __call__(self, x):
-    ...         return x + self.inner(x)
+    ...         return self.left(x) + self.right(x)
     ...
     ...     def forward(self, x):
-    ...         y, tape = self.inner.forward(x)
-    ...         return x + y, gradcore.Tape(self, y.shape, tapes=[tape])
+    ...         (y, left), (z, right) = self.left.forward(x), self.right.forward(x)
+    ...         return y + z, gradcore.Tape(self, y.shape, tapes=[left, right])
     ...
     ...     def backward(self, tape, dy):
     ...         self.check_tape(tape)
-    ...         return dy + self.inner.backward(tape.tapes[0], dy)
-    >>> model = gradcore.Sequential(Residual(gradcore.Linear(3, 3)), gradcore.ReLU())
+    ...         left, right = tape.tapes
+    ...         return self.left.backward(left, dy) + self.right.backward(right, dy)
+    >>> model = gradcore.Sequential(Sum(gradcore.Linear(3, 3), gradcore.Linear(3, 3, bias=False)), gradcore.ReLU())
     >>> y, tape = model.forward(np.ones((2, 3), np.float32))
     >>> model.backward(tape, np.ones_like(y)).shape, list(model.params)
-    ((2, 3), ['0.inner.weight', '0.inner.bias'])
+    ((2, 3), ['0.left.weight', '0.left.bias', '0.right.weight'])
     """
 
     layers: tuple[Any, ...]

@@ -9,6 +9,14 @@ from gradcore.reference.dropout import dropout
 from gradcore.reference.embedding import embedding_backward, embedding_forward
 from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
 from gradcore.reference.losses import binary_cross_entropy, gaussian_nll, huber, mae, mse, softmax_cross_entropy
+from gradcore.reference.normalization import (
+    batch_norm_backward,
+    batch_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from gradcore.reference.optim import adagrad, adam, adamw, lion, nadam, radam, rmsprop, sgd, spam
 from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
@@ -23,6 +31,8 @@ __all__ = [
     "adamw",
     "attention_backward",
     "attention_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "binary_cross_entropy",
     "carried_back",
     "clip_grad_norm",
@@ -32,6 +42,8 @@ __all__ = [
     "gaussian_nll",
     "grad_norm",
     "huber",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear_backward",
     "linear_forward",
     "lion",
@@ -42,6 +54,8 @@ __all__ = [
     "radam",
     "recurrent_backward",
     "recurrent_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "rmsprop",
     "sgd",
     "softmax_cross_entropy",

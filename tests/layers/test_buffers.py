@@ -184,6 +184,9 @@ LAYERS: list[Any] = [
     gradcore.GELU("tanh"),
     gradcore.Softplus(2, 3),
     gradcore.LastStep(batch_first=True),
+    gradcore.LayerNorm((3, 4), 1e-3, bias=False, dtype=np.float64),
+    gradcore.RMSNorm(3, elementwise_affine=False, dtype=np.float64),
+    gradcore.BatchNorm(3, momentum=None, track_running_stats=False),
     gradcore.MLP([3, 4, 2], "tanh", "orthogonal", bias=False, dtype=np.float64),
     Centre(3, 0.25, dtype=np.float64),
 ]

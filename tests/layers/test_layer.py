@@ -25,6 +25,8 @@ LAYERS = {
     "RNN": lambda: gradcore.RNN(3, 4, dtype=np.float64),
     "LSTM": lambda: gradcore.LSTM(3, 4, dtype=np.float64),
     "Linear": lambda: gradcore.Linear(3, 4, dtype=np.float64),
+    "LayerNorm": lambda: gradcore.LayerNorm(3, dtype=np.float64),
+    "BatchNorm": lambda: gradcore.BatchNorm(3, dtype=np.float64),
 }
 
 

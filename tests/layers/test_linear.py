@@ -55,6 +55,12 @@ def activation(name: str, dtype: Any = np.float32) -> Any:
 LAYERS: dict[str, Callable[[], Any]] = {
     "Linear": lambda: gradcore.Linear(3, 2, dtype=np.float64, rng=np.random.default_rng(0)),
     "Linear without bias": lambda: gradcore.Linear(3, 2, bias=False, dtype=np.float64, rng=np.random.default_rng(0)),
+    "LayerNorm": lambda: gradcore.LayerNorm(3, 0.1, dtype=np.float64),
+    "RMSNorm": lambda: gradcore.RMSNorm(3, 0.1, dtype=np.float64),
+    "BatchNorm": lambda: gradcore.BatchNorm(3, track_running_stats=False, dtype=np.float64),
+    "Residual": lambda: gradcore.Residual(
+        gradcore.Linear(3, 3, dtype=np.float64, rng=np.random.default_rng(6)), gradcore.Tanh(), scale=0.5
+    ),
     "LastStep": lambda: gradcore.LastStep(dtype=np.float64),
     "LastStep, batch first": lambda: gradcore.LastStep(True, dtype=np.float64),
     "Sequential": lambda: gradcore.Sequential(

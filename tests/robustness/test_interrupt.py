@@ -241,6 +241,8 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {  # and the shap
     "stack": (lambda: gradcore.GRU(8, 256, 2, bidirectional=True, rng=np.random.default_rng(0)), (100, 32, 8)),
     "linear": (lambda: gradcore.Linear(2048, 2048, rng=np.random.default_rng(0)), (2048, 2048)),
     "attention": (lambda: gradcore.MultiheadAttention(64, 2, rng=np.random.default_rng(0)), (2048, 2, 64)),
+    "LayerNorm": (lambda: gradcore.LayerNorm(2048), (2048, 2048)),
+    "BatchNorm": (lambda: gradcore.BatchNorm(2048), (2048, 2048)),
     "Sequential": (lambda: gradcore.Sequential(gradcore.LSTM(8, 512), gradcore.Linear(512, 4)), (200, 32, 8)),
 }
 
