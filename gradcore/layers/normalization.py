@@ -179,6 +179,90 @@ class FeatureNorm(Normalization):
         _kernels.row_norm_forward(x, *self._affine(), y, math.prod(self._shape), eps, mean, rstd)
         return y, Tape(self, y.shape, x, mean, rstd)
 
+    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, tuple[Array, ...]]:
+        r"""Return how the output changes when x moves in the direction of `x_dot`.
+
+        With :math:`\hat x` the normalized x and r what it was divided by, that is
+        :math:`\dot y = w r (u - \hat x \overline{\hat x u})` for :math:`u = \dot x - \overline{\dot x}`; RMS norm has
+        :math:`u = \dot x`.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : tuple of ndarray
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        x, mean, rstd = tape.kept
+        u = self._less_mean(self._rows(self.check("x_dot", x_dot, x.shape)))
+        normalized = self._rows(x)
+        if mean is not None:
+            normalized -= mean[:, None]
+        normalized *= rstd[:, None]
+        along = _mean(normalized * u)
+        moved = rstd[:, None] * (u - normalized * along)
+        return self._shaped(moved * self._gain(), x), (normalized, moved, along)
+
+    def backward_tangent(self, tape: Tape, tangent: tuple[Array, ...], dy: Array, dy_dot: Array) -> tuple[Array, Array]:
+        """Return how the backward pass changes as x moves, and add how the gradients of the parameters do.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : Tape
+            The tape from this layer's `forward`.
+        tangent : tuple of ndarray
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        (x, _, rstd), (normalized, moved, along) = tape.kept, tangent
+        rows, rows_dot = (self._rows(self.check(n, d, x.shape)) for n, d in (("dy", dy), ("dy_dot", dy_dot)))
+        r, gain = rstd[:, None], self._gain()
+        d, d_dot = rows * gain, rows_dot * gain
+        slope, slope_dot = _mean(d * normalized), _mean(d_dot * normalized + d * moved)
+        dx = r * (self._less_mean(d) - normalized * slope)
+        dx_dot = r * (self._less_mean(d_dot) - moved * slope - normalized * slope_dot) - r * along * dx
+        changes = {"weight": rows_dot * normalized + rows * moved, "bias": rows_dot}
+        with self._adding_or_zero(), self._adding.lock:
+            for name in self._grads:
+                self._grads[name] += changes[name].sum(axis=0).reshape(self._shape)
+        return self._shaped(dx, x), self._shaped(dx_dot, x)
+
+    # The tangents are NumPy's, in float64, of rows (N, F).
+
+    def _rows(self, a: Array) -> Array:
+        return a.reshape(math.prod(a.shape[: -len(self._shape)]), math.prod(self._shape)).astype(np.float64)
+
+    def _less_mean(self, rows: Array) -> Array:
+        return rows - _mean(rows) if self._centered else rows
+
+    def _gain(self) -> Array | float:
+        weight = self._params.get("weight")
+        return 1.0 if weight is None else weight.reshape(-1).astype(np.float64)
+
+    def _shaped(self, rows: Array, x: Array) -> Array:
+        return rows.astype(self.dtype).reshape(x.shape)
+
     def _back(self, tape: Tape, dy: Array, dx: Array) -> Array:
         x, mean, rstd = tape.kept
         grads, F = (self._grads.get("weight"), self._grads.get("bias")), math.prod(self._shape)
@@ -434,6 +518,11 @@ class BatchNorm(Normalization):
         grads, N = (self._grads.get("weight"), self._grads.get("bias")), math.prod(x.shape[:-1])
         weight, take = self._affine()[0], self._pool.take
         return _kernels.column_norm_backward(x, weight, dy, dx, *grads, N, eps, mean, var, take)
+
+
+def _mean(rows: Array) -> Array:
+    """Return the mean of each row, (N, 1); 0 for rows of nothing."""
+    return np.asarray(rows.sum(axis=1, keepdims=True) / max(rows.shape[1], 1))
 
 
 def _checked_shape(value: Any) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ class Residual(Sequential):
 
     F, the branch, has to keep the shape of x. The gradient reaches x by itself and through the branch,
     :math:`dx = dy + s J_F^T dy`, and so does not vanish with depth. Members are named by position, as in `Sequential`;
-    `lengths`, `reset`, states and `step_clip` go to those that take them. `tape.d_norm` holds the norms in the branch, from
-    dL/d(its input) to dL/d(its output).
+    `lengths`, `reset`, states and `step_clip` go to those that take them. `tape.d_norm` holds the norms in the branch,
+    from dL/d(its input) to dL/d(its output).
 
     Parameters
     ----------
@@ -184,6 +184,60 @@ class Residual(Sequential):
         dy = self.check("dy", dy, tape.shape)
         scaled = dy if scale == 1 else self._sum(None, scale, dy)
         return self._sum(dy, 1.0, super().backward(tape, scaled, dstate, step_clip=step_clip))
+
+    def forward_tangent(self, tape: SequentialTape, x_dot: Array) -> tuple[Array, list[Any]]:
+        """Return how the output changes when x moves in the direction of `x_dot`.
+
+        Parameters
+        ----------
+        tape : SequentialTape
+            The tape from this block's `forward`.
+        x_dot : ndarray
+            The tangent of x, of the shape of x.
+
+        Returns
+        -------
+        y_dot : ndarray
+            The tangent of y, of the shape of y.
+        tangent : list
+            What `backward_tangent` needs besides the tape.
+        """
+        self.check_tape(tape)
+        x_dot = self.check("x_dot", x_dot, tape.shape)
+        branch, tangent = super().forward_tangent(tape, x_dot)
+        return self._sum(x_dot, tape.kept[0], branch), tangent
+
+    def backward_tangent(
+        self, tape: SequentialTape, tangent: list[Any], dy: Array, dy_dot: Array
+    ) -> tuple[Array, Array]:
+        """Return how the backward pass changes when x moves, and add how the gradients of the parameters do.
+
+        If interrupted or out of memory, it resets `grads` to zero.
+
+        Parameters
+        ----------
+        tape : SequentialTape
+            The tape from this block's `forward`.
+        tangent : list
+            What `forward_tangent` returned beside the tangent of y.
+        dy : ndarray
+            The gradient with respect to y.
+        dy_dot : ndarray
+            The tangent of dy.
+
+        Returns
+        -------
+        dx : ndarray
+            The gradient with respect to x.
+        dx_dot : ndarray
+            The tangent of dx.
+        """
+        self.check_tape(tape)
+        (scale,) = tape.kept
+        dy, dy_dot = self.check("dy", dy, tape.shape), self.check("dy_dot", dy_dot, tape.shape)
+        scaled = self._sum(None, scale, dy), self._sum(None, scale, dy_dot)
+        dx, dx_dot = super().backward_tangent(tape, tangent, *scaled)
+        return self._sum(dy, 1.0, dx), self._sum(dy_dot, 1.0, dx_dot)
 
     def _add(self, x: Array, branch: Any) -> Array:
         """Return y, after a check that the branch has kept the shape."""
