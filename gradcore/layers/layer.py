@@ -458,7 +458,7 @@ class Layer:
 
     def _add_gradients(self, other: Layer) -> None:
         """Add the gradients of a layer of the same kind."""
-        with self._adding.lock, np.errstate(all="ignore"):
+        with self._adding.lock:
             self.flat_grads += other.flat_grads
 
     @contextmanager

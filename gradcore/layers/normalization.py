@@ -519,6 +519,12 @@ class BatchNorm(Normalization):
         weight, take = self._affine()[0], self._pool.take
         return _kernels.column_norm_backward(x, weight, dy, dx, *grads, N, eps, mean, var, take)
 
+    def _refuse_without_tangent(self, name: str) -> None:
+        raise TypeError(
+            f"{name}: BatchNorm makes the output for one sample depend on the others, so that it has no gradient "
+            "of its own; use LayerNorm"
+        )
+
 
 def _mean(rows: Array) -> Array:
     """Return the mean of each row, (N, 1); 0 for rows of nothing."""

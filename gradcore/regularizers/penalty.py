@@ -108,16 +108,17 @@ def gradient_penalty(
             raise ValueError(f"{name}: no layer of this model takes it")
     model._refuse_reentry()
     try:
-        other = shadow(model)
-        y, tape = other.forward(x, **given)
-        _refuse_other_outputs(y, x, axis)
-        dy = np.ones_like(y)
-        g = other.backward(tape, dy)
-        other.zero_grad()  # those of the sum of f
-        penalty, v = _of_norms(g, axis, weight, target)
-        _, tangent = other.forward_tangent(tape, v)
-        other.backward_tangent(tape, tangent, dy, np.zeros_like(dy))
-        model._add_gradients(other)
+        with np.errstate(all="ignore"):  # the result shows what is not finite
+            other = shadow(model)
+            y, tape = other.forward(x, **given)
+            _refuse_other_outputs(y, x, axis)
+            dy = np.ones_like(y)
+            g = other.backward(tape, dy)
+            other.zero_grad()  # those of the sum of f
+            penalty, v = _of_norms(g, axis, weight, target)
+            _, tangent = other.forward_tangent(tape, v)
+            other.backward_tangent(tape, tangent, dy, np.zeros_like(dy))
+            model._add_gradients(other)
     except (TypeError, ValueError):
         raise
     except BaseException:
@@ -178,11 +179,10 @@ def _of_norms(g: Array, axis: int, weight: float, target: float) -> tuple[float,
     """Return the penalty, and its gradient with respect to g."""
     others = tuple(i for i in range(g.ndim) if i != axis)
     wide = g.astype(np.float64)
-    with np.errstate(all="ignore"):  # the result shows what is not finite
-        largest = np.abs(wide).max(axis=others, keepdims=True, initial=0.0)
-        unit = wide / np.where(largest > 0, largest, 1.0)  # so that squares neither overflow nor all underflow
-        length = np.sqrt(np.square(unit).sum(axis=others, keepdims=True))
-        excess = largest * length - target
-        n = max(g.shape[axis], 1)
-        v = 2 * weight / n * excess * (unit / np.where(length > 0, length, 1.0))
-        return weight * float(np.square(excess).sum()) / n, v.astype(g.dtype)
+    largest = np.abs(wide).max(axis=others, keepdims=True, initial=0.0)
+    unit = wide / np.where(largest > 0, largest, 1.0)  # so that squares neither overflow nor all underflow
+    length = np.sqrt(np.square(unit).sum(axis=others, keepdims=True))
+    excess = largest * length - target
+    n = max(g.shape[axis], 1)
+    v = 2 * weight / n * excess * (unit / np.where(length > 0, length, 1.0))
+    return weight * float(np.square(excess).sum()) / n, v.astype(g.dtype)

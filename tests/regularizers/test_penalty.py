@@ -174,8 +174,9 @@ def assert_exact(model: Any, x: Array, axis: int, weight: float = 10.0, target: 
 
 @pytest.mark.parametrize("name", FEED_FORWARD)
 def test_feed_forward_models_against_differences(name: str) -> None:
-    x = np.random.default_rng(0).standard_normal((6, 4))
-    assert_exact(FEED_FORWARD[name](), x, 0)
+    model, rng = FEED_FORWARD[name](), np.random.default_rng(0)
+    model.flat_params += 0.3 * rng.standard_normal(model.flat_params.size)  # gains other than 1, biases other than 0
+    assert_exact(model, rng.standard_normal((6, 4)), 0)
 
 
 def test_samples_of_several_axes_against_differences() -> None:
@@ -594,6 +595,10 @@ BAD: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], Any, str]] = {
     "reset": (
         lambda: gradcore.Sequential(linear(4, 1)), np.ones((3, 4)), {"reset": np.ones((3, 4), bool)}, ValueError,
         "reset: no layer of this model takes it",
+    ),
+    "BatchNorm": (
+        lambda: between(gradcore.BatchNorm(3, dtype=F64)), np.ones((3, 4)), {}, TypeError,
+        "model.2: BatchNorm makes the output for one sample depend on the others",
     ),
     "Embedding": (
         lambda: gradcore.Sequential(gradcore.Embedding(5, 4, dtype=F64), linear(4, 1)), np.ones((3, 2), int), {},
