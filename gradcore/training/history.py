@@ -370,7 +370,7 @@ class History:
         check_names("state_dict", state_dict, ["interrupted", "rollbacks", *columns, *tables, *profiles])
         new.interrupted = check_bool("interrupted", state_dict["interrupted"])
         new.rollbacks = [Rollback.from_dict(each) for each in as_list("rollbacks", state_dict["rollbacks"])]
-        lengths = {of: len(state_dict[of]) for of in (STEPS, VALIDATIONS)}
+        lengths = {of: len(as_list(of, state_dict[of])) for of in (STEPS, VALIDATIONS)}
         n = lengths[STEPS]
         for column in COLUMNS:
             rows = _numbers(column.name, state_dict[column.name], column.dtype)
