@@ -33,6 +33,7 @@ from gradcore.layers.recurrent import GRU, LSTM, RNN
 from gradcore.layers.residual import Residual
 from gradcore.layers.sequential import MLP, Sequential
 from gradcore.layers.tape import Tape
+from gradcore.layers.transformer import TransformerEncoderLayer
 from gradcore.optim import schedule
 from gradcore.optim.scaler import GradScaler
 from gradcore.regularizers import VanishingGradientRegularizer, gradient_penalty
@@ -86,6 +87,7 @@ __all__ = [
     "Tape",
     "TooManyRollbacksError",
     "TrainingStep",
+    "TransformerEncoderLayer",
     "UnitClip",
     "VanishingGradientRegularizer",
     "__version__",

@@ -491,6 +491,33 @@ for _name, _build in BLOCKS.items():
     _block(_name, _build)
 
 
+def encoder() -> Any:
+    return gradcore.TransformerEncoderLayer(6, 2, 5, rng=seeded())
+
+
+@recipe("TransformerEncoderLayer")
+def _(rng: np.random.Generator) -> Any:
+    given = {"dim_feedforward": 5, "dropout": 0.1, "activation": "gelu", "layer_norm_eps": 1e-5, "norm_first": True}
+    given |= {"causal": True, "norm": "rms", "dtype": np.float32, "rng": seeded()}
+    return gradcore.TransformerEncoderLayer, {"d_model": 6, "nhead": 2, **given}
+
+
+@recipe("TransformerEncoderLayer()")
+def _(rng: np.random.Generator) -> Any:
+    return encoder().__call__, {"x": floats(rng, T, B, 6), "lengths": [4, 2, 0]}
+
+
+@recipe("TransformerEncoderLayer.forward")
+def _(rng: np.random.Generator) -> Any:
+    return encoder().forward, {"x": floats(rng, T, B, 6), "lengths": np.array([4, 2, 0])}
+
+
+@recipe("TransformerEncoderLayer.backward", changed="self tape")
+def _(rng: np.random.Generator) -> Any:
+    layer = encoder()
+    return layer.backward, {"tape": layer.forward(floats(rng, T, B, 6))[1], "dy": floats(rng, T, B, 6)}
+
+
 @recipe("LastStep")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}

@@ -207,6 +207,10 @@ ATTENTION: dict[str, Callable[[], Any]] = {
     "one head": lambda: gradcore.MultiheadAttention(4, 1, dtype=F64, rng=0),
     "two heads, causal": lambda: gradcore.MultiheadAttention(4, 2, causal=True, dtype=F64, rng=0),
     "no bias": lambda: gradcore.MultiheadAttention(4, 2, bias=False, dtype=F64, rng=0),
+    "post-norm": lambda: gradcore.TransformerEncoderLayer(4, 2, 5, 0.0, "gelu", 0.1, dtype=F64, rng=0),
+    "pre-norm": lambda: gradcore.TransformerEncoderLayer(
+        4, 2, 5, 0.4, "gelu", 0.1, True, causal=True, norm="rms", dtype=F64, rng=0
+    ),
 }
 
 
