@@ -44,6 +44,7 @@ from gradcore.training.history import History
 from gradcore.training.rollback import Rollback, TooManyRollbacksError
 from gradcore.training.step import training_step
 from gradcore.training.supervisor import Supervisor
+from gradcore.training.weights import load_weights
 
 if _typing.TYPE_CHECKING:
     from gradcore import data, meanfield, spectral
@@ -104,6 +105,7 @@ __all__ = [
     "info",
     "init",
     "load_checkpoint",
+    "load_weights",
     "losses",
     "meanfield",
     "monitor",

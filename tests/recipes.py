@@ -69,6 +69,12 @@ def empty_huge(a: Array, n: int) -> Array:
     return huge(a[:, :0], n)
 
 
+def largest(dtype: np.dtype[Any]) -> Any:
+    if dtype.kind == "b":
+        return True
+    return np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+
+
 def zero_stride(a: Array) -> Array:
     """Writable, with all elements in one place."""
     return np.lib.stride_tricks.as_strided(np.ones(1, a.dtype), a.shape, (0,) * a.ndim)
@@ -120,9 +126,7 @@ OF_ARRAYS: dict[str, Callable[[Array], Any]] = SAME_VALUE | {
     "2**62 of nothing": lambda a: empty_huge(a, 2**62),
     "NaN": lambda a: np.full(a.shape, np.nan if a.dtype.kind == "f" else 0, a.dtype),
     "Inf": lambda a: np.full(a.shape, np.inf if a.dtype.kind == "f" else 0, a.dtype),
-    "largest": lambda a: np.full(
-        a.shape, np.finfo(a.dtype).max if a.dtype.kind == "f" else np.iinfo(a.dtype).max, a.dtype
-    ),
+    "largest": lambda a: np.full(a.shape, largest(a.dtype), a.dtype),
     "bytes": lambda a: a.tobytes(),
     "matrix": lambda a: a.copy().view(np.matrix) if a.ndim == 2 else Plain(),
 }
@@ -267,11 +271,13 @@ def _recurrent(cell: str) -> None:
 
     @recipe(f"{cell}()")
     def _(rng: np.random.Generator) -> Any:
-        return layer().__call__, {"x": floats(rng, T, B, I), "state": state(rng), "lengths": [4, 2, 0]}
+        options = {"state": state(rng), "lengths": [4, 2, 0], "reset": rng.random((T, B)) < 0.5}
+        return layer().__call__, {"x": floats(rng, T, B, I), **options}
 
     @recipe(f"{cell}.forward")
     def _(rng: np.random.Generator) -> Any:
-        return layer().forward, {"x": floats(rng, T, B, I), "state": state(rng), "lengths": np.array([4, 2, 0])}
+        options = {"state": state(rng), "lengths": np.array([4, 2, 0]), "reset": rng.random((T, B)) < 0.5}
+        return layer().forward, {"x": floats(rng, T, B, I), **options}
 
     @recipe(f"{cell}.backward", changed="self tape")
     def _(rng: np.random.Generator) -> Any:
@@ -553,7 +559,8 @@ def _(rng: np.random.Generator) -> Any:
 
 @recipe("Sequential.forward")
 def _(rng: np.random.Generator) -> Any:
-    return model().forward, {"x": floats(rng, T, B, I), "lengths": np.array([4, 2, 1])}
+    reset = rng.random((T, B)) < 0.5
+    return model().forward, {"x": floats(rng, T, B, I), "lengths": np.array([4, 2, 1]), "reset": reset}
 
 
 @recipe("Sequential.backward", changed="self tape")
@@ -1006,6 +1013,11 @@ def _(rng: np.random.Generator) -> Any:
     return gradcore.History().append, given
 
 
+@recipe("History.append_validation")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.History().append_validation, {"loss": 1.0, "metrics": {"accuracy": 0.5}, "epoch": 1}
+
+
 @recipe("History.append of a GradNorm")
 def _(rng: np.random.Generator) -> Any:
     norm = gradcore.clip_grad_norm_(some_grads(rng), 0.5)
@@ -1016,6 +1028,7 @@ def short_history() -> Any:
     history = gradcore.History()
     for loss in (1.0, math.nan, 0.5):
         history.append(loss, gradcore.grad_norm({"w": np.full(2, loss)}))
+        history.append_validation(loss, {"accuracy": 0.5})
     return history
 
 
@@ -1055,6 +1068,33 @@ def _(rng: np.random.Generator) -> Any:
 def _(rng: np.random.Generator) -> Any:
     gradcore.save_checkpoint("run.safetensors", **saved_parts(rng), step=7)
     return gradcore.load_checkpoint, {"path": "run.safetensors", **saved_parts(rng)}
+
+
+@recipe("load_weights", changed="model", path="model.safetensors")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.Linear(3, 2, rng=seeded())
+    gradcore.save_checkpoint("model.safetensors", model=layer)
+    rename = {"model/weight": "weight", "model/bias": "bias"}
+    return gradcore.load_weights, {"path": "model.safetensors", "model": layer, "rename": rename}
+
+
+@recipe("EarlyStopping")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.EarlyStopping, {"monitor": "loss", "patience": 3, "min_delta": 0.1, "mode": "max"}
+
+
+@recipe("EarlyStopping.load_state_dict")
+def _(rng: np.random.Generator) -> Any:
+    stopping, layer = gradcore.EarlyStopping(), gradcore.Linear(3, 2, rng=seeded())
+    stopping.update(0.5, layer)
+    return stopping.load_state_dict, {"state_dict": stopping.state_dict()}
+
+
+@recipe("monitor.GradientMonitor.load_state_dict")
+def _(rng: np.random.Generator) -> Any:
+    watching = monitor.GradientMonitor()
+    watching.update(0, math.inf, 1.0)
+    return monitor.GradientMonitor().load_state_dict, {"state_dict": watching.state_dict()}
 
 
 @recipe("claims.as_markdown")
@@ -1125,6 +1165,32 @@ def _(rng: np.random.Generator) -> Any:
         "accumulate": 2,
         **options,
         "progress": False,
+    }
+
+
+@recipe("fit of sequences", changed="model optimizer batches validation", batches="x", loss="dy", optimizer="target")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.GRU(I, H, rng=seeded())
+    optimizer = optim.SGD(layer)
+    y, tape = layer.forward(floats(rng, T, B, I))
+    layer.backward(tape, np.zeros_like(y))
+    optimizer.step()  # layer and optimizer hold their arrays from now on
+    batch = {"x": floats(rng, T, B, I), "target": floats(rng, T, B, H), "lengths": [4, 2, 1]}
+    batch |= {"reset": rng.random((T, B)) < 0.5, "mask": rng.random((T, B)) < 0.5, "weight": floats(rng, T)}
+    return gradcore.fit, {
+        "model": layer,
+        "batches": [batch],
+        "loss": losses.mse,
+        "optimizer": optimizer,
+        "epochs": 1,
+        "progress": False,
+        "stateful": True,
+        "validation": [(floats(rng, T, B, I), floats(rng, T, B, H), [4, 2, 1])],
+        "metrics": {"mae": losses.mae},
+        "early_stopping": gradcore.EarlyStopping("mae"),
+        "checkpoint": "run.safetensors",
+        "resume": False,
+        "rng": [np.random.default_rng(0)],
     }
 
 
@@ -1246,13 +1312,16 @@ def excused(case: Case, error: Exception) -> bool:
     if isinstance(error, FloatingPointError):  # nonfinite="raise"
         return bool(makers & {*case.drawn, "NaN", "Inf", "float16", "complex", "1e300", "largest"})
     if isinstance(error, OSError):  # no such file
-        return any(name in ("path", "source") for name, _, _ in case.changes)
+        return any(name in ("path", "source", "checkpoint") for name, _, _ in case.changes)
     return str(error) == "no members after all"
 
 
 def called_back(case: Case) -> bool:
     """Whether what stands for a schedule or batches is a callable: only it can tell of its arguments."""
-    callables, makers = ("max_norm", "lr", "loss", "batches"), ("a type", "function", "another layer")
+    callables, makers = (
+        ("max_norm", "lr", "loss", "batches", "validation", "metrics", "rename"),
+        ("a type", "function", "another layer"),
+    )
     return any(name in callables and maker in makers for name, _, maker in case.changes)
 
 
@@ -1299,7 +1368,7 @@ def _run(case: Case) -> Outcome:
     if kind == "result":
         untouched = [i for i, (name, _) in enumerate(seen) if name not in recipe.changed]
     else:
-        begun = ("model", "optimizer") if recipe.name == "fit" else ()  # a step may fail in its middle
+        begun = ("model", "optimizer") if recipe.name.startswith("fit") else ()  # a step may fail in its middle
         untouched = [i for i, (name, _) in enumerate(seen) if name not in begun]
         if kind in ("TypeError", "ValueError", "IndexError", "KeyError"):
             # Which of two arguments that do not fit together is wrong nobody can know: any of the call will do.

@@ -339,7 +339,7 @@ def read_parts(path: str | os.PathLike[str]) -> dict[str, _Part]:
     previous = previous_path(path)
     hint = f"; the checkpoint before it is {previous}" if previous.exists() else ""
     try:
-        data, metadata = _bytes(path)
+        data, metadata = read_bytes(path)
         if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
             found = f"{metadata.get('format')} version {metadata.get('version')}"
             raise ValueError(f"expected format {FORMAT} version {VERSION}, got {found}")
@@ -358,7 +358,7 @@ def read_parts(path: str | os.PathLike[str]) -> dict[str, _Part]:
         raise ValueError(f"{path}: not a gradcore checkpoint: {error}{hint}") from error
 
 
-def _bytes(path: str | os.PathLike[str]) -> tuple[bytes, Any]:
+def read_bytes(path: str | os.PathLike[str]) -> tuple[bytes, Any]:
     """Return the content of the file and its metadata. Nothing is read beyond what the header announces."""
     with open(path, "rb") as file:
         head = file.read(8)

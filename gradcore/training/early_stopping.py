@@ -159,7 +159,7 @@ class EarlyStopping:
         if weights is not None and not isinstance(weights, Mapping):
             raise TypeError(f"weights: expected a mapping or None, got {type(weights).__name__}")
         self.best, self.best_epoch, self._n_epochs, self._waited = best, best_epoch, n_epochs, waited
-        self.stopped, self._weights = stopped, copy.deepcopy(weights)
+        self.stopped, self._weights = stopped, None if weights is None else dict(weights)
 
     def __repr__(self) -> str:
         options = (

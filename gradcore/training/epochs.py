@@ -56,8 +56,10 @@ class Validation(Hook):
 
     def after_epoch(self, epoch: int, history: History) -> None:
         self._interrupt.at_once = True  # it may take long, and changes nothing
-        found = self._evaluate()
-        self._interrupt.at_once = False
+        try:
+            found = self._evaluate()
+        finally:
+            self._interrupt.at_once = False
         history.append_validation(*found, epoch=epoch)
 
 

@@ -26,7 +26,8 @@ def evaluate(
         loss.refuse(batch.terms)
         options = dict(batch.options)
         if stateful:
-            size = np.shape(batch.x)[0 if has_batch_first(model) else 1]
+            shape = np.shape(batch.x)
+            size = shape[0 if has_batch_first(model) else 1] if len(shape) > 1 else 0  # the model refuses another shape
             options["state"] = model.initial_state(size) if state is None else state
         y = model(batch.x, **options)
         if isinstance(y, tuple):  # of a recurrent layer, or of a model that was given a state

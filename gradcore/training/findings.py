@@ -218,7 +218,7 @@ class Finding:
         >>> Finding.from_dict(asdict(finding)) == finding
         True
         """
-        check_names("finding", values, [field.name for field in fields(cls)])
+        check_names("values", values, [field.name for field in fields(cls)])
         for name in ("kind", "where", "message", "advice", "follows"):
             if not isinstance(values[name], str):
                 raise TypeError(f"{name}: expected text, got {type(values[name]).__name__}")

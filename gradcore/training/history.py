@@ -293,6 +293,8 @@ class History:
         ([0.7], [0.5])
         """
         values = {"validation_loss": check_real("loss", loss), "validation_epoch": check_int("epoch", epoch)}
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise TypeError(f"metrics: expected a mapping, got {type(metrics).__name__}")
         named = {str(name): check_real(f"metrics[{name!r}]", value) for name, value in (metrics or {}).items()}
         History.metrics.append(self, named)
         for name, value in values.items():
@@ -370,10 +372,10 @@ class History:
         check_names("state_dict", state_dict, ["interrupted", "rollbacks", *columns, *tables, *profiles])
         new.interrupted = check_bool("interrupted", state_dict["interrupted"])
         new.rollbacks = [Rollback.from_dict(each) for each in as_list("rollbacks", state_dict["rollbacks"])]
-        lengths = {of: len(as_list(of, state_dict[of])) for of in (STEPS, VALIDATIONS)}
+        given = {column: _numbers(column.name, state_dict[column.name], column.dtype) for column in COLUMNS}
+        lengths = {column.name: rows.size for column, rows in given.items() if column.name in (STEPS, VALIDATIONS)}
         n = lengths[STEPS]
-        for column in COLUMNS:
-            rows = _numbers(column.name, state_dict[column.name], column.dtype)
+        for column, rows in given.items():
             if rows.shape != (lengths[column.of],):
                 raise ValueError(f"{column.name}: expected shape ({lengths[column.of]},), got {rows.shape}")
             columns[column.name] = _Rows(rows)
@@ -626,8 +628,9 @@ def _numbers(name: str, value: Any, dtype: Any) -> Array:
     try:
         given = np.array(value)
         return np.asarray(given.astype(dtype, casting="same_kind" if given.size else "unsafe"))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: expected numbers that fit {np.dtype(dtype)}: {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name}: expected numbers that fit {np.dtype(dtype)}: {error}") from None
 
 
 COLUMNS = [column for column in vars(History).values() if isinstance(column, _Column)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -278,7 +278,10 @@ class GradientMonitor:
             If the state is not that of a monitor. Nothing is changed then.
         """
         check_names("state_dict", state_dict, ("run", "findings", "badness"))
-        findings = [Finding.from_dict(given) for given in as_list("findings", state_dict["findings"], "a list")]
+        findings: list[Finding] = []
+        for i, given in enumerate(as_list("findings", state_dict["findings"], "a list")):
+            check_names(f"findings[{i}]", given, [field.name for field in fields(Finding)])
+            findings.append(Finding.from_dict(given))
         badness = [check_real("badness", bad) for bad in as_list("badness", state_dict["badness"], "a list")]
         if len(badness) != len(findings):
             raise ValueError(f"badness: expected {len(findings)} numbers, got {len(badness)}")

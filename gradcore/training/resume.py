@@ -29,6 +29,8 @@ class RunFile(Hook):
         folder = os.path.dirname(os.path.realpath(self._path))
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"checkpoint: there is no folder {folder}")
+        if os.path.isdir(os.path.realpath(self._path)):
+            raise IsADirectoryError(f"checkpoint: expected a file, got the folder {self._path!r}")
         if not has_state(run.model):
             raise TypeError(f"checkpoint: {type(run.model).__name__} has no state_dict and load_state_dict")
         self._rngs = [] if rng is None else [rng] if isinstance(rng, np.random.Generator) else as_list("rng", rng)

@@ -311,7 +311,7 @@ def _like(name: str, own: Any, value: Any) -> Any:
     if isinstance(own, deque):
         return deque((_entry(name, item) for item in value), own.maxlen)
     if isinstance(own, dict):
-        return {(kind, where): (check_int(name, began), check_int(name, times)) for kind, where, began, times in value}
+        return dict(_hold(name, item) for item in value)
     if own is None:
         if not (value is None or isinstance(value, (bool, np.ndarray))):
             raise TypeError(f"{name}: expected a bool, an array or None, got {type(value).__name__}")
@@ -321,11 +321,19 @@ def _like(name: str, own: Any, value: Any) -> Any:
     return check_int(name, value) if isinstance(own, int) else check_real(name, value)
 
 
+def _hold(name: str, item: Any) -> tuple[tuple[str, str], tuple[int, int]]:
+    if not (isinstance(item, (tuple, list)) and len(item) == 4 and all(isinstance(part, str) for part in item[:2])):
+        raise ValueError(f"{name}: expected lists of kind, place, step and count, got {item!r}")
+    kind, where, began, times = item
+    return (kind, where), (check_int(name, began), check_int(name, times))
+
+
 def _entry(name: str, item: Any) -> Any:
     """Return an entry of a window: a number, a bool, or a pair of numbers, which is a list in a checkpoint."""
     if isinstance(item, (tuple, list)):
-        before, after = item
-        return check_real(name, before), check_real(name, after)
+        if len(item) != 2:
+            raise ValueError(f"{name}: expected pairs, got {len(item)} items")
+        return check_real(name, item[0]), check_real(name, item[1])
     return item if isinstance(item, (bool, int)) else check_real(name, item)
 
 

@@ -15,7 +15,6 @@ from gradcore import optim
 from gradcore.training.monitor import GradientMonitor
 from gradcore.training.snapshot import RunState
 
-
 def batches(seed: int, n: int, scale: float = 1.0) -> list[Any]:
     rng = np.random.default_rng(seed)
     return [
@@ -134,6 +133,28 @@ def test_names_that_came_up_after_the_snapshot_are_forgotten() -> None:
     run.history.append(1.0, gradcore.grad_norm({"c": np.ones(4)}))
     np.testing.assert_array_equal(run.history.per_array["c"], [np.nan, 2.0])
     np.testing.assert_array_equal(run.history.per_array["a"], [2**0.5, np.nan])
+
+
+def test_a_schedule_of_ones_own_with_a_state() -> None:
+    class Falling:
+        n = 0
+
+        def __call__(self, step: int) -> float:
+            return 0.5**self.n
+
+        def state_dict(self) -> Any:
+            return {"n": self.n}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.n = state["n"]
+
+    model, lr = gradcore.Linear(2, 1), Falling()
+    run = RunState(model, optim.SGD(model, lr=lr))
+    saved = run.save()
+    lr.n = 3
+    run.restore(saved)
+    assert lr.n == 0
+    assert "learning_rate" in run.parts()
 
 
 def test_a_model_of_ones_own_and_the_carried_state() -> None:
