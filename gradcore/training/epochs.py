@@ -41,11 +41,22 @@ class Carry(Hook):
 
 
 def _usable(state: Any) -> Any:
-    """Return a state with zeros for sequences where it is not finite: no later batch could recover from it."""
+    """Return a state with zeros for sequences where any of it is not finite: no later batch could recover from that."""
+    finite = _finite(state)
+    return state if finite.all() else _zeroed(state, finite)
+
+
+def _finite(state: Any) -> Array:
+    """Return which sequences of a state are finite in all of its parts, (B,)."""
     if isinstance(state, tuple):
-        return tuple(map(_usable, state))
-    finite: Array = np.isfinite(state).all(axis=(0, 2))  # (B,)
-    return state if finite.all() else np.where(finite[:, None], state, state.dtype.type(0))
+        return np.asarray(np.logical_and.reduce([_finite(part) for part in state]))
+    return np.asarray(np.isfinite(state).all(axis=(0, 2)))
+
+
+def _zeroed(state: Any, kept: Array) -> Any:
+    if isinstance(state, tuple):
+        return tuple(_zeroed(part, kept) for part in state)
+    return np.where(kept[:, None], state, state.dtype.type(0))
 
 
 class Validation(Hook):

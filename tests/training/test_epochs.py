@@ -14,6 +14,7 @@ from test_checkpoint import same
 
 import gradcore
 from gradcore import losses, optim
+from gradcore.training import epochs
 from gradcore.training.monitor import GradientMonitor
 
 MSE = losses.mse
@@ -218,6 +219,16 @@ def test_a_state_that_is_not_finite_is_not_carried() -> None:
         assert (part[:, 1] == 0).all()
         assert (part[:, [0, 2]] != 0).all()
     assert all((part != 0).all() for state in (states[1], states[3]) for part in state)
+
+
+def test_a_sequence_begins_from_zeros_in_all_layers() -> None:
+    h, c, other = np.ones((1, 3, 2)), np.ones((1, 3, 2)), np.ones((4, 3, 5), np.float32)
+    other[2, 1, 0], c[0, 2, 1] = np.inf, np.nan
+    (got_h, got_c), got_other = epochs._usable(((h, c), other))
+    for part, like in ((got_h, h), (got_c, c), (got_other, other)):
+        assert part.dtype == like.dtype
+        assert (part == np.array([1, 0, 0])[:, None]).all()
+    assert epochs._usable((h, (h,))) == (h, (h,))
 
 
 def test_a_model_without_a_state() -> None:
@@ -473,11 +484,11 @@ def test_a_run_that_goes_on_is_the_run_that_was_never_broken_off(tmp_path: Path,
     history = whole.fit(7)
     path = tmp_path / "run.safetensors"
     broken = Run()
-    for epochs in (2, 3, 3, 7):
-        if again == "new objects" and epochs > 2:
-            broken = Run(seed=epochs)  # whose weights and generators are others
-        found = broken.fit(epochs, checkpoint=path, resume=True)
-        assert found.epoch.max(initial=-1) == epochs - 1
+    for n in (2, 3, 3, 7):
+        if again == "new objects" and n > 2:
+            broken = Run(seed=n)  # whose weights and generators are others
+        found = broken.fit(n, checkpoint=path, resume=True)
+        assert found.epoch.max(initial=-1) == n - 1
     assert same(broken.everything(found), whole.everything(history))
     assert (np.diff(found.seconds) >= 0).all()
     assert broken.fit(7, checkpoint=path, resume=True).loss.tolist() == history.loss.tolist()

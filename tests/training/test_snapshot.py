@@ -15,6 +15,7 @@ from gradcore import optim
 from gradcore.training.monitor import GradientMonitor
 from gradcore.training.snapshot import RunState
 
+
 def batches(seed: int, n: int, scale: float = 1.0) -> list[Any]:
     rng = np.random.default_rng(seed)
     return [
