@@ -182,8 +182,8 @@ def fit(
     n_batches, accumulate = check_batches("batches", batches, epochs), check_int("accumulate", accumulate, least=1)
     _check_watchers(monitor, callbacks, progress)
     criterion, interrupt = Criterion(loss, model), Interrupt()
-    parts: dict[str, Any] = {"max_norm": max_norm, "monitor": monitor, "early_stopping": early_stopping}
-    run = RunState(model, optimizer, hooks=given, **parts)
+    others: dict[str, Any] = {"max_norm": max_norm, "monitor": monitor, "early_stopping": early_stopping}
+    run = RunState(model, optimizer, hooks=given, **others)
     validating = held_out(model, validation, criterion, metrics, epochs, stateful=stateful, interrupt=interrupt)
     file = None if checkpoint is None else RunFile(checkpoint, run, supervisor, rng)
     own = [
