@@ -143,6 +143,11 @@ class FeatureNorm(Normalization):
         self.normalized_shape = _checked_shape(normalized_shape)
         super().__init__(self.normalized_shape, names, dtype=dtype)
 
+    @property
+    def eps_used(self) -> float:
+        """What is added: `eps`, or without one the distance from 1 to the next number of the dtype."""
+        return float(np.finfo(self.dtype).eps) if self.eps is None else self.eps
+
     def forward(self, x: Array) -> tuple[Array, Tape]:
         """Return the output, and the tape that `backward` needs.
 
@@ -175,8 +180,7 @@ class FeatureNorm(Normalization):
         rows = (math.prod(x.shape[: -len(self._shape)]),)
         mean = self._pool.empty(rows, np.dtype(np.float64)) if self._centered else None
         rstd = self._pool.empty(rows, np.dtype(np.float64))
-        eps = np.finfo(self.dtype).eps if self.eps is None else self.eps
-        _kernels.row_norm_forward(x, *self._affine(), y, math.prod(self._shape), eps, mean, rstd)
+        _kernels.row_norm_forward(x, *self._affine(), y, math.prod(self._shape), self.eps_used, mean, rstd)
         return y, Tape(self, y.shape, x, mean, rstd)
 
     def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, tuple[Array, ...]]:

@@ -12,6 +12,8 @@ import numpy as np
 from gradcore._base.check import Array, check_reals
 from gradcore.layers.activations import Activation
 from gradcore.layers.linear import Linear
+from gradcore.layers.normalization import FeatureNorm, LayerNorm
+from gradcore.layers.residual import Residual
 from gradcore.layers.sequential import Sequential
 from gradcore.meanfield.theory import Z, expectation, float64_activation, value_and_slope
 from gradcore.spectral.logs import fit_slope, safe_exp, safe_log
@@ -72,9 +74,9 @@ class Forecast:
     Parameters
     ----------
     rate : float
-        Natural logarithm of the factor on a gradient's norm. For a feed-forward model it is the mean per linear layer,
-        from the input of the last one to that of the first; for a recurrent layer the largest one per step of all
-        layers and directions.
+        Natural logarithm of the factor on a gradient's norm. For a feed-forward model it is the mean per linear layer
+        or residual block, from the input of the last one to that of the first; for a recurrent layer the largest one
+        per step of all layers and directions.
     depth_scale : float
         -1 / (2 rate), the layers or steps over which the squared norm falls by a factor of e; negative if it grows, inf
         if the rate is 0.
@@ -116,7 +118,9 @@ def forecast(model: Any, x: Any = None) -> Forecast:
     take the mean square v of their inputs to :math:`q = \sigma_w^2 v + \sigma_b^2` and multiply the squared norm of a
     gradient by :math:`\sigma_w^2` (its mean square by :math:`n_{out} \overline{W^2}`, Glorot's and He's number, which
     is the same for square matrices). An activation takes q to :math:`E[\phi(\sqrt q z)^2]`, and multiplies the squared
-    norm by :math:`E[\phi'(\sqrt q z)^2]`.
+    norm by :math:`E[\phi'(\sqrt q z)^2]`. LayerNorm and RMSNorm of F units divide both by the variance or the mean
+    square, and lose the parts of a gradient along the normalized units, and for LayerNorm along their mean: 1 or 2 of
+    F. A residual block adds: :math:`q + s^2 q_F` and :math:`1 + s^2 \chi_F`, where F is its branch and s its scale.
 
     Recurrent: at least 4096 units are followed, with the biases of the layer's own units. The rest of their
     pre-activations is Gaussian, with the covariance in time that the followed units themselves show,
@@ -149,9 +153,10 @@ def forecast(model: Any, x: Any = None) -> Forecast:
 
     Parameters
     ----------
-    model : RNN, LSTM, GRU, Sequential, MLP, Linear or Activation
+    model : RNN, LSTM, GRU, Sequential, MLP, Linear, Activation, LayerNorm, RMSNorm or Residual
         A recurrent layer; a `Sequential` with one, whose forecast is that of the recurrent layer; or a `Sequential` of
-        linear layers and activations. Dropout is off.
+        linear layers, activations, LayerNorm, RMSNorm, and residual blocks of these whose branch has a linear layer.
+        Dropout is off.
     x : ndarray, optional
         The input of the model: data like those to come. For feed-forward models (..., in_features), of which the mean
         square counts; for recurrent ones (T, B, I), or (B, T, I) with `batch_first`, of which the first 128 steps
@@ -201,18 +206,17 @@ def _summary(rate: float, horizon: int, layers: list[LayerField]) -> Forecast:
 
 
 def _flat(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the linear layers and activations of a model, with their places in it."""
-    if isinstance(model, Sequential):
+    """Yield the layers of a model that are not chains themselves, with their places in it."""
+    if isinstance(model, (Linear, Activation, FeatureNorm, Residual)):
+        yield name or "0", model
+    elif isinstance(model, Sequential):
         check_chain("model", model)
         for i, layer in enumerate(model.layers):
             yield from _flat(layer, f"{name}.{i}" if name else f"{i}")
-    elif isinstance(model, (Linear, Activation)):
-        yield name or "0", model
     else:
         raise TypeError(
-            "model: expected linear layers and activations, or an RNN, LSTM or GRU or a model with one, got "
-            + type(model).__name__
-            + f" at {name}" * bool(name)
+            "model: expected linear layers, activations, LayerNorm, RMSNorm and Residual, or an RNN, LSTM or GRU or a "
+            "model with one, got " + type(model).__name__ + f" at {name}" * bool(name)
         )
 
 
@@ -229,28 +233,83 @@ def _forecast_feed_forward(model: Any, x: Any) -> Forecast:
     members = list(_flat(model))
     if not members:
         raise ValueError("model: expected at least one layer, got none")
-    width = next((layer.in_features for _, layer in members if isinstance(layer, Linear)), None)
-    values = math.sqrt(1.0 if x is None else _mean_square(x, width)) * Z  # of one unit, over the random weights
-    layers, linear = [], []
-    for i, (name, layer) in enumerate(members):
-        sigma_w: tuple[float, ...] = ()
-        sigma_b: tuple[float, ...] = ()
-        if isinstance(layer, Linear):
-            linear.append(i)
-            total = float(np.square(layer.params["weight"], dtype=np.float64).sum())
-            bias = layer.params.get("bias", np.zeros(1))
-            chi = total / max(layer.out_features, 1)  # n_in expectation(W^2), forwards and backwards
-            b = float(np.square(bias, dtype=np.float64).sum()) / max(bias.size, 1)
-            values = math.sqrt(chi * expectation(values**2) + b) * Z
-            sigma_w, sigma_b = (math.sqrt(chi),), (math.sqrt(b),)
-        else:
-            values, slope = value_and_slope(float64_activation(layer), values)
-            chi = expectation(slope**2)
-        layers.append(LayerField(name, sigma_w, sigma_b, expectation(values**2), chi, float(safe_log(chi)) / 2))
+    values = math.sqrt(1.0 if x is None else _mean_square(x, _width(model))) * Z  # of one unit, over the random weights
+    layers = []
+    for name, layer in members:
+        values, found = _through(name, layer, values)
+        layers.append(found)
+    linear = [i for i, (_, layer) in enumerate(members) if isinstance(layer, (Linear, Residual))]
     # From linear layer to linear layer: what comes after the last activation does not repeat.
     deep = len(linear) > 1
     counted, n = (layers[linear[0] : linear[-1]], len(linear) - 1) if deep else (layers, 1)
     return _summary(math.fsum(layer.rate for layer in counted) / n, n, layers)
+
+
+def _width(model: Any) -> int | None:
+    """Return the number of features of the first layer that has a fixed one."""
+    for _, layer in _flat(model):
+        if isinstance(layer, Residual):
+            inside = [width for width in map(_width, layer.layers) if width is not None]
+            if inside:
+                return inside[0]
+        elif not isinstance(layer, Activation):
+            return layer.in_features if isinstance(layer, Linear) else layer.normalized_shape[-1]
+    return None
+
+
+def _through(name: str, layer: Any, values: Array) -> tuple[Array, LayerField]:
+    """Return what becomes of a unit's values, and the forecast of one layer."""
+    sigma_w: tuple[float, ...] = ()
+    sigma_b: tuple[float, ...] = ()
+    if isinstance(layer, Linear):
+        chi = _sum_of_squares(layer, "weight") / max(layer.out_features, 1)  # n_in E[W^2], forwards and backwards
+        b = _sum_of_squares(layer, "bias") / max(layer.out_features, 1)
+        values = math.sqrt(chi * expectation(values**2) + b) * Z
+        sigma_w, sigma_b = (math.sqrt(chi),), (math.sqrt(b),)
+    elif isinstance(layer, FeatureNorm):
+        values, chi = _normalized(name, layer, values)
+    elif isinstance(layer, Residual):
+        values, chi = _beside(name, layer, values)
+    else:
+        values, slope = value_and_slope(float64_activation(layer), values)
+        chi = expectation(slope**2)
+    return values, LayerField(name, sigma_w, sigma_b, expectation(values**2), chi, float(safe_log(chi)) / 2)
+
+
+def _normalized(name: str, layer: FeatureNorm, values: Array) -> tuple[Array, float]:
+    """Return the values after a norm over many units, and chi: their mean and length do not pass gradients."""
+    F, centered = math.prod(layer.normalized_shape), isinstance(layer, LayerNorm)
+    values = values - expectation(values) if centered else values
+    mean_square = expectation(values**2) + layer.eps_used
+    if not mean_square > 0:
+        raise ValueError(f"model: expected an input of {name} with some variance, got none")
+    gain = _sum_of_squares(layer, "weight") / F if "weight" in layer.params else 1.0
+    chi = gain / mean_square * max(F - 1 - centered, 0) / F
+    values = math.sqrt(gain / mean_square) * values
+    bias, own = _sum_of_squares(layer, "bias") / F, expectation(values**2)
+    return (values if not bias else math.sqrt(own + bias) * Z), chi
+
+
+def _beside(name: str, block: Residual, values: Array) -> tuple[Array, float]:
+    """Return the values after a residual block, as those of a normal distribution, and chi.
+
+    The random weights of the branch make its output and its gradient independent of those that pass by.
+    """
+    members = [member for i, layer in enumerate(block.layers) for member in _flat(layer, f"{name}.{i}")]
+    if not any(isinstance(layer, Linear) for _, layer in members):
+        raise TypeError(f"model: expected a linear layer in the branch of the Residual at {name}, got none")
+    branch, chi = values, 1.0
+    for place, layer in members:
+        branch, found = _through(place, layer, branch)
+        chi *= found.chi
+    square, means = block.scale**2, [expectation(values), expectation(branch)]
+    variances = [expectation((each - mean) ** 2) for each, mean in zip((values, branch), means, strict=True)]
+    spread = math.sqrt(variances[0] + square * variances[1])
+    return means[0] + block.scale * means[1] + spread * Z, 1 + square * chi
+
+
+def _sum_of_squares(layer: Any, name: str) -> float:
+    return float(np.square(layer.params.get(name, np.zeros(1)), dtype=np.float64).sum())
 
 
 class _Field:

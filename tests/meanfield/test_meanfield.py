@@ -336,6 +336,82 @@ def test_nested_models_other_widths_and_plain_layers() -> None:
     assert meanfield.forecast(twice, z).layers[1].q == pytest.approx(np.mean(np.tanh(np.tanh(z)) ** 2), rel=0.01)
 
 
+N = 256
+
+
+def normal_linear(rng: np.random.Generator, gain: float) -> Any:
+    layer = gradcore.Linear(N, N, rng=rng)
+    layer.params["weight"][...] = rng.standard_normal((N, N)) * gain / math.sqrt(N)
+    layer.params["bias"][...] = 0
+    return layer
+
+
+def branch(rng: np.random.Generator, gain: float) -> list[Any]:
+    return [normal_linear(rng, gain), gradcore.ReLU(), normal_linear(rng, gain)]
+
+
+# Each makes one block of a deep stack; the last number is the factor on the gradient's norm from block to block, where
+# there is a closed form: branches have chi = gain^4 / 2, and a norm divides by what the block before has made of 1.
+STACKS: dict[str, tuple[Callable[[np.random.Generator], list[Any]], float | None]] = {
+    "plain, twice the gain": (lambda rng: branch(rng, 2.0), math.sqrt(8)),
+    "residual": (lambda rng: [gradcore.Residual(*branch(rng, 1.0))], math.sqrt(1.5)),
+    "residual, scaled": (
+        lambda rng: [gradcore.Residual(*branch(rng, 1.5), scale=0.2)],
+        math.sqrt(1 + 0.04 * 1.5**4 / 2),
+    ),
+    "normalized": (lambda rng: [*branch(rng, 3.0), gradcore.RMSNorm(N)], math.sqrt((N - 1) / N)),
+    "post-norm": (lambda rng: [gradcore.Residual(*branch(rng, 1.0)), gradcore.LayerNorm(N)], math.sqrt((N - 2) / N)),
+    "pre-norm": (lambda rng: [gradcore.Residual(gradcore.LayerNorm(N), *branch(rng, 1.0))], None),
+    "pre-norm, RMS": (lambda rng: [gradcore.Residual(gradcore.RMSNorm(N), *branch(rng, 1.5), scale=0.5)], None),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_residual_and_normalized_stacks(name: str) -> None:
+    """Twelve blocks, the mean of four networks: each alone scatters, by sqrt(5 / N) a layer where nothing passes by."""
+    build, factor = STACKS[name]
+    blocks, networks, rng = 12, 4, np.random.default_rng(0)
+    found = []
+    for _ in range(networks):
+        model = gradcore.Sequential(*(layer for _ in range(blocks) for layer in build(rng)))
+        x = rng.standard_normal((16, N)).astype(np.float32)
+        told = meanfield.forecast(model, x)
+        squares, log_norm = measured(model, x, rng)
+        found.append([log_norm[0] - told.log_norm[0], math.log(squares[-1] / told.layers[-1].q)])
+    assert len(told.layers) == len(model.layers)
+    scatter = 3 * math.sqrt(2 * blocks * 5 / N / networks)  # of what is squared
+    norm, square = np.abs(np.mean(found, axis=0))
+    assert norm < scatter / 2
+    assert square < scatter
+    if factor is not None:
+        per_block = len(model.layers) // blocks
+        steps = np.diff(told.log_norm[::per_block])
+        np.testing.assert_allclose(-steps[1:], math.log(factor), rtol=0, atol=0.02)  # the weights drawn
+
+
+def test_pre_norm_grows_as_a_power_of_depth_and_not_exponentially() -> None:
+    """Block l has variance 1 + l / 2 below it, and so a factor of 1 + 1 / (2 + l) on the squared norm."""
+    rng = np.random.default_rng(0)
+    model = gradcore.Sequential(*(gradcore.Residual(gradcore.RMSNorm(N, 0.0), *branch(rng, 1.0)) for _ in range(100)))
+    told = meanfield.forecast(model)
+    want = [1 + (N - 1) / N / (2 + l) for l in range(100)]
+    np.testing.assert_allclose([layer.chi for layer in told.layers], want, rtol=0.01)
+    assert told.log_norm[0] == pytest.approx(math.log(math.prod(want)) / 2, rel=0.05)
+
+
+def test_blocks_that_the_theory_does_not_cover() -> None:
+    with pytest.raises(TypeError, match=r"model: expected a linear layer in the branch of the Residual at 1, got none"):
+        meanfield.forecast(gradcore.Sequential(gradcore.Linear(3, 3), gradcore.Residual(gradcore.Tanh())))
+    with pytest.raises(TypeError, match=r"model: expected linear layers, .*, got BatchNorm at 0"):
+        meanfield.forecast(gradcore.Sequential(gradcore.BatchNorm(3)))
+    with pytest.raises(ValueError, match="model: expected an input of 0 with some variance, got none"):
+        meanfield.forecast(gradcore.Sequential(gradcore.RMSNorm(3, 0.0)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 3\)"):
+        meanfield.forecast(gradcore.Residual(gradcore.LayerNorm(3), gradcore.Linear(3, 3)), np.ones((2, 4)))
+    alone = meanfield.forecast(gradcore.LayerNorm(10, bias=False))
+    assert alone.layers[0].chi == pytest.approx(0.8, rel=1e-4)
+
+
 def test_forecast_refuses_what_it_cannot_answer() -> None:
     model = gradcore.MLP([4, 4, 4])
     with pytest.raises(ValueError, match="x: expected finite entries"):
@@ -347,9 +423,9 @@ def test_forecast_refuses_what_it_cannot_answer() -> None:
             meanfield.forecast(model, wrong)
     with pytest.raises(TypeError, match="x: expected real numbers, got complex128"):
         meanfield.forecast(model, np.ones(2) * 1j)
-    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got LastStep at 1\.0"):
+    with pytest.raises(TypeError, match=r"model: expected linear layers, .*, got LastStep at 1\.0"):
         meanfield.forecast(gradcore.Sequential(gradcore.Linear(4, 4), gradcore.Sequential(gradcore.LastStep())))
-    with pytest.raises(TypeError, match=r"model: expected linear layers .*, got list$"):
+    with pytest.raises(TypeError, match=r"model: expected linear layers, .*, got list$"):
         meanfield.forecast([model])
     with pytest.raises(ValueError, match="model: expected at least one layer, got none"):
         meanfield.forecast(gradcore.Sequential())
