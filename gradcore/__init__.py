@@ -28,7 +28,7 @@ from gradcore.layers.embedding import Embedding
 from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
 from gradcore.layers.normalization import BatchNorm, LayerNorm, RMSNorm
-from gradcore.layers.pooling import LastStep
+from gradcore.layers.pooling import FinalState, LastStep, MeanPool
 from gradcore.layers.recurrent import GRU, LSTM, RNN
 from gradcore.layers.residual import Residual
 from gradcore.layers.sequential import MLP, Sequential
@@ -65,6 +65,7 @@ __all__ = [
     "Dropout",
     "EarlyStopping",
     "Embedding",
+    "FinalState",
     "GradNorm",
     "GradScaler",
     "History",
@@ -75,6 +76,7 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "MeanPool",
     "MultiheadAttention",
     "RMSNorm",
     "ReLU",

@@ -127,6 +127,18 @@ cdef extern from "gradcore.h" nogil:
         size_t (*work)(const gc_attention *) noexcept nogil
         int (*forward)(const gc_attention *) noexcept nogil
         int (*backward)(const gc_attention *) noexcept nogil
+    ctypedef struct gc_mean:
+        int threads, batch_first
+        Py_ssize_t T, B, F
+        const Py_ssize_t *lengths
+        const void *x
+        void *y
+        const void *dy
+        void *dx
+
+    ctypedef struct gc_pooling_kernels:
+        int (*mean)(const gc_mean *) noexcept nogil
+
     ctypedef struct gc_embedding:
         int threads
         Py_ssize_t N, E
@@ -216,6 +228,7 @@ cdef extern from "gradcore.h" nogil:
         const gc_embedding_kernels *embedding
         const gc_normalization_kernels *normalization
         const gc_residual_kernels *residual
+        const gc_pooling_kernels *pooling
         double (*multiply_adds)(int threads, Py_ssize_t n) noexcept nogil
 
     enum:

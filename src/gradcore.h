@@ -24,6 +24,7 @@
 #include "linear/linear.h"
 #include "normalization/normalization.h"
 #include "optim/optim.h"
+#include "pooling/pooling.h"
 #include "recurrent/recurrent.h"
 #include "residual/residual.h"
 
@@ -37,6 +38,7 @@ typedef struct gc_kernels {
     const gc_activation_kernels *activation;
     const gc_dropout_kernels *dropout;
     const gc_attention_kernels *attention;
+    const gc_pooling_kernels *pooling;
     const gc_embedding_kernels *embedding;
     const gc_normalization_kernels *normalization;
     const gc_residual_kernels *residual;

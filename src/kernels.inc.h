@@ -17,6 +17,7 @@
 #include "normalization/rows.inc.h"
 #include "normalization/columns.inc.h"
 #include "residual/residual.inc.h"
+#include "pooling/pooling.inc.h"
 #include "clip/clip.inc.h"
 #include "optim/optim.inc.h"
 #include "isa/peak.inc.h"

@@ -32,6 +32,7 @@
         .activation = &activation_kernels_##suffix,                                                                            \
         .dropout = &dropout_kernels_##suffix,                                                                                  \
         .attention = &attention_kernels_##suffix,                                                                              \
+        .pooling = &pooling_kernels_##suffix,                                                                                  \
         .embedding = &embedding_kernels_##suffix,                                                                              \
         .normalization = &normalization_kernels_##suffix,                                                                      \
         .residual = &residual_kernels_##suffix,                                                                                \

@@ -102,6 +102,14 @@ def normalization(rng: np.random.Generator, dtype: Any) -> list[Any]:
     return [y, block.backward(tape, x), block(x), *block.grads.values(), *block.buffers.values()]
 
 
+def pooling(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    T, B, F = (int(n) for n in rng.integers(0, (150, 6, 40)))
+    layer = gradcore.MeanPool(rng.random() < 0.5, dtype=dtype)
+    x = rng.standard_normal((B, T, F) if layer.batch_first else (T, B, F)).astype(dtype)
+    y, tape = layer.forward(x, rng.integers(0, T + 1, B) if rng.random() < 0.5 else None)
+    return [y, layer.backward(tape, np.ones_like(y))]
+
+
 def some_arrays(rng: np.random.Generator, dtype: Any) -> list[Any]:
     """A few arrays of odd sizes, at times with an entry that is not finite; one may be longer than a block."""
     sizes = [*rng.integers(0, 70, 3), rng.choice([5, 4096, 4097, 9000])]
@@ -130,7 +138,7 @@ def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
 
 FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
     recurrent, recurrent, recurrent, jacobian, linear, attention, activation,
-    dropout, embedding, normalization, norm, optimizer,
+    dropout, embedding, pooling, normalization, norm, optimizer,
 )  # fmt: skip
 
 

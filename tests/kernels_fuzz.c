@@ -811,6 +811,47 @@ static void fuzz_embedding(void)
     free(dy), free(start), free(want), free(at);
 }
 
+/* ---- the mean over steps ------------------------------------------------------------------------------------------------- */
+
+static void fuzz_mean(void)
+{
+    const ptrdiff_t T = one_in(4) ? between(0, 300) : between(0, 9), B = between(0, 6), F = one_in(4) ? between(0, 1200) : between(0, 40);
+    const int ragged = one_in(2), batch_first = one_in(2);
+    const gc_kernels *kernels = &table->real[real];
+    double *x = uniforms(T * B * F, 1), *dy = uniforms(B * F, 1);
+    ptrdiff_t *lengths = calloc((size_t)B + 1, sizeof *lengths);
+    if (!lengths) exit(2);
+    for (ptrdiff_t b = 0; b < B; b++) lengths[b] = ragged ? between(0, (int)T) : T;
+    snprintf(subject, sizeof subject, "%s float%d, mean of %d x %d x %d, ragged %d, batch first %d", table->isa,
+             real == GC_F32 ? 32 : 64, (int)T, (int)B, (int)F, ragged, batch_first);
+    const double limit = real == GC_F32 ? 1e-5 : 1e-13;
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array x_ = typed(x, T * B * F), dy_ = typed(dy, B * F);
+        const array y = unset(B * F, real_size()), dx = unset(T * B * F, real_size());
+        gc_mean s = {.threads = threads_of(all.run), .batch_first = batch_first, .T = T, .B = B, .F = F,
+                     .lengths = ragged ? lengths : NULL, .x = x_.p, .y = y.p};
+        if (kernels->pooling->mean(&s) != GC_OK) fail("status", 1, GC_OK);
+        s.x = NULL, s.y = NULL, s.dy = dy_.p, s.dx = dx.p;
+        if (kernels->pooling->mean(&s) != GC_OK) fail("status", 1, GC_OK);
+        for (ptrdiff_t b = 0; b < B; b++)
+            for (ptrdiff_t f = 0; f < F; f++) {
+                double sum = 0;
+                for (ptrdiff_t t = 0; t < T; t++) {
+                    const ptrdiff_t at = ((batch_first ? b * T + t : t * B + b)) * F + f;
+                    const double part = t < lengths[b] ? get(dy_, b * F + f) / (double)lengths[b] : 0;
+                    if (t < lengths[b]) sum += get(x_, at) / (double)lengths[b];
+                    if (fabs(get(dx, at) - part) > limit) fail("gradient", get(dx, at), part);
+                }
+                if (fabs(get(y, b * F + f) - sum) > limit) fail("mean", get(y, b * F + f), sum);
+            }
+        output(&all, 0, y), output(&all, 1, dx);
+        release(x_), release(dy_);
+    }
+    forget(&all);
+    free(x), free(dy), free(lengths);
+}
+
 /* ---- lists of arrays: norms, clipping, optimizers ------------------------------------------------------------------------ */
 
 enum { MOST_ARRAYS = 8 };
@@ -993,7 +1034,7 @@ int main(int argc, char **argv)
             real = between(GC_F32, GC_F64);
             fuzz_recurrent(one_in(5) ? 180 : 90);
             if (round % 2 == 0) fuzz_linear();
-            if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_embedding(), fuzz_jacobian();
+            if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_embedding(), fuzz_mean(), fuzz_jacobian();
             if (round % 4 == 2) fuzz_norm(0), fuzz_norm(1), fuzz_residual();
             if (round % 2 == 1) fuzz_attention();
             if (round % 4 == 1) fuzz_norms();

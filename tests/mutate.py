@@ -52,6 +52,7 @@ TESTS = {
     "dropout/dropout.inc.h": ("dropout",),
     "math/threefry.h": ("dropout",),
     "embedding/embedding.inc.h": ("embedding",),
+    "pooling/pooling.inc.h": ("pooling",),
     "normalization/rows.inc.h": ("normalization", "linear"),
     "normalization/columns.inc.h": ("normalization", "linear"),
     "residual/residual.inc.h": ("residual",),

@@ -524,6 +524,28 @@ def _(rng: np.random.Generator) -> Any:
     return layer.backward, {"tape": layer.forward(floats(rng, T, B, 6))[1], "dy": floats(rng, T, B, 6)}
 
 
+@recipe("FinalState")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.FinalState, {"bidirectional": True, "batch_first": True, "dtype": "float64"}
+
+
+@recipe("MeanPool")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.MeanPool, {"batch_first": True, "dtype": "float64"}
+
+
+for _name, _given in {"FinalState": {"bidirectional": True}, "MeanPool": {}}.items():
+
+    @recipe(f"{_name}.forward")
+    def _(rng: np.random.Generator, name: str = _name, given: dict[str, Any] = _given) -> Any:
+        return getattr(gradcore, name)(**given).forward, {"x": floats(rng, T, B, 2 * H), "lengths": [4, 2, 0]}
+
+    @recipe(f"{_name}.backward")
+    def _(rng: np.random.Generator, name: str = _name, given: dict[str, Any] = _given) -> Any:
+        layer = getattr(gradcore, name)(**given)
+        return layer.backward, {"tape": layer.forward(floats(rng, T, B, 2 * H))[1], "dy": floats(rng, B, 2 * H)}
+
+
 @recipe("LastStep")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.LastStep, {"batch_first": True, "dtype": "float64"}

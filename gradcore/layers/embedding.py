@@ -155,13 +155,8 @@ class Embedding(Layer):
         (rows,) = tape.kept
         dy = self.check("dy", dy, tape.shape)
         skip = -1 if self.padding_idx is None else self.padding_idx
-        self._refuse_reentry()
-        try:
-            with self._adding.lock:
-                _kernels.embedding_backward(rows, skip, dy, self._grads["weight"])
-        except BaseException:
-            self._drop_gradients()
-            raise
+        with self._adding_or_zero(), self._adding.lock:
+            _kernels.embedding_backward(rows, skip, dy, self._grads["weight"])
 
     def _refuse_without_tangent(self, name: str) -> None:
         raise TypeError(

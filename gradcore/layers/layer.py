@@ -27,6 +27,7 @@ class Sequences(NamedTuple):
     source: str = ""  # the recurrent layer that they come from
     batch_first: bool | None = None  # whether they are (B, T, F) instead of (T, B, F); None if unknown
     reverse: bool = False  # whether they hold outputs of a reverse direction
+    mixed: str = ""  # the layer that has mixed their features, so that they are no longer those of one direction each
 
     def refuse_other_axes(self, where: str, batch_first: bool) -> None:
         """Raise if a layer expects another order of the axes."""

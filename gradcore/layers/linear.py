@@ -203,7 +203,7 @@ class Linear(Layer):
         return dx.value, dx.dot
 
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
-        return before
+        return before._replace(mixed=before.mixed or where)
 
 
 def back_of_linear(x: Dual, weight: Array, dy: Dual, dw: Array, db: Array | None, pool: Pool) -> Dual:

@@ -18,6 +18,7 @@ from gradcore.reference.normalization import (
     rms_norm_forward,
 )
 from gradcore.reference.optim import adagrad, adam, adamw, lion, nadam, radam, rmsprop, sgd, spam
+from gradcore.reference.pooling import mean_pool_backward, mean_pool_forward
 from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
 
@@ -49,6 +50,8 @@ __all__ = [
     "lion",
     "lyapunov_exponents",
     "mae",
+    "mean_pool_backward",
+    "mean_pool_forward",
     "mse",
     "nadam",
     "radam",

@@ -122,6 +122,11 @@ def embedding(times: int) -> Callable[[], Any]:
     return call
 
 
+def mean(times: int) -> Callable[[], Any]:
+    x = np.ones((60_000_000 * times, 1, 1), np.float32)
+    return lambda: gradcore.MeanPool()(x)
+
+
 def norm(times: int) -> Callable[[], Any]:
     g = np.ones(20_000_000 * times, np.float32)
     return lambda: float(gradcore.grad_norm([g], norm_type=2.5))
@@ -158,6 +163,7 @@ CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "activation": activation,
     "dropout": dropout,
     "embedding": embedding,
+    "mean": mean,
     "norm": norm,
     "rows": rows,
     "jacobian": jacobian,
