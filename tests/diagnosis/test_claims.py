@@ -24,6 +24,7 @@ KNOWN = {
     "A largest singular value of W_hh above 1": False,
     "A largest singular value of W_hh below 1": True,
     "Gradients of an LSTM cannot explode": False,
+    "Gradients of a GRU cannot explode": False,
     "With the forget gate open": False,
     "Orthogonal weights keep the norm of a gradient: linear": True,
     "Orthogonal weights keep the norm of a gradient: a tanh RNN": False,
@@ -31,8 +32,14 @@ KNOWN = {
     "Xavier initialization with the customary gain of 5/3": False,
     "He initialization": True,
     "Xavier initialization keeps gradients through 50 ReLU": False,
+    "Residual connections": False,
+    "Batch normalization": False,
+    "Layer normalization": True,
+    "Query and key weights": False,
     "Clipping by the norm": True,
     "Clipping by value": False,
+    "Loss scaling": True,
+    "A spike of the gradient": False,
 }
 
 
@@ -137,3 +144,26 @@ def test_as_markdown_has_a_row_for_each_claim() -> None:
 def test_a_claim_cannot_be_changed(all_claims: tuple[Claim, ...]) -> None:
     with pytest.raises(FrozenInstanceError):
         all_claims[0].true = False  # type: ignore[misc]
+
+
+def test_residual_branches_double_the_squared_norm(claims: dict[str, Claim]) -> None:
+    factors = claims["Residual connections"].measured
+    assert factors["without"] < 1e-6
+    assert 100 < math.log10(factors["with"]) < 200  # 2^500 is 3e150, less what is random
+    assert 1 < factors["y = x + F(x) / sqrt(1000)"] < 3  # sqrt(e)
+
+
+def test_batch_norm_grows_as_the_theory_says(claims: dict[str, Claim]) -> None:
+    factors = claims["Batch normalization"].measured
+    assert factors["factor"] == pytest.approx(factors["(pi / (pi - 1))^25"], rel=0.5)
+
+
+def test_layer_norm_divides_by_the_scale_of_the_weights(claims: dict[str, Claim]) -> None:
+    half, double = claims["Layer normalization"].measured.values()
+    assert half == pytest.approx(double, rel=1e-2)
+
+
+def test_a_spike_enters_its_own_divisor(claims: dict[str, Claim]) -> None:
+    measured = claims["A spike of the gradient"].measured
+    assert measured["the step of the spike, in usual steps"] < (1 - 0.9) / math.sqrt(1 - 0.999)  # and an infinite one
+    assert measured["a step 100 later"] < 0.1
