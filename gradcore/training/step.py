@@ -122,6 +122,8 @@ def run_step(
         step.lr = lr(optimizer.n_steps) if callable(lr) else lr  # before the step, which counts itself
         scaling = {} if step.scale == 1.0 else {"scale": step.scale}
         step.grad_norm = optimizer.step(max_norm=max_norm, nonfinite=step.nonfinite, **scaling)
+        if getattr(step.grad_norm, "skipped", False):
+            undo.restore_buffers()  # a batch with NaN would stay in running statistics for ever
     except BaseException as error:
         undo()
         for hook in hooks:
@@ -166,16 +168,23 @@ def _differentiate(
 
 
 class Undo:
-    """Take back a step that has not updated the parameters: no gradients, and the generators as at construction."""
+    """Take back a step that has not updated the parameters: no gradients, generators and buffers as at construction."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._states = [(rng, rng.bit_generator.state) for rng in getattr(model, "generators", list)()]
+        self._buffers = [(array, array.copy()) for array in getattr(model, "buffers", {}).values()]
 
     def __call__(self) -> None:
         self._model.zero_grad()
         for generator, state in self._states:
             generator.bit_generator.state = state
+        self.restore_buffers()
+
+    def restore_buffers(self) -> None:
+        """Set the buffers back, such as the running statistics of a batch that was skipped."""
+        for array, before in self._buffers:
+            array[...] = before
 
 
 def check_hooks(hooks: Iterable[Hook]) -> list[Hook]:

@@ -373,3 +373,18 @@ def test_an_optimizer_of_ones_own_needs_no_scale() -> None:
 
     model, _, batches = problem()
     assert gradcore.training_step(model, batches[0], MSE, Plain()).grad_norm > 0
+
+
+def test_a_skipped_batch_leaves_no_trace_in_running_statistics() -> None:
+    model = gradcore.Sequential(gradcore.Linear(3, 4, rng=0), gradcore.BatchNorm(4), gradcore.Linear(4, 1, rng=1))
+    optimizer = gradcore.optim.SGD(model, lr=0.1)
+    x, target = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32), np.zeros((8, 1), np.float32)
+    gradcore.training_step(model, (x, target), gradcore.losses.mse, optimizer)
+    before = {name: array.copy() for name, array in model.buffers.items()}
+    x[0, 0] = np.nan
+    step = gradcore.training_step(model, (x, target), gradcore.losses.mse, optimizer)
+    assert step.grad_norm.skipped
+    assert all((model.buffers[name] == array).all() for name, array in before.items())
+    with pytest.raises(ValueError, match="target"):  # after forward
+        gradcore.training_step(model, (np.ones_like(x), np.zeros((8, 2), np.float32)), gradcore.losses.mse, optimizer)
+    assert all((model.buffers[name] == array).all() for name, array in before.items())
