@@ -53,7 +53,8 @@ class BuildKernels(build_ext):
         if len(isas) > 1:
             ext.define_macros.append(("GC_ALL_SETS", "1"))
         ext.extra_compile_args = [*flags, *openmp_compile]
-        ext.extra_link_args = openmp_link + (["-Wl,-z,noexecstack"] if sys.platform.startswith("linux") else [])
+        strip = [] if os.environ.get("GRADCORE_DEBUG") == "1" else ["-Wl,-s"]
+        ext.extra_link_args = openmp_link + (["-Wl,-z,noexecstack", *strip] if sys.platform.startswith("linux") else [])
         ext.libraries = [] if msvc else ["m"]  # not every interpreter has it loaded
         with ThreadPoolExecutor() as pool:
             sets = pool.map(partial(self.compile_set, ext, flags), *zip(*isas.items(), strict=True))

@@ -217,11 +217,14 @@ def test_no_tracked_file_is_large() -> None:
 
 
 def test_the_installed_package_is_small() -> None:
-    """The module and the data; the sources, most of them docstrings, shrink to a quarter in the wheel."""
+    """The module, which has each kernel up to six times, and the data; the wheel has half of these bytes.
+
+    The sources, most of them docstrings, shrink to a quarter there.
+    """
     files = [path for path in Path(gradcore.__file__).parent.rglob("*") if "__pycache__" not in path.parts]
     assert (
         sum(path.stat().st_size for path in files if path.suffix in (".so", ".pyd", ".csv", ".gz", ".css", ".js"))
-        < 1_600_000
+        < 2_500_000
     )
 
 
