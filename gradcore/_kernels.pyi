@@ -32,6 +32,7 @@ ADAGRAD: int
 SPAM: int
 NADAM: int
 LION: int
+AVERAGE: int
 
 def cells() -> dict[str, dict[str, Any]]: ...
 def isa() -> str: ...

@@ -233,7 +233,7 @@ cdef extern from "gradcore.h" nogil:
 
     enum:
         GC_GRAD, GC_PARAM, GC_MEAN, GC_SQUARE, GC_EXTRA, GC_OPERANDS
-        GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM, GC_NADAM, GC_LION
+        GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM, GC_NADAM, GC_LION, GC_AVERAGE
 
     ctypedef struct gc_span:
         void *data[5]

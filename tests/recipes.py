@@ -797,6 +797,17 @@ def some_plateau(rng: np.random.Generator) -> Any:
     return optim.ReduceLROnPlateau(optim.SGD(some_pairs(rng), lr=0.1), patience=0)
 
 
+@recipe("optim.EMA")
+def _(rng: np.random.Generator) -> Any:
+    return optim.EMA, {"model": gradcore.Linear(3, 2, rng=seeded()), "decay": 0.9, "warmup": True}
+
+
+@recipe("optim.EMA.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    made = optim.EMA(gradcore.Linear(3, 2, rng=seeded()))
+    return made.load_state_dict, {"state_dict": made.state_dict()}
+
+
 @recipe("optim.ReduceLROnPlateau")
 def _(rng: np.random.Generator) -> Any:
     options = {"mode": "min", "factor": 0.5, "patience": 2, "threshold": 0.1, "threshold_mode": "abs", "cooldown": 1}

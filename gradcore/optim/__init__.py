@@ -2,6 +2,7 @@
 
 from gradcore.optim.adagrad import Adagrad
 from gradcore.optim.adam import SPAM, Adam, AdamW
+from gradcore.optim.ema import EMA
 from gradcore.optim.lion import Lion
 from gradcore.optim.nadam import NAdam
 from gradcore.optim.optimizer import Group, Optimizer
@@ -11,6 +12,7 @@ from gradcore.optim.rmsprop import RMSprop
 from gradcore.optim.sgd import SGD
 
 __all__ = [
+    "EMA",
     "SGD",
     "SPAM",
     "Adagrad",

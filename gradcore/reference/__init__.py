@@ -17,8 +17,7 @@ from gradcore.reference.normalization import (
     rms_norm_backward,
     rms_norm_forward,
 )
-from gradcore.reference.optim import adagrad, adam, adamw, lion, nadam, radam, rmsprop, sgd, spam
-from gradcore.reference.pooling import mean_pool_backward, mean_pool_forward
+from gradcore.reference.optim import adagrad, adam, adamw, ema, from, gradcore, lion, nadam, pooling, radam, reference, rmsprop, sgd, spam
 from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
 
@@ -38,6 +37,7 @@ __all__ = [
     "carried_back",
     "clip_grad_norm",
     "dropout",
+    "ema",
     "embedding_backward",
     "embedding_forward",
     "gaussian_nll",

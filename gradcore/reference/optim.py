@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["adagrad", "adam", "adamw", "lion", "nadam", "radam", "rmsprop", "sgd", "spam"]
+__all__ = ["adagrad", "adam", "adamw", "ema", "lion", "nadam", "radam", "rmsprop", "sgd", "spam"]
 
 Array = NDArray[Any]
 
@@ -420,6 +420,28 @@ def spam(
     decay = lr * weight_decay * p
     adam(p, g, state, t, lr=warm_lr, betas=betas, eps=eps)
     p -= decay
+
+
+def ema(average: Array, p: Array, decay: float) -> None:
+    """Take a step of an exponential moving average of a parameter.
+
+    Parameters
+    ----------
+    average : ndarray
+        The average, changed in place.
+    p : ndarray, like average
+        The parameter.
+    decay : float
+        The factor of the average so far; that of p is 1 - decay.
+
+    Examples
+    --------
+    >>> average = np.array([4.0])
+    >>> ema(average, np.array([8.0]), 0.75)
+    >>> average
+    array([5.])
+    """
+    average += (1 - decay) * (p - average)
 
 
 def rmsprop(

@@ -204,8 +204,8 @@ def fit(
         undo = Undo(model)
         try:
             interrupt.at_once = True
-            for epoch, parts in in_groups(each_batch(batches, epochs, first), accumulate):
-                if parts is None:
+            for epoch, group in in_groups(each_batch(batches, epochs, first), accumulate):
+                if group is None:
                     interrupt.at_once = False
                     if supervisor is not None:
                         supervisor.after_epoch()
@@ -216,14 +216,11 @@ def fit(
                     bar.update("batch passed over")
                     continue
                 else:
-                    step = TrainingStep(model, optimizer, *parts[0], len(history), epoch, history, nonfinite)
-                    run_step(step, parts, criterion, order, max_norm, step_clip, undo)
+                    step = TrainingStep(model, optimizer, *group[0], len(history), epoch, history, nonfinite)
+                    run_step(step, group, criterion, order, max_norm, step_clip, undo)
                     interrupt.at_once = False
-                    answers = (
-                        []
-                        if step.dropped
-                        else _record(step, criterion, max_norm, monitor, callbacks, whole=len(parts) == 1)
-                    )
+                    seen = criterion if len(group) == 1 else None  # which the monitor may use on the step's batch
+                    answers = [] if step.dropped else _record(step, seen, max_norm, monitor, callbacks)
                     n_clipped += bool(getattr(step.grad_norm, "clipped", False))
                     share = n_clipped / max(len(history), 1)
                     norm = float("nan") if step.dropped else float(step.grad_norm)
@@ -308,24 +305,28 @@ def _tell_of_end(callbacks: list[Any], history: History, error: BaseException | 
 
 def _record(
     step: TrainingStep,
-    loss: Criterion,
+    loss: Criterion | None,
     max_norm: Any,
     monitor: GradientMonitor | None,
     callbacks: list[Callable[[TrainingStep], Any]],
-    *,
-    whole: bool,
 ) -> list[Any]:
-    """Tell everybody of a step, and return the callbacks' answers; `whole` is one whose batch the step still has."""
+    """Tell everybody of a step, and return the callbacks' answers."""
     limit = None if max_norm is None else step.grad_norm.max_norm
     seen = StepTelemetry(step.tape, step.scale)
     step.history.append(step.loss, step.grad_norm, epoch=step.epoch, lr=step.lr, max_norm=limit, tape=seen)
     if monitor is not None:
         given = step.step, step.loss, step.grad_norm, step.model, seen, step.y
         # An object may have a state, which looking again would change.
-        plain = whole and isinstance(loss.function, (FunctionType, partial))
-        criterion = (lambda y, _: loss(y, step)) if plain else None
+        criterion = None
+        if loss is not None and isinstance(loss.function, (FunctionType, partial)):
+            criterion = partial(_loss_of, loss, step)
         monitor.update(*given, max_norm=limit, record=step, criterion=criterion)
     return [callback(step) for callback in callbacks]
+
+
+def _loss_of(loss: Criterion, step: TrainingStep, y: Array, target: Any) -> Any:
+    """Return the loss that another output would have had."""
+    return loss(y, step)
 
 
 def _check_watchers(monitor: Any, callbacks: list[Any], progress: bool | None) -> None:

@@ -5,8 +5,8 @@
 #include "base/spans.h"
 
 /* g is the gradient times factor[0] * factor[1] (0 where it is not finite), plus l2 * p + l1 * sign(p). optim.inc.h has the
- * formulas. `bound` is at least the largest |g|, and finite only if every entry is. */
-enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM, GC_NADAM, GC_LION, GC_RULES };
+ * formulas. GC_AVERAGE, no optimizer, takes g as it is. `bound` is at least the largest |g|, and finite only if every entry is. */
+enum { GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD, GC_SPAM, GC_NADAM, GC_LION, GC_AVERAGE, GC_RULES };
 typedef struct gc_update {
     int rule;
     double factor[2], bound;

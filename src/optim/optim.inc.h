@@ -146,6 +146,12 @@ INLINE void FN(lion)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *res
     }
 }
 
+/* p = p + step (g - p): an average of what moves */
+INLINE void FN(average)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p)
+{
+    for (ptrdiff_t i = 0; i < n; i++) p[i] += r.step * (g[i] - p[i]);
+}
+
 /* v = v + g^2;  p = p - step g / (sqrt(v) + eps) */
 INLINE void FN(adagrad)(FN(rates) r, ptrdiff_t n, const REAL *restrict g, REAL *restrict p, REAL *restrict square)
 {
@@ -193,6 +199,9 @@ INLINE ptrdiff_t FN(update_part)(int rule, FN(rates) r, REAL *const a[GC_OPERAND
         break;
     case GC_LION:
         FN(lion)(r, n, g, p, mean);
+        break;
+    case GC_AVERAGE:
+        FN(average)(r, n, g, p);
         break;
     }
     return 0;

@@ -1,7 +1,7 @@
 # Fills gc_update and spans. Meanings: optim.h.
 
 SGD, ADAM, RMSPROP, ADAGRAD = GC_SGD, GC_ADAM, GC_RMSPROP, GC_ADAGRAD
-SPAM, NADAM, LION = GC_SPAM, GC_NADAM, GC_LION
+SPAM, NADAM, LION, AVERAGE = GC_SPAM, GC_NADAM, GC_LION, GC_AVERAGE
 
 # The numbers of gc_update, as they are where a rule says nothing of them; of `step` every rule does.
 _RATES = {
@@ -25,7 +25,7 @@ cdef class Update:
         cdef Py_ssize_t i
         cdef int operand
         cdef list mean = moments.get("mean"), square = moments.get("square"), extra = moments.get("extra")
-        if rule not in (GC_SGD, GC_LION) and square is None:
+        if rule not in (GC_SGD, GC_LION, GC_AVERAGE) and square is None:
             raise ValueError("kernel argument: the rule needs more state")
         if rule in (GC_ADAM, GC_SPAM, GC_NADAM, GC_LION) and mean is None:
             raise ValueError("kernel argument: the rule needs more state")
