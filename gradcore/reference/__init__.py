@@ -17,7 +17,8 @@ from gradcore.reference.normalization import (
     rms_norm_backward,
     rms_norm_forward,
 )
-from gradcore.reference.optim import adagrad, adam, adamw, ema, from, gradcore, lion, nadam, pooling, radam, reference, rmsprop, sgd, spam
+from gradcore.reference.optim import adagrad, adam, adamw, ema, lion, nadam, radam, rmsprop, sgd, spam
+from gradcore.reference.pooling import mean_pool_backward, mean_pool_forward
 from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
 
