@@ -71,6 +71,7 @@ class MultiheadAttention(Layer):
     """
 
     takes = frozenset({"lengths"})
+    batch_first = False
 
     def __init__(
         self,

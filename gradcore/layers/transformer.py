@@ -138,6 +138,8 @@ class TransformerEncoderLayer(Composite):
 
     self_attn: MultiheadAttention
 
+    batch_first = False
+
     def __init__(
         self,
         d_model: int,

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradcore._base.check import Array, as_array, check_bool, check_number
 from gradcore.layers.composite import Composite
-from gradcore.layers.layer import Layer, Sequences
+from gradcore.layers.layer import Layer
 from gradcore.layers.shadow import shadow
 
 __all__ = ["gradient_penalty"]
@@ -59,8 +59,8 @@ def gradient_penalty(
     reset : array_like of bool, (T, B), or (B, T) with `batch_first`, optional
         Where a sequence begins anew, for the recurrent layers.
     batch_first : bool, optional
-        Whether the samples lie along axis 0 of x; otherwise they lie along axis 1. By default it is what the model's
-        recurrent layers, or others of sequences, have, and True where there is none.
+        Whether the samples lie along axis 0 of x; otherwise they lie along axis 1. By default it is the attribute
+        `batch_first` of the model's first layer that has one, as all layers of sequences do; True where none has.
 
     Returns
     -------
@@ -138,20 +138,12 @@ def _sample_axis(model: Layer, batch_first: Any) -> int:
 
 
 def _batch_first(layer: Layer) -> bool | None:
-    """Return whether x is (B, T, F) or (T, B, F): what the layer accepts as what another one below passes on."""
-    fits = [order for order in (True, False) if _accepts(layer, order)]
-    if len(fits) == 1:
-        return fits[0]
+    """Return whether x is (B, T, F) or (T, B, F), as the first layer says that has a `batch_first`."""
+    own: bool | None = getattr(layer, "batch_first", None)
+    if own is not None:
+        return own
     members = map(_batch_first, layer.layers if isinstance(layer, Composite) else ())
-    return next((order for order in members if order is not None), None)
-
-
-def _accepts(layer: Layer, batch_first: bool) -> bool:
-    try:
-        layer._sequences_after("", Sequences(batch_first=batch_first))
-    except ValueError:
-        return False
-    return True
+    return next((found for found in members if found is not None), None)
 
 
 def _samples(x: Any, axis: int) -> Array:

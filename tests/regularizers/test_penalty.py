@@ -61,27 +61,6 @@ class ScaleWithTangents(Scale):
         return 2 * dy * x * w, 2 * (dy_dot * x + dy * x_dot) * w
 
 
-class SumOverSteps(gradcore.Layer):
-    """(T, B, F) -> (B, F), both directions alike."""
-
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__(dtype=F64)
-        self.batch_first = batch_first
-
-    def forward(self, x: Any) -> tuple[Any, Any]:
-        y = x.sum(axis=1 if self.batch_first else 0)
-        return y, gradcore.Tape(self, y.shape, x.shape)
-
-    def backward(self, tape: Any, dy: Any) -> Any:
-        return np.broadcast_to(dy[:, None] if self.batch_first else dy, tape.kept[0]).copy()
-
-    def forward_tangent(self, tape: Any, x_dot: Any) -> tuple[Any, Any]:
-        return self.forward(x_dot)[0], None
-
-    def backward_tangent(self, tape: Any, tangent: Any, dy: Any, dy_dot: Any) -> tuple[Any, Any]:
-        return self.backward(tape, dy), self.backward(tape, dy_dot)
-
-
 def between(layer: Any) -> Any:
     """A model in which a layer of three features stands between others that bend too."""
     return gradcore.Sequential(linear(4, 3), gradcore.Tanh(), layer, linear(3, 5), gradcore.Sigmoid(), linear(5, 1))
@@ -130,7 +109,7 @@ def critic(cell: str, dtype: Any = F64, **options: Any) -> Any:
     name, batch_first = cell.partition(",")[0], options.get("batch_first", False)
     recurrent = getattr(gradcore, name)(3, 4, dtype=dtype, rng=2, **CELLS[cell] | options)
     two = recurrent.bidirectional
-    top = SumOverSteps(batch_first) if two else gradcore.LastStep(batch_first, dtype=dtype)
+    top = gradcore.MeanPool(batch_first, dtype=dtype) if two else gradcore.LastStep(batch_first, dtype=dtype)
     return gradcore.Sequential(
         gradcore.Linear(2, 3, dtype=dtype, rng=1), recurrent, top, gradcore.Linear(4 + 4 * two, 1, dtype=dtype, rng=3)
     )
@@ -201,6 +180,17 @@ def test_sequences_that_are_cut_against_differences(cell: str, batch_first: bool
     reset[[0, 2, 3, 4], [0, 1, 1, 3]] = True
     reset = reset.T if batch_first else reset
     assert_exact(model, sequences(model), 0 if batch_first else 1, lengths=[5, 4, 0, 5], reset=reset)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("pool", ["FinalState", "MeanPool"])
+def test_pooled_sequences_against_differences(pool: str, batch_first: bool) -> None:
+    recurrent = gradcore.GRU(2, 3, bidirectional=True, batch_first=batch_first, dtype=F64, rng=0)
+    options = {"bidirectional": True} if pool == "FinalState" else {}
+    pooled = getattr(gradcore, pool)(batch_first=batch_first, **options)
+    model = gradcore.Sequential(recurrent, pooled, linear(6, 1))
+    x = np.random.default_rng(0).standard_normal((4, 5, 2) if batch_first else (5, 4, 2))
+    assert_exact(model, x, 0 if batch_first else 1, lengths=[5, 2, 0, 3])
 
 
 ATTENTION: dict[str, Callable[[], Any]] = {
@@ -312,7 +302,11 @@ def test_recurrent_models_against_torch(cell: str, shape: str, lengths: list[int
     def f(p: dict[str, Any], x: Any) -> Any:
         ends, own = lengths or [6] * 3, {name.removeprefix("1."): each for name, each in p.items()}
         y = torch_recurrent(torch, cell, layer, own, x @ p["0.weight"].T + p["0.bias"], ends)
-        top = y.sum(dim=0) if two else torch.stack([y[n - 1, b] for b, n in enumerate(ends)])
+        top = (
+            y.sum(dim=0) / torch.tensor(ends)[:, None]
+            if two
+            else torch.stack([y[n - 1, b] for b, n in enumerate(ends)])
+        )
         return top @ p["3.weight"].T + p["3.bias"]
 
     assert_like_torch(torch, model, f, sequences(model, 6, 3), **({} if lengths is None else {"lengths": lengths}))
@@ -538,9 +532,28 @@ def test_the_axis_of_a_block_is_that_of_its_members(batch_first: bool) -> None:
     assert_exact(model, x, 0 if batch_first else 1)
 
 
+class Untold(gradcore.Layer):
+    """The sum over the steps, (T, B, F) -> (B, F)."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype=F64)
+
+    def forward(self, x: Any) -> tuple[Any, Any]:
+        return x.sum(axis=0), gradcore.Tape(self, x.shape[1:], x.shape)
+
+    def backward(self, tape: Any, dy: Any) -> Any:
+        return np.broadcast_to(dy, tape.kept[0]).copy()
+
+    def forward_tangent(self, tape: Any, x_dot: Any) -> tuple[Any, Any]:
+        return x_dot.sum(axis=0), None
+
+    def backward_tangent(self, tape: Any, tangent: Any, dy: Any, dy_dot: Any) -> tuple[Any, Any]:
+        return self.backward(tape, dy), self.backward(tape, dy_dot)
+
+
 def test_batch_first_says_it_for_a_model_that_does_not() -> None:
     x = np.random.default_rng(0).standard_normal((4, 4, 2))
-    model = gradcore.Sequential(linear(2, 3), gradcore.Tanh(), SumOverSteps(False), linear(3, 1))
+    model = gradcore.Sequential(linear(2, 3), gradcore.Tanh(), Untold(), linear(3, 1))
     assert gradient_penalty(model, x, batch_first=False) == pytest.approx(value(model, x, 1, 10.0, 1.0), rel=1e-12)
     with pytest.raises(ValueError, match=r"model: expected an output of shape \(5, 1\) or \(5,\), .* axis 0 of x"):
         gradient_penalty(model, np.ones((5, 4, 2)))
