@@ -20,7 +20,7 @@ from gradcore.clip.adaptive import AdaptiveClip, UnitClip, clip_grad_units_
 from gradcore.clip.clip import clip_grad_norm_, clip_grad_value_
 from gradcore.clip.gradients import GradNorm
 from gradcore.clip.norm import grad_norm
-from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
+from gradcore.layers.activations import ELU, GELU, SELU, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from gradcore.layers.attention import MultiheadAttention
 from gradcore.layers.composite import Composite
 from gradcore.layers.dropout import Dropout
@@ -29,6 +29,7 @@ from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
 from gradcore.layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from gradcore.layers.pooling import FinalState, LastStep, MeanPool
+from gradcore.layers.prelu import PReLU
 from gradcore.layers.recurrent import GRU, LSTM, RNN
 from gradcore.layers.residual import Residual
 from gradcore.layers.sequential import MLP, Sequential
@@ -78,11 +79,13 @@ __all__ = [
     "Linear",
     "MeanPool",
     "MultiheadAttention",
+    "PReLU",
     "RMSNorm",
     "ReLU",
     "Residual",
     "Rollback",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softplus",
     "Supervisor",

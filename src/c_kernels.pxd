@@ -84,7 +84,7 @@ cdef extern from "gradcore.h" nogil:
         int (*backward)(const gc_linear *) noexcept nogil
 
     enum:
-        GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU, GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS
+        GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU, GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS, GC_SILU
 
     ctypedef struct gc_activation:
         int kind, threads
@@ -96,6 +96,21 @@ cdef extern from "gradcore.h" nogil:
 
     ctypedef struct gc_activation_kernels:
         int (*run)(const gc_activation *) noexcept nogil
+
+    ctypedef struct gc_prelu:
+        int threads
+        Py_ssize_t n, C
+        const void *x
+        const void *w
+        void *y
+        const void *dy
+        void *dx
+        void *dw
+        void *work
+
+    ctypedef struct gc_prelu_kernels:
+        size_t (*work)(const gc_prelu *) noexcept nogil
+        int (*run)(const gc_prelu *) noexcept nogil
 
     ctypedef struct gc_dropout:
         int threads
@@ -223,6 +238,7 @@ cdef extern from "gradcore.h" nogil:
                                 double *factors) noexcept nogil
         const gc_linear_kernels *linear
         const gc_activation_kernels *activation
+        const gc_prelu_kernels *prelu
         const gc_dropout_kernels *dropout
         const gc_attention_kernels *attention
         const gc_embedding_kernels *embedding

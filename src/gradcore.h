@@ -12,6 +12,7 @@
 #define GRADCORE_H
 
 #include "activation/activation.h"
+#include "activation/prelu.h"
 #include "attention/attention.h"
 #include "base/rows.h"
 #include "base/spans.h"
@@ -36,6 +37,7 @@ typedef struct gc_kernels {
     gc_jacobian_factors *jacobian_factors;
     const gc_linear_kernels *linear;
     const gc_activation_kernels *activation;
+    const gc_prelu_kernels *prelu;
     const gc_dropout_kernels *dropout;
     const gc_attention_kernels *attention;
     const gc_pooling_kernels *pooling;

@@ -11,6 +11,7 @@
 #include "jacobian/jacobian.inc.h"
 #include "linear/linear.inc.h"
 #include "activation/activation.inc.h"
+#include "activation/prelu.inc.h"
 #include "dropout/dropout.inc.h"
 #include "attention/attention.inc.h"
 #include "embedding/embedding.inc.h"

@@ -30,6 +30,7 @@
         .jacobian_factors = jacobian_factors_##suffix,                                                                         \
         .linear = &linear_kernels_##suffix,                                                                                    \
         .activation = &activation_kernels_##suffix,                                                                            \
+        .prelu = &prelu_kernels_##suffix,                                                                                      \
         .dropout = &dropout_kernels_##suffix,                                                                                  \
         .attention = &attention_kernels_##suffix,                                                                              \
         .pooling = &pooling_kernels_##suffix,                                                                                  \

@@ -17,7 +17,7 @@ from gradcore import optim, spectral
 
 CASES = 100
 CELLS = (gradcore.RNN, gradcore.LSTM, gradcore.GRU)
-ACTIVATIONS = ("Tanh", "Sigmoid", "ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Softplus")
+ACTIVATIONS = ("Tanh", "Sigmoid", "ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Softplus", "SiLU")
 RULES: tuple[tuple[type[Any], dict[str, Any]], ...] = (
     (optim.SGD, {"momentum": 0.9, "nesterov": True}),
     (optim.SGD, {}),
@@ -76,6 +76,13 @@ def activation(rng: np.random.Generator, dtype: Any) -> list[Any]:
     layer = getattr(gradcore, ACTIVATIONS[rng.integers(len(ACTIVATIONS))])(dtype=dtype)
     y, tape = layer.forward(rng.standard_normal(int(rng.integers(0, 70))).astype(dtype))
     return [y, layer.backward(tape, np.ones_like(y))]
+
+
+def prelu(rng: np.random.Generator, dtype: Any) -> list[Any]:
+    n, C = (int(k) for k in rng.integers((0, 1), (70, 20)))
+    layer = gradcore.PReLU(C, dtype=dtype)
+    y, tape = layer.forward(rng.standard_normal((n, C)).astype(dtype))
+    return [y, layer.backward(tape, np.ones_like(y)), layer.flat_grads]
 
 
 def dropout(rng: np.random.Generator, dtype: Any) -> list[Any]:
@@ -138,7 +145,7 @@ def optimizer(rng: np.random.Generator, dtype: Any) -> list[Any]:
 
 FAMILIES: tuple[Callable[[np.random.Generator, Any], list[Any]], ...] = (
     recurrent, recurrent, recurrent, jacobian, linear, attention, activation,
-    dropout, embedding, pooling, normalization, norm, optimizer,
+    prelu, dropout, embedding, pooling, normalization, norm, optimizer,
 )  # fmt: skip
 
 

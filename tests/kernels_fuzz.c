@@ -730,7 +730,7 @@ static void fuzz_residual(void)
 
 static void fuzz_activation(void)
 {
-    const int kind = between(GC_IDENTITY, GC_SOFTPLUS), keeps_y = kind == GC_TANH || kind == GC_SIGMOID || kind == GC_RELU;
+    const int kind = between(GC_IDENTITY, GC_SILU), keeps_y = kind == GC_TANH || kind == GC_SIGMOID || kind == GC_RELU;
     const ptrdiff_t n = one_in(4) ? between(0, 40000) : between(0, 70);
     const gc_kernels *kernels = &table->real[real];
     double *x = uniforms(n, 5), *dy = uniforms(n, 1);
@@ -751,6 +751,41 @@ static void fuzz_activation(void)
     }
     forget(&all);
     free(x), free(dy);
+}
+
+/* ---- a learned slope: against plain loops ----------------------------------------------------------------------------------- */
+
+static void fuzz_prelu(void)
+{
+    const ptrdiff_t C = one_in(2) ? 1 : between(1, 80), n = C * (one_in(4) ? between(0, 30000 / (int)C) : between(0, 9));
+    const gc_kernels *kernels = &table->real[real];
+    double *x = uniforms(n, 5), *dy = uniforms(n, 1), *w = uniforms(C, 1), *start = uniforms(C, 1), *dw = zeros(C);
+    for (ptrdiff_t k = 0; k < C; k++) dw[k] = start[k];
+    for (ptrdiff_t i = 0; i < n; i++) dw[i % C] += x[i] > 0 ? 0 : dy[i] * x[i];
+    snprintf(subject, sizeof subject, "%s float%d, prelu, n %d, slopes %d", table->isa, real == GC_F32 ? 32 : 64, (int)n, (int)C);
+    const double limit = real == GC_F32 ? 1e-4 : 1e-12;
+    outputs all = {.n = 0};
+    for (; all.run < 3; all.run++) {
+        const array x_ = typed(x, n), dy_ = typed(dy, n), w_ = typed(w, C), dw_ = typed(start, C);
+        const array y = unset(n, real_size()), dx = unset(n, real_size());
+        gc_prelu s = {.threads = threads_of(all.run), .n = n, .C = C, .x = x_.p, .w = w_.p, .y = y.p};
+        if (kernels->prelu->run(&s) != GC_OK) fail("status", 1, GC_OK);
+        s.dy = dy_.p, s.dx = dx.p, s.dw = dw_.p;
+        const array work = scratch(kernels->prelu->work(&s));
+        s.work = work.p;
+        if (kernels->prelu->run(&s) != GC_OK) fail("status", 1, GC_OK);
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const double slope = x[i] > 0 ? 1 : w[i % C];
+            if (fabs(get(y, i) - slope * x[i]) > limit) fail("y", get(y, i), slope * x[i]);
+            if (fabs(get(dx, i) - slope * dy[i]) > limit) fail("dx", get(dx, i), slope * dy[i]);
+        }
+        for (ptrdiff_t k = 0; k < C; k++)
+            if (fabs(get(dw_, k) - dw[k]) > limit * sqrt((double)n + 1)) fail("dw", get(dw_, k), dw[k]);
+        output(&all, 0, y), output(&all, 1, dx), output(&all, 2, dw_);
+        release(x_), release(dy_), release(w_), release(work);
+    }
+    forget(&all);
+    free(x), free(dy), free(w), free(start), free(dw);
 }
 
 /* ---- dropout: zero, or scaled; the same again for another array ---------------------------------------------------------- */
@@ -1034,7 +1069,7 @@ int main(int argc, char **argv)
             real = between(GC_F32, GC_F64);
             fuzz_recurrent(one_in(5) ? 180 : 90);
             if (round % 2 == 0) fuzz_linear();
-            if (round % 4 == 0) fuzz_activation(), fuzz_dropout(), fuzz_embedding(), fuzz_mean(), fuzz_jacobian();
+            if (round % 4 == 0) fuzz_activation(), fuzz_prelu(), fuzz_dropout(), fuzz_embedding(), fuzz_mean(), fuzz_jacobian();
             if (round % 4 == 2) fuzz_norm(0), fuzz_norm(1), fuzz_residual();
             if (round % 2 == 1) fuzz_attention();
             if (round % 4 == 1) fuzz_norms();

@@ -529,7 +529,7 @@ int main(void)
         for (int real = GC_F32; real <= GC_F64; real++) {
             for (int cell = 0; cell < GC_CELLS; cell++)
                 for (F = 2; F <= 9; F += 7) test_cell(table, real, cell);
-            for (int kind = GC_IDENTITY; kind <= GC_SOFTPLUS; kind++) test_activation(table, real, kind);
+            for (int kind = GC_IDENTITY; kind <= GC_SILU; kind++) test_activation(table, real, kind);
             test_linear(table, real);
             test_empty_linear(table, real);
             for (int columns = 0; columns < 2; columns++) test_norm(table, real, columns);

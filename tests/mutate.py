@@ -49,6 +49,7 @@ TESTS = {
     "gemm/gemm_tn.inc.h": ("linear", "recurrent", "spectral"),
     "linear/linear.inc.h": ("linear",),
     "activation/activation.inc.h": ("linear",),
+    "activation/prelu.inc.h": ("prelu",),
     "dropout/dropout.inc.h": ("dropout",),
     "math/threefry.h": ("dropout",),
     "embedding/embedding.inc.h": ("embedding",),

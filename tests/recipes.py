@@ -345,6 +345,7 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "SELU": {},
     "GELU": {"approximate": "tanh"},
     "Softplus": {"beta": 1.0, "threshold": 20.0},
+    "SiLU": {},
 }
 
 
@@ -367,6 +368,22 @@ def _activation(name: str, options: dict[str, Any]) -> None:
 
 for _name, _options in ACTIVATIONS.items():
     _activation(_name, _options)
+
+
+@recipe("PReLU")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.PReLU, {"num_parameters": 3, "init": 0.1, "dtype": "float64"}
+
+
+@recipe("PReLU.forward")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.PReLU(3).forward, {"x": floats(rng, 4, 3)}
+
+
+@recipe("PReLU.backward", changed="self tape")
+def _(rng: np.random.Generator) -> Any:
+    layer = gradcore.PReLU(3)
+    return layer.backward, {"tape": layer.forward(floats(rng, 4, 3))[1], "dy": floats(rng, 4, 3)}
 
 
 @recipe("Dropout")

@@ -235,7 +235,7 @@ def test_gains() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [gradcore.ReLU, gradcore.ELU, gradcore.GELU, gradcore.Softplus], ids=lambda a: a.__name__
+    "layer", [gradcore.ReLU, gradcore.ELU, gradcore.GELU, gradcore.Softplus, gradcore.SiLU], ids=lambda a: a.__name__
 )
 def test_gains_keep_the_second_moment(layer: Any) -> None:
     z = np.linspace(-12, 12, 200001)

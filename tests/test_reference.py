@@ -267,7 +267,7 @@ def test_linear_gradients() -> None:
 
 ACTIVATIONS = [
     *(("identity",), ("tanh",), ("sigmoid",), ("relu",), ("leaky_relu", 0.1), ("elu", 0.7, 1.3)),
-    *(("gelu",), ("gelu_tanh",), ("softplus", 2.0, 3.0)),
+    *(("gelu",), ("gelu_tanh",), ("softplus", 2.0, 3.0), ("silu",)),
 ]
 
 

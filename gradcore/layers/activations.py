@@ -14,7 +14,7 @@ from gradcore.layers.curvature import curvature
 from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.tape import Tape
 
-__all__ = ["ELU", "GELU", "SELU", "Activation", "Identity", "LeakyReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
+__all__ = ["ELU", "GELU", "SELU", "Activation", "Identity", "LeakyReLU", "ReLU", "SiLU", "Sigmoid", "Softplus", "Tanh"]
 
 
 class Activation(Layer):
@@ -418,6 +418,29 @@ class Softplus(Activation):
         self._constants = (self._constants[0], check_number("threshold", value))
 
 
+class SiLU(Activation):
+    """Sigmoid linear unit, also called swish: y = x / (1 + exp(-x)).
+
+    Parameters
+    ----------
+    dtype : dtype
+        The dtype of inputs and outputs, float32 or float64.
+
+    References
+    ----------
+    Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units for neural network function approximation in reinforcement
+    learning", Neural Networks 107, 2018, arXiv 1702.03118, eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np, gradcore
+    >>> gradcore.SiLU()(np.float32([-200, 0, 1])).round(4)
+    array([-0.    ,  0.    ,  0.7311], dtype=float32)
+    """
+
+    _kind = _kernels.SILU
+
+
 _ACTIVATIONS: dict[str, type[Activation]] = {
     "identity": Identity,
     "tanh": Tanh,
@@ -428,4 +451,5 @@ _ACTIVATIONS: dict[str, type[Activation]] = {
     "selu": SELU,
     "gelu": GELU,
     "softplus": Softplus,
+    "silu": SiLU,
 }

@@ -37,6 +37,12 @@ def _gelu_tanh(x: Array, p: float, q: float) -> Array:
     return np.asarray(s * (1 - s) * (2 * slope + x * ((1 - 2 * s) * slope**2 + bend)))
 
 
+def _silu(x: Array, p: float, q: float) -> Array:
+    x = np.clip(x, -750, 750)  # as above
+    s = _sigmoid(x)
+    return np.asarray(s * (1 - s) * (2 + x * (1 - 2 * s)))
+
+
 def _softplus(x: Array, p: float, q: float) -> Array:
     z = p * x
     s = _sigmoid(z)
@@ -52,6 +58,7 @@ _CURVATURES: dict[int, Callable[[Array, float, float], Array]] = {
     _kernels.GELU: _gelu,
     _kernels.GELU_TANH: _gelu_tanh,
     _kernels.SOFTPLUS: _softplus,
+    _kernels.SILU: _silu,
 }
 
 

@@ -402,7 +402,8 @@ class MLP(Sequential):
     sizes : sequence of int
         The number of features of the input, of each hidden layer, and of the output; at least two.
     activation : str
-        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu" or "softplus".
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "softplus" or
+        "silu".
     init : str
         The initializer, a name of `gradcore.init` without the final underscore: "xavier_uniform", "xavier_normal",
         "kaiming_uniform", "kaiming_normal", "lecun_normal", "orthogonal", "eye", "uniform" or "normal".

@@ -7,7 +7,14 @@ from gradcore.reference.attention import attention_backward, attention_forward
 from gradcore.reference.clip import clip_grad_norm, grad_norm
 from gradcore.reference.dropout import dropout
 from gradcore.reference.embedding import embedding_backward, embedding_forward
-from gradcore.reference.feedforward import activation_backward, activation_forward, linear_backward, linear_forward
+from gradcore.reference.feedforward import (
+    activation_backward,
+    activation_forward,
+    linear_backward,
+    linear_forward,
+    prelu_backward,
+    prelu_forward,
+)
 from gradcore.reference.losses import binary_cross_entropy, gaussian_nll, huber, mae, mse, softmax_cross_entropy
 from gradcore.reference.normalization import (
     batch_norm_backward,
@@ -55,6 +62,8 @@ __all__ = [
     "mean_pool_forward",
     "mse",
     "nadam",
+    "prelu_backward",
+    "prelu_forward",
     "radam",
     "recurrent_backward",
     "recurrent_forward",

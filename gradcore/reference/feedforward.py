@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["activation_backward", "activation_forward", "linear_backward", "linear_forward"]
+__all__ = [
+    "activation_backward",
+    "activation_forward",
+    "linear_backward",
+    "linear_forward",
+    "prelu_backward",
+    "prelu_forward",
+]
 
 Array = NDArray[Any]
 
@@ -76,7 +83,8 @@ def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> A
     Parameters
     ----------
     name : str
-        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh" or "softplus".
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "softplus"
+        or "silu".
     x : ndarray
         The input, of any shape.
     p : float
@@ -104,6 +112,7 @@ def activation_forward(name: str, x: Array, p: float = 1.0, q: float = 1.0) -> A
         "gelu": lambda: x * _normal_cdf(x),
         "gelu_tanh": lambda: x / 2 * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
         "softplus": lambda: np.where(p * x > q, x, np.logaddexp(0, p * x) / p),
+        "silu": lambda: x / (1 + np.exp(-x)),
     }
     return np.asarray(function[name](), x.dtype)
 
@@ -114,7 +123,8 @@ def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float
     Parameters
     ----------
     name : str
-        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh" or "softplus".
+        The activation: "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "softplus"
+        or "silu".
     x : ndarray
         The input, of any shape.
     dy : ndarray, like x
@@ -145,8 +155,61 @@ def activation_backward(name: str, x: Array, dy: Array, p: float = 1.0, q: float
         "gelu": lambda: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / sqrt(2 * pi),
         "gelu_tanh": lambda: (1 + t) / 2 + x / 2 * (1 - t**2) * sqrt(2 / pi) * (1 + 3 * 0.044715 * x**2),
         "softplus": lambda: np.where(p * x > q, 1, 1 / (1 + np.exp(-p * x))),
+        "silu": lambda: (1 + x / (1 + np.exp(x))) / (1 + np.exp(-x)),
     }
     return np.asarray(dy * slope[name](), x.dtype)
+
+
+def prelu_forward(x: Array, weight: Array) -> Array:
+    """Return x where it is above 0, and w x elsewhere.
+
+    Parameters
+    ----------
+    x : ndarray, (..., C)
+        The input; of any shape if there is one slope.
+    weight : ndarray, (1,) or (C,)
+        The slopes w.
+
+    Returns
+    -------
+    ndarray, like x
+        The output.
+
+    Examples
+    --------
+    >>> prelu_forward(np.array([-2.0, 3.0]), np.array([0.25]))
+    array([-0.5,  3. ])
+    """
+    return np.asarray(np.where(x > 0, x, weight * x))
+
+
+def prelu_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array]:
+    """Return the gradients of `prelu_forward`.
+
+    Parameters
+    ----------
+    x : ndarray, (..., C)
+        The input; of any shape if there is one slope.
+    weight : ndarray, (1,) or (C,)
+        The slopes w.
+    dy : ndarray, like x
+        The gradient dL/dy.
+
+    Returns
+    -------
+    dx : ndarray, like x
+        The gradient dL/dx.
+    dw : ndarray, like weight
+        The gradient dL/dw.
+
+    Examples
+    --------
+    >>> prelu_backward(np.array([-2.0, 3.0]), np.array([0.25]), np.array([1.0, 1.0]))
+    (array([0.25, 1.  ]), array([-2.]))
+    """
+    products = np.where(x > 0, 0, dy * x)
+    dw = products.reshape(-1, weight.size).sum(axis=0) if products.size else np.zeros(weight.shape, x.dtype)
+    return np.asarray(dy * np.where(x > 0, 1, weight)), dw
 
 
 def _normal_cdf(x: Array) -> Array:

@@ -5,10 +5,11 @@
 #include "base/status.h"
 
 /* With z = p x where p occurs: tanh; sigmoid; max(0, x); leaky: x > 0 ? x : p x; elu: q (x > 0 ? x : p expm1(x)), which is
- * selu too; gelu: x P(Z <= x), or with P's tanh form; softplus: z > q ? x : log(1 + exp(z)) / p. */
+ * selu too; gelu: x P(Z <= x), or with P's tanh form; softplus: z > q ? x : log(1 + exp(z)) / p;
+ * silu: x sigmoid(x). */
 enum {
     GC_IDENTITY = 0, GC_TANH = 1, GC_SIGMOID = 2, GC_RELU = 3, GC_LEAKY_RELU = 4, GC_ELU = 5, GC_GELU = 6, GC_GELU_TANH = 7,
-    GC_SOFTPLUS = 8
+    GC_SOFTPLUS = 8, GC_SILU = 9
 };
 
 typedef struct gc_activation {

@@ -92,6 +92,7 @@ INLINE VEC FN(activation)(const int kind, VEC x, VEC p, VEC q)
         VEC tail = FN(v_log1p_unit)(FN(v_exp_negative)(FN(v_sub)(zero, FN(v_abs)(z))));
         return FN(v_select_gt)(z, q, x, FN(v_div)(FN(v_add)(FN(v_max)(zero, z), tail), p));
     }
+    case GC_SILU: return FN(v_mul)(x, FN(v_sigmoid)(x));
     default: return x;
     }
 }
@@ -129,6 +130,11 @@ INLINE VEC FN(activation_back)(const int kind, VEC kept, VEC d, VEC p, VEC q)
         VEC z = FN(v_mul)(p, kept);
         return FN(v_mul)(d, FN(v_select_gt)(z, q, one, FN(v_sigmoid)(z)));
     }
+    case GC_SILU: {
+        const REAL vanishes = GC_BITS == 32 ? R(100.0) : R(750.0); /* where the sigmoid is 0 or 1, or infinity times 0 */
+        VEC x = FN(v_max)(FN(v_set1)(-vanishes), FN(v_min)(FN(v_set1)(vanishes), kept)), s = FN(v_sigmoid)(x);
+        return FN(v_mul)(d, FN(v_mul)(s, FN(v_fma)(x, FN(v_sub)(one, s), one)));
+    }
     default: return d;
     }
 }
@@ -160,7 +166,7 @@ static void FN(activation_body)(void *arg, gc_team *team, int thread)
         break;
         switch (s->kind) {
             SPAN(GC_IDENTITY) SPAN(GC_TANH) SPAN(GC_SIGMOID) SPAN(GC_RELU) SPAN(GC_LEAKY_RELU) SPAN(GC_ELU) SPAN(GC_GELU)
-            SPAN(GC_GELU_TANH) SPAN(GC_SOFTPLUS)
+            SPAN(GC_GELU_TANH) SPAN(GC_SOFTPLUS) SPAN(GC_SILU)
         }
 #undef SPAN
     }

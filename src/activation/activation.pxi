@@ -1,7 +1,8 @@
 # Fills gc_activation from arrays. Shapes and meanings: activation.h.
 
 IDENTITY, TANH, SIGMOID, RELU = GC_IDENTITY, GC_TANH, GC_SIGMOID, GC_RELU
-LEAKY_RELU, ELU, GELU, GELU_TANH, SOFTPLUS = GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH, GC_SOFTPLUS
+LEAKY_RELU, ELU, GELU, GELU_TANH = GC_LEAKY_RELU, GC_ELU, GC_GELU, GC_GELU_TANH
+SOFTPLUS, SILU = GC_SOFTPLUS, GC_SILU
 
 
 cdef int run_activation(int kind, double p, double q, cnp.ndarray given, cnp.ndarray dy, cnp.ndarray out) except -1:

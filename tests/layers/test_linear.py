@@ -41,6 +41,7 @@ ACTIVATIONS: dict[str, tuple[Any, tuple[Any, ...], str, tuple[float, ...], dict[
     "gelu(tanh)": (gradcore.GELU, ("tanh",), "gelu_tanh", (), {"approximate": "tanh"}),
     "softplus": (gradcore.Softplus, (), "softplus", (1.0, 20.0), {}),
     "softplus(2, 3)": (gradcore.Softplus, (2, 3), "softplus", (2.0, 3.0), {"beta": 2, "threshold": 3}),
+    "silu": (gradcore.SiLU, (), "silu", (), {}),
 }
 activations = pytest.mark.parametrize("name", ACTIVATIONS)
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -689,7 +690,7 @@ def test_an_empty_model_is_the_identity() -> None:
 
 @pytest.mark.parametrize("init", ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"])
 @pytest.mark.parametrize(
-    "activation", ["identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "softplus"]
+    "activation", ["identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "softplus", "silu"]
 )
 def test_mlp_initializes_with_the_gain_of_its_activation(activation: str, init: str) -> None:
     n_in, n_out = 300, 200

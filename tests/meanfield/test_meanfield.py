@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Any] = {
     "gelu": gradcore.GELU(),
     "gelu, tanh": gradcore.GELU("tanh"),
     "softplus": gradcore.Softplus(2.0),
+    "silu": gradcore.SiLU(),
 }
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 

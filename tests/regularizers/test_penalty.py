@@ -313,7 +313,7 @@ def test_recurrent_models_against_torch(cell: str, shape: str, lengths: list[int
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "softplus"])
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "softplus", "silu"])
 def test_feed_forward_models_against_torch(name: str) -> None:
     torch = pytest.importorskip("torch")
     model = gradcore.MLP([4, 16, 16, 1], name, "xavier_normal", dtype=F64, rng=1)

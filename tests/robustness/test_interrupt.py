@@ -104,6 +104,11 @@ def activation(times: int) -> Callable[[], Any]:
     return lambda: _kernels.activation_forward(_kernels.SOFTPLUS, 1.0, 20.0, x, x)
 
 
+def prelu(times: int) -> Callable[[], Any]:
+    x, w = np.ones(60_000_000 * times, np.float32), np.ones(1, np.float32)
+    return lambda: _kernels.prelu_forward(x, w, x)
+
+
 def dropout(times: int) -> Callable[[], Any]:
     x = np.ones(60_000_000 * times, np.float32)
     return lambda: _kernels.dropout(0.5, 1, x, x)
@@ -161,6 +166,7 @@ CALLS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "linear": linear,
     "attention": attention,
     "activation": activation,
+    "prelu": prelu,
     "dropout": dropout,
     "embedding": embedding,
     "mean": mean,
