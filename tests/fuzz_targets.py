@@ -71,6 +71,7 @@ def parts() -> dict[str, Any]:
         "limit": gradcore.threshold.ZClip(warmup_steps=2),
         "median": gradcore.threshold.AutoClip(history=3),
         "scaler": gradcore.GradScaler(4.0),
+        "supervisor": gradcore.Supervisor(),
         "rng": rng,
         "other": np.random.Generator(np.random.MT19937(0)),
         "third": np.random.Generator(np.random.Philox(0)),

@@ -170,6 +170,14 @@ def _(rng: np.random.Generator) -> Any:
     return fitting(rng, lambda record: None)
 
 
+@extra("fit that goes back")
+def _(rng: np.random.Generator) -> Any:
+    fit, given = fitting(rng, lambda record: None)
+    (x, target, lengths), *_ = given["batches"]
+    given["batches"] += [(x, np.full_like(target, np.nan), lengths)]
+    return fit, {**given, "supervisor": gradcore.Supervisor(rollback=2, skip=2)}
+
+
 @extra("fit that is interrupted")
 def _(rng: np.random.Generator) -> Any:
     return fitting(rng, lambda record: os.kill(os.getpid(), signal.SIGINT))

@@ -1098,6 +1098,23 @@ def _(rng: np.random.Generator) -> Any:
     return gradcore.History.from_json, {"source": short_history().to_json()}
 
 
+@recipe("Supervisor")
+def _(rng: np.random.Generator) -> Any:
+    counts = {"rollback": 10, "skip": 20, "max_rollbacks": 3, "window": 16, "warmup": 8}
+    return gradcore.Supervisor, {"spike": 6.0, **counts, "reset_moments": True, "lr_factor": 0.5, "folder": None}
+
+
+@recipe("Supervisor.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return gradcore.Supervisor().load_state_dict, {"state_dict": gradcore.Supervisor().state_dict()}
+
+
+@recipe("Rollback.from_dict")
+def _(rng: np.random.Generator) -> Any:
+    back = gradcore.Rollback(7, 0, "the loss is nan", 6, range(6, 9), np.array([0.5, np.nan]), np.ones(2))
+    return gradcore.Rollback.from_dict, {"values": back.to_dict()}
+
+
 @recipe("History.load_state_dict")
 def _(rng: np.random.Generator) -> Any:
     return gradcore.History().load_state_dict, {"state_dict": short_history().state_dict()}

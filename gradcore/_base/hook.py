@@ -103,12 +103,12 @@ class Hook:
     Which place serves which purpose:
 
     - `before_forward`: truncated backpropagation through time puts the last final state into ``step.options``; a
-      supervisor passes over a batch with ``step.dropped = True``.
+      batch is passed over with ``step.dropped = True``.
     - `after_loss`: loss scaling multiplies ``step.dy`` and ``step.scale``.
     - `after_backward`: regularizers and gradient penalties add to ``model.grads``, times ``step.scale``; processes sum
       their gradients when ``step.parts_left`` is 0.
     - `before_step`: adaptive clipping changes the whole gradient, which is still multiplied by ``step.scale``.
-    - `after_step`: a supervisor looks at ``step.loss`` and ``step.grad_norm``, and takes or restores a snapshot.
+    - `after_step`: loss scaling finds its next scale; averages of the weights follow them.
     - `on_failure`: processes tell each other; whatever was begun in this step is given up.
     - `after_epoch`: validation, early stopping, checkpoints.
 

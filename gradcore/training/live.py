@@ -19,6 +19,7 @@ from gradcore._base.hook import TrainingStep
 from gradcore._base.threads import info
 from gradcore.layers.recurrent_tape import RecurrentTape
 from gradcore.layers.telemetry import StepTelemetry
+from gradcore.training.rollback import Rollback
 
 __all__ = ["FORMAT", "VERSION", "JSONLines"]
 
@@ -186,6 +187,18 @@ class JSONLines:
             if before is None or (all_changes and before != finding.count):
                 self._told[place] = finding.count
                 self._file.add({"type": "finding", **self._labels, **finding.to_dict()})
+
+    def after_rollback(self, rollback: Rollback) -> None:
+        """Write that the run went back; `fit` calls it.
+
+        Parameters
+        ----------
+        rollback : Rollback
+            What its supervisor did.
+        """
+        found = {key: value for key, value in rollback.to_dict().items() if key not in ("loss", "grad_norm")}
+        self._file.add({"type": "rollback", **self._labels, **found})
+        self._file.flush_if_due()
 
     def after_run(self, history: Any = None, error: BaseException | None = None) -> None:
         """Write that the run has ended; `fit` calls it.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradcore._base.check import FLOAT64, Array, check_array, check_int, check_names
+from gradcore._base.check import FLOAT64, Array, as_list, check_array, check_int, check_names
 from gradcore._base.files import floats
 
 __all__ = ["Rollback", "TooManyRollbacksError"]
@@ -92,13 +92,15 @@ class Rollback:
         KeyError, TypeError, ValueError
             If an entry is missing, unknown or invalid.
         """
-        check_names("rollback", values, cls.__dataclass_fields__)
+        check_names("values", values, cls.__dataclass_fields__)
         step, epoch, snapshot = (check_int(name, values[name]) for name in ("step", "epoch", "snapshot"))
         if not isinstance(values["reason"], str):
             raise TypeError(f"reason: expected text, got {type(values['reason']).__name__}")
-        first, stop = (check_int("batches", value) for value in values["batches"])
+        batches = [check_int("batches", value) for value in as_list("batches", values["batches"])]
+        if len(batches) != 2:
+            raise ValueError(f"batches: expected the first and the one after the last, got {batches}")
         loss, norm = (check_array(name, floats(values[name]), FLOAT64, ("n",)).copy() for name in ("loss", "grad_norm"))
-        return cls(step, epoch, values["reason"], snapshot, range(first, stop), loss, norm)
+        return cls(step, epoch, values["reason"], snapshot, range(*batches), loss, norm)
 
 
 class TooManyRollbacksError(RuntimeError):

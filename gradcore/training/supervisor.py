@@ -11,12 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gradcore._base.check import check_bool, check_int, check_names, check_number, check_path
+from gradcore._base.check import as_list, check_bool, check_int, check_names, check_number, check_path
 from gradcore._base.hook import TrainingStep
+from gradcore.optim.optimizer import Optimizer
 from gradcore.training.checkpoint import load_checkpoint, save_checkpoint
 from gradcore.training.rollback import Rollback, TooManyRollbacksError
 from gradcore.training.run import deviation, median
-from gradcore.training.snapshot import RunState, from_plain, to_plain
+from gradcore.training.snapshot import RunState, from_plain, has_state, to_plain
 
 __all__ = ["Supervisor"]
 
@@ -92,7 +93,8 @@ class Supervisor:
     What follows from an epoch's end, such as `Hook.after_epoch` and validation, is done again for the ends within
     undone steps; the checkpoint of such an epoch stays as it is, and resuming from it goes back again in the same way.
     Callbacks have seen the undone steps; one that has a method `after_rollback` is told. A hook without `state_dict`
-    and `load_state_dict` is taken for one that has no state. Batches and model should not draw from the same generator:
+    and `load_state_dict` is taken for one that has no state. With ``nonfinite="raise"`` the optimizer raises before the
+    supervisor sees the step. Batches and model should not draw from the same generator:
     the batches would come again.
 
     References
@@ -159,9 +161,18 @@ class Supervisor:
 
         Raises
         ------
+        TypeError
+            If the model or the optimizer cannot be set back.
         ValueError
             If `lr_factor` is not 1 and a learning rate is a schedule.
         """
+        for name, part in (("model", run.model), ("optimizer", run.optimizer)):
+            if not has_state(part):
+                what = f"the {name}, a {type(part).__name__}"
+                raise TypeError(f"supervisor: {what}, has no state_dict and load_state_dict")
+        if (self.reset_moments or self.lr_factor != 1.0) and not isinstance(run.optimizer, Optimizer):
+            kind = type(run.optimizer).__name__
+            raise TypeError(f"reset_moments, lr_factor: expected an optimizer of gradcore.optim, got {kind}")
         if self.lr_factor != 1.0 and any(callable(group.lr) for group in run.optimizer.groups):
             raise ValueError(f"lr_factor: expected 1 with a schedule as learning rate, got {self.lr_factor:g}")
         if self.folder is not None:
@@ -346,10 +357,10 @@ class Supervisor:
         counts = {f"_{name}": check_int(name, state_dict[name]) for name in ("drawn", "used", "to_pass")}
         resumed = state_dict["resumed"]
         resumed = None if resumed is None else check_int("resumed", resumed)
-        ends = [check_int(f"ends[{i}]", end) for i, end in enumerate(state_dict["ends"])]
+        ends = [check_int(f"ends[{i}]", end) for i, end in enumerate(as_list("ends", state_dict["ends"]))]
         levels = self._checked_levels("levels", state_dict["levels"])
         kept = []
-        for i, given in enumerate(state_dict["kept"]):
+        for i, given in enumerate(as_list("kept", state_dict["kept"])):
             names = [field.name for field in fields(_Kept)]
             check_names(f"kept[{i}]", given, names)
             found = {name: check_int(f"{name} of kept[{i}]", given[name]) for name in names[:5]}
@@ -364,10 +375,11 @@ class Supervisor:
         found = {}
         for name, lists in given.items():
             place = f"{label}[{name!r}]"
-            values, newest = ([check_number(place, value) for value in each] for each in lists)
-            if len(values) > self.window:
-                raise ValueError(f"{place}: expected at most window = {self.window} values, got {len(values)}")
-            found[name] = values, newest
+            numbers = [[check_number(place, value) for value in as_list(place, each)] for each in as_list(place, lists)]
+            if len(numbers) != 2 or len(numbers[0]) > self.window:
+                counts = [len(each) for each in numbers]
+                raise ValueError(f"{place}: expected two lists, of at most {self.window} values, got {counts} values")
+            found[name] = numbers
         return found
 
     def __repr__(self) -> str:

@@ -83,6 +83,18 @@ def test_a_finding_that_lasts_is_told_anew_only_when_the_file_is_written(tmp_pat
         assert len(told) <= most
 
 
+def test_a_rollback_has_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    back = gradcore.Rollback(7, 0, "the loss is nan", 6, range(6, 9), np.array([0.5, np.nan]), np.ones(2))
+    with JSONLines(path) as log:
+        log.after_rollback(back)
+        log.trial("second", seed=3).after_rollback(back)
+    want = {"step": 7, "epoch": 0, "reason": "the loss is nan", "snapshot": 6, "batches": [6, 9]}
+    first, second = (line for line in lines(path) if line["type"] == "rollback")
+    assert first == {"type": "rollback", **want}
+    assert second == {"type": "rollback", "trial": "second", "seed": 3, **want}
+
+
 def test_step_clipping_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     train(JSONLines(path), step_clip=1e-9)

@@ -28,6 +28,15 @@ COLUMNS = ("loss", "grad_norm", "coef", "max_norm", "lr", "epoch", "n_nan", "n_i
 TABLES = ("per_array", "d_norm", "dh_first", "dh_last", "dh_log_mean", "dh_profile")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models: a second thread would only wait."""
+    before = gradcore.get_num_threads()
+    gradcore.set_num_threads(1)
+    yield
+    gradcore.set_num_threads(before)
+
+
 def data(n: int, poison: tuple[int, ...] = (), factor: float = 1e4, seed: int = 0) -> list[Any]:
     """Batches of a task that is learned, some of them with huge targets."""
     rng = np.random.default_rng(seed)
@@ -246,6 +255,12 @@ class Constant:
     def backward(self, tape: Any, dy: Any) -> None:
         self.layer.flat_grads[...] = dy
 
+    def state_dict(self) -> Any:
+        return self.layer.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.layer.load_state_dict(state)
+
 
 def watched(losses: Any, norms: Any = None, hooks: Any = (), **options: Any) -> list[Any]:
     """The rollbacks of a run with these losses and norms."""
@@ -323,7 +338,7 @@ def test_overflow_under_loss_scaling_is_not_a_spike() -> None:
 
 def test_no_spike_in_what_is_healthy() -> None:
     """Falling, noisy with heavy tails, constant, zero, alternating, of either sign, and a slow rise."""
-    rng, n = np.random.default_rng(0), 3000
+    rng, n = np.random.default_rng(0), 1000
     runs = {
         "falling": np.exp(-np.arange(n) / 100) + 1e-9,
         "falling with noise": 4 * np.exp(-np.arange(n) / 300) * np.exp(0.5 * rng.standard_normal(n)),
@@ -540,6 +555,27 @@ def test_a_supervisor_begins_anew_with_each_run() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Supervisor(**arguments)
+
+
+def test_fit_refuses_what_cannot_be_set_back() -> None:
+    class Plain:
+        def __init__(self, layer: Any) -> None:
+            self.zero_grad, self.forward, self.backward = layer.zero_grad, layer.forward, layer.backward
+
+    class Rule:
+        n_steps = 0
+
+        def step(self, **options: Any) -> None: ...
+
+        def state_dict(self) -> Any: ...
+
+        def load_state_dict(self, state: Any) -> None: ...
+
+    layer = gradcore.Linear(3, 1)
+    with pytest.raises(TypeError, match="supervisor: the model, a Plain, has no state_dict and load_state_dict"):
+        gradcore.fit(Plain(layer), data(1), MSE, optim.SGD(layer), epochs=1, supervisor=Supervisor())
+    with pytest.raises(TypeError, match=r"expected an optimizer of gradcore\.optim, got Rule"):
+        gradcore.fit(layer, data(1), MSE, Rule(), epochs=1, supervisor=Supervisor(reset_moments=True))
 
 
 def test_fit_refuses_what_is_no_supervisor() -> None:

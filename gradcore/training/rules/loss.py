@@ -107,7 +107,7 @@ def rising_loss(run: Run, now: Step) -> Iterator[Symptom]:
 
 @each_step(
     unstable_after_progress="Clip the gradient norm slightly above its usual value, lower the learning rate, and go "
-    "back to weights from before this step."
+    "back to weights from before this step, as a gradcore.Supervisor does by itself."
 )
 def unstable_after_progress(run: Run, now: Step) -> Iterator[Symptom]:
     kind, t, level, best = "unstable_after_progress", run.thresholds, run.level, run.best
