@@ -204,7 +204,9 @@ def fit(
         undo = Undo(model)
         try:
             interrupt.at_once = True
-            for epoch, group in in_groups(each_batch(batches, epochs, first), accumulate):
+            given_batches = each_batch(batches, epochs, first)
+            used = given_batches if supervisor is None else supervisor.used(given_batches)
+            for epoch, group in in_groups(used, accumulate):
                 if group is None:
                     interrupt.at_once = False
                     if supervisor is not None:
@@ -212,9 +214,6 @@ def fit(
                     answers: list[Any] = [hook.after_epoch(epoch, history) for hook in order]
                     if bar.total is None:
                         bar.total = (epochs - first) * int((history.epoch == epoch).sum())
-                elif supervisor is not None and supervisor.passes_over():
-                    bar.update("batch passed over")
-                    continue
                 else:
                     step = TrainingStep(model, optimizer, *group[0], len(history), epoch, history, nonfinite)
                     run_step(step, group, criterion, order, max_norm, step_clip, undo)

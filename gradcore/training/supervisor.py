@@ -6,7 +6,7 @@ import math
 import os
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,9 @@ class Supervisor:
         How many robust standard deviations a spike stands out, above 0. The deviation of a logarithm counts as at least
         0.05, so that 10 is a factor of 1.65 or more.
     rollback : int
-        How many steps to go back, at least 1. Snapshots are taken every ``rollback // 2`` steps, and the last six are
-        kept, so that one is between half and twice as old; where none is, as near the start of the run, the oldest one
-        has to do.
+        How many steps to go back, at least 1; with `accumulate` a step has several batches. Snapshots are taken every
+        ``rollback // 2`` steps, and the last six are kept, so that one is between half and twice as old. Where none is,
+        as near the start of the run, the oldest one has to do.
     skip : int
         The number of batches to pass over, counted from the snapshot without those that an earlier rollback has passed
         over, at least 0. Those of the undone steps are passed over in any case.
@@ -181,21 +181,27 @@ class Supervisor:
         self._run = run
         self._keep(run)
 
-    def passes_over(self) -> bool:
-        """Count a batch, and return whether to pass over it.
+    def used(self, batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Pass over batches that followed a snapshot to which the run went back.
 
-        Returns
-        -------
-        bool
-            Whether it is one of those that followed a snapshot to which the run went back.
+        Parameters
+        ----------
+        batches : iterable of (int, batch or None)
+            The epoch with each of its batches, and with None at its end.
+
+        Yields
+        ------
+        (int, batch or None)
+            Those of them that are used, and the ends.
         """
-        self._drawn += 1
-        passed = self._to_pass > 0
-        if passed:
-            self._to_pass -= 1
-        else:
-            self._used += 1
-        return passed
+        for epoch, batch in batches:
+            if batch is not None:
+                self._drawn += 1
+                if self._to_pass > 0:
+                    self._to_pass -= 1
+                    continue
+                self._used += 1
+            yield epoch, batch
 
     def after_step(self, step: TrainingStep) -> Rollback | None:
         """Look at a step that the history has, and go back if it is a spike.

@@ -620,6 +620,17 @@ def test_accumulated_gradients() -> None:
     np.testing.assert_equal(*states)
 
 
+@pytest.mark.parametrize("skip", [30, 31])
+def test_steps_of_several_batches(skip: int) -> None:
+    """The batches after those that were passed over are grouped anew."""
+    batches = data(241, poison=(120, 121))
+    run, clean = Run(accumulate=3), Run(accumulate=3)
+    (back,) = run.fit(batches, supervisor=Supervisor(**(QUICK | {"skip": skip}))).rollbacks
+    assert back.batches == range(3 * back.snapshot, 3 * back.snapshot + max(skip, 3 * (back.step + 1 - back.snapshot)))
+    clean.fit(without(batches, back.batches))
+    np.testing.assert_equal(run.state(), clean.state())
+
+
 def test_a_stateful_run() -> None:
     """The state of the snapshot meets the first batch that is not passed over."""
     batches, states = data(140, poison=(74, 75)), []
