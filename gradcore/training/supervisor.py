@@ -112,7 +112,7 @@ class Supervisor:
     >>> history = gradcore.fit(model, batches, gradcore.losses.mse, optimizer, epochs=1, supervisor=supervisor)
     >>> (back,) = history.rollbacks
     >>> back.step, back.snapshot, back.batches, bool(history.loss[-1] < 1e-4)
-    (302, 280, range(280, 310), True)
+    (300, 280, range(280, 310), True)
     """
 
     def __init__(
