@@ -371,7 +371,9 @@ class History:
         profiles, columns, tables = ("dh_profile", "dh_log_mean", "dh_count"), new._columns, new._tables
         check_names("state_dict", state_dict, ["interrupted", "rollbacks", *columns, *tables, *profiles])
         new.interrupted = check_bool("interrupted", state_dict["interrupted"])
-        new.rollbacks = [Rollback.from_dict(each) for each in as_list("rollbacks", state_dict["rollbacks"])]
+        for i, each in enumerate(as_list("rollbacks", state_dict["rollbacks"])):
+            check_names(f"rollbacks[{i}]", each, Rollback.__dataclass_fields__)
+            new.rollbacks.append(Rollback.from_dict(each))
         given = {column: _numbers(column.name, state_dict[column.name], column.dtype) for column in COLUMNS}
         lengths = {column.name: rows.size for column, rows in given.items() if column.name in (STEPS, VALIDATIONS)}
         n = lengths[STEPS]
