@@ -40,7 +40,7 @@ class Supervisor:
     judged by their logarithms, unless a value of the window is negative. A spike is
 
     - a loss that is not finite, or a norm that is not, unless loss scaling made it so;
-    - a loss or norm with :math:`z \ge 2\,` `spike`;
+    - a loss or norm with :math:`z \ge 2\,` `spike`, or both with :math:`z \ge` `spike` in the same step;
     - three losses in a row with :math:`z \ge` `spike`, or ten with half of it.
 
     So a loss that stands out for one step is a spike only if it is far out, while one that stays high is found sooner.
@@ -259,9 +259,15 @@ class Supervisor:
         scaled = step.scale > 1.0  # the gradient of the next step will be finite
         if not math.isfinite(norm):
             return None if scaled else f"the gradient norm is {norm}"
-        values = {"loss": loss, "gradient norm": norm}
-        found = [level.judge(values[name]) for name, level in self._levels.items()]
-        return next((reason for reason in found if reason is not None), None)
+        for level, value in zip(self._levels.values(), (loss, norm), strict=True):
+            level.add(value)
+        for level in self._levels.values():
+            steps = level.lasts()
+            if steps:
+                return f"{level}{f', and stood out for {steps} steps' if steps > 1 else ''}"
+        if all(level.z >= self.spike for level in self._levels.values()):
+            return ", and ".join(map(str, self._levels.values()))
+        return None
 
     # ---- going back --------------------------------------------------------------------------------------------------
 
@@ -414,6 +420,9 @@ class _Level:
     def __init__(self, name: str, supervisor: Supervisor) -> None:
         self._name, self._lasting = name, LASTING[name]
         self._size, self._warmup, self._spike = supervisor.window, supervisor.warmup, supervisor.spike
+        self.z = self._center = 0.0
+        self._n = 0
+        self._least = min(1.0, *(factor for _, factor in self._lasting)) * self._spike  # smaller ones do not count
         self.restore(((), ()))
 
     def state(self) -> tuple[list[float], list[float]]:
@@ -424,25 +433,27 @@ class _Level:
         self._values, self._sorted = deque(values), sorted(values)
         self._newest: deque[float] = deque(newest, max(steps for steps, _ in self._lasting))
 
-    def judge(self, value: float) -> str | None:
-        """Add a value, and return why it is a spike, if it is."""
-        n = len(self._values)
-        z, center = self._deviations(value) if n >= self._warmup else (0.0, 0.0)
-        self._newest.append(z)
+    def add(self, value: float) -> None:
+        """Find out how far a value stands out, and keep it."""
+        n = self._n = len(self._values)
+        self.z, self._center = self._deviations(value) if n >= self._warmup else (0.0, 0.0)
+        self._newest.append(self.z)
         if n == self._size:
             del self._sorted[bisect_left(self._sorted, self._values.popleft())]
         self._values.append(value)
         insort(self._sorted, value)
-        if z == 0.0:
-            return None
-        newest = list(self._newest)
+
+    def lasts(self) -> int:
+        """Return for how many steps the newest values have stood out so far that it is a spike, or 0."""
+        newest = list(self._newest) if self.z > 0.0 else []
         for steps, factor in self._lasting:
-            least = factor * self._spike
-            if len(newest) >= steps and min(newest[-steps:]) >= least:
-                lasting = f", and above {least:g} for {steps} steps" if steps > 1 else ""
-                out = f"is {z:.3g} deviations above {center:.4g}, the median of {n} before{lasting}"
-                return f"the {self._name} {value:.4g} {out}"
-        return None
+            if len(newest) >= steps and min(newest[-steps:]) >= factor * self._spike:
+                return steps
+        return 0
+
+    def __str__(self) -> str:
+        out = f"is {self.z:.3g} deviations above {self._center:.4g}, the median of {self._n} before"
+        return f"the {self._name} {self._values[-1]:.4g} {out}"
 
     def _deviations(self, value: float) -> tuple[float, float]:
         """Return z, or 0 where that is too small to count, and the median."""
@@ -457,7 +468,7 @@ class _Level:
         else:
             middle = math.log(center)
             excess = math.log(value) - middle
-            if excess < self._lasting[-1][1] * self._spike * LEAST_DEVIATION:
+            if excess < self._least * LEAST_DEVIATION:
                 return 0.0, center
             logs = [math.log(each) if each > 0.0 else -math.inf for each in ordered]
             spread = max(deviation(logs, middle), LEAST_DEVIATION)

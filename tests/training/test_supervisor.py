@@ -309,10 +309,30 @@ def test_one_value_far_above_is_a_spike_and_one_not_so_far_is_not_until_it_lasts
     losses[200:203] = math.exp(3.0)
     (back,) = watched(losses)
     assert back.step == 202
-    assert "and above 10 for 3 steps" in back.reason
+    assert back.reason.endswith(", and stood out for 3 steps")
     losses[201:203], losses[200] = 1.0, math.exp(9.0)
     (back,) = watched(losses)
     assert back.step == 200
+
+
+def test_loss_and_norm_that_stand_out_together_are_a_spike() -> None:
+    losses, norms = around(300, 1.0, 0.2), around(300, 2.0, 0.2, seed=1)
+    losses[200], norms[201] = math.exp(3.0), 2 * math.exp(3.0)
+    assert not watched(losses, norms)
+    norms[200] = 2 * math.exp(3.0)
+    (back,) = watched(losses, norms)
+    assert back.step == 200
+    assert back.reason.startswith("the loss 20.09 is ")
+    assert ", and the gradient norm 40.17 is " in back.reason
+
+
+def test_ten_losses_in_a_row_need_not_be_so_far_out() -> None:
+    losses = around(300, 1.0, 0.2)
+    losses[200:209] = math.exp(1.5)
+    assert not watched(losses)
+    losses[209] = math.exp(1.5)
+    (back,) = watched(losses)
+    assert (back.step, back.reason.endswith(", and stood out for 10 steps")) == (209, True)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
