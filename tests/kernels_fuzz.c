@@ -500,7 +500,9 @@ static void fuzz_recurrent(int most_units)
 
 static void fuzz_linear(void)
 {
-    const ptrdiff_t N = between(0, one_in(4) ? 500 : 60), F = between(0, one_in(4) ? 150 : 40), O = between(0, one_in(4) ? 150 : 40);
+    const ptrdiff_t N = between(0, one_in(4) ? 500 : 60), page = one_in(8) ? 1024 : 0; /* rows that are whole pages */
+    const ptrdiff_t F = page && one_in(2) ? page : between(0, one_in(4) ? 150 : 40);
+    const ptrdiff_t O = page && F != page ? page : between(0, one_in(4) ? 150 : 40);
     const int bias = one_in(2);
     const gc_kernels *kernels = &table->real[real];
     const double limit = real == GC_F32 ? 1e-4 : 1e-12;

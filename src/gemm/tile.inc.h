@@ -18,6 +18,7 @@
 #define NW 4        /* vectors of a tile at most */
 enum {
     BLOCK = 112,                    /* rows of A at most that stay in L2 while all panels of gemm pass over them */
+    PAGE = 4096, WAYS = 8,          /* of L1: of lines that lie whole pages apart it holds so many */
     COLUMNS = 48                    /* of A that gemm_tn packs at once: eight tiles use a panel of B while it is in L1 */
 };
 #endif

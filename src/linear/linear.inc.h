@@ -15,6 +15,8 @@ typedef struct {
     const gc_linear *s;
     REAL *packed;   /* W^T for the forward product, W for dL/dx */
     REAL *products; /* scratch of gemm_tn, a part for each thread */
+    REAL *copies;   /* scratch of gemm, likewise, or NULL */
+    ptrdiff_t copy; /* the elements of a part */
 } FN(linear_plan);
 
 static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
@@ -23,7 +25,14 @@ static size_t FN(plan_linear)(FN(linear_plan) *plan, const gc_linear *s)
     plan->s = s;
     plan->packed = gc_take(&arena, s->dy ? FN(packed_size)(s->O, s->F) : FN(packed_size)(s->F, s->O), sizeof(REAL));
     plan->products = s->dy ? gc_take(&arena, linear_threads(s) * FN(gemm_tn_work)(), sizeof(REAL)) : NULL;
+    plan->copy = s->dy ? FN(gemm_copy)(s->N, s->F, s->O) : FN(gemm_copy)(s->N, s->O, s->F);
+    plan->copies = plan->copy ? gc_take(&arena, linear_threads(s) * plan->copy, sizeof(REAL)) : NULL;
     return arena.used;
+}
+
+INLINE REAL *FN(copy_of)(const FN(linear_plan) *plan, int thread)
+{
+    return plan->copies ? plan->copies + thread * plan->copy : NULL;
 }
 
 static size_t FN(linear_work)(const gc_linear *s)
@@ -45,7 +54,8 @@ static void FN(linear_forward_body)(void *arg, gc_team *team, int thread)
     if (gc_wait(&watch)) return;
     gc_share(N, team, thread, &first, &end);
     const FN(gemm_job) y = {.M = end - first, .N = O, .K = F, .j1 = O, .a = (const REAL *)s->x + first * F, .a_row = F,
-                            .b = plan->packed, .c = (REAL *)s->y + first * O, .c_row = O, .start = s->b};
+                            .b = plan->packed, .c = (REAL *)s->y + first * O, .c_row = O, .start = s->b,
+                            .copy = FN(copy_of)(plan, thread)};
     FN(gemm)(&y, &watch); /* (l1) */
 }
 
@@ -74,7 +84,7 @@ static void FN(linear_backward_body)(void *arg, gc_team *team, int thread)
     if (gc_wait(&watch)) return;
     gc_share(N, team, thread, &first, &end);
     const FN(gemm_job) dx = {.M = end - first, .N = F, .K = O, .j1 = F, .a = dy + first * O, .a_row = O, .b = plan->packed,
-                             .c = (REAL *)s->dx + first * F, .c_row = F};
+                             .c = (REAL *)s->dx + first * F, .c_row = F, .copy = FN(copy_of)(plan, thread)};
     FN(gemm)(&dx, &watch);
 }
 
