@@ -1197,6 +1197,51 @@ def _(rng: np.random.Generator) -> Any:
     return data.load("adding", 9).batches, {"batch": 3, "steps": 2, "seed": 1}
 
 
+@recipe("data.windows")
+def _(rng: np.random.Generator) -> Any:
+    given = {"seq_len": 4, "horizon": 2, "step": 1, "batch": 5, "inputs": [0, 2], "target": 1, "rng": seeded()}
+    return lambda **given: list(data.windows(**given)), {"series": floats(rng, 20, 3), **given}
+
+
+@recipe("data.streams")
+def _(rng: np.random.Generator) -> Any:
+    return lambda **given: list(data.streams(**given)), {"ids": rng.integers(0, 9, 40), "batch": 3, "steps": 5}
+
+
+@recipe("data.pad_sequence")
+def _(rng: np.random.Generator) -> Any:
+    given = {"sequences": [floats(rng, 3, 2), floats(rng, 0, 2)], "batch_first": True, "padding_value": 1.0}
+    return data.pad_sequence, given
+
+
+@recipe("data.Standardizer.fit", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    return lambda x: data.Standardizer().fit(x).mean, {"x": floats(rng, 20, 3)}
+
+
+for _name in ("transform", "inverse_transform"):
+
+    @recipe(f"data.Standardizer.{_name}")
+    def _(rng: np.random.Generator, name: str = _name) -> Any:
+        return getattr(data.Standardizer().fit(floats(rng, 20, 3)), name), {"x": floats(rng, 5, 3)}
+
+
+@recipe("data.Standardizer.load_state_dict", changed="self")
+def _(rng: np.random.Generator) -> Any:
+    made = data.Standardizer().fit(floats(rng, 20, 3))
+    return data.Standardizer().load_state_dict, {"state_dict": made.state_dict()}
+
+
+@recipe("data.sample", prompt="x", model="state")
+def _(rng: np.random.Generator) -> Any:
+    own = seeded()
+    reader = gradcore.Sequential(
+        gradcore.Embedding(5, 3, rng=own), gradcore.GRU(3, 4, rng=own), gradcore.Linear(4, 5, rng=own)
+    )
+    given = {"prompt": np.array([1, 4, 2]), "steps": 3, "temperature": 0.5, "rng": seeded()}
+    return data.sample, {"model": reader, **given}
+
+
 FIGURES: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
     "plot_time_steps": lambda rng: {
         "norms": np.exp(floats(rng, 2, 5, dtype=np.float64)), "forecast": np.ones(5), "names": ["a", "b"],

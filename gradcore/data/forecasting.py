@@ -11,6 +11,8 @@ import numpy as np
 
 from gradcore._base.check import FLOAT32, Array
 from gradcore.data.errors import SourceError
+from gradcore.data.sequences import whole_windows
+from gradcore.data.standardizer import center_and_scale
 from gradcore.data.table import Series
 from gradcore.data.tasks import HeldOut, Task
 
@@ -19,7 +21,6 @@ __all__: list[str] = []  # for the package only
 HELD_OUT = 0.2  # share of each series, at its end, whose values are never a target of training
 LEAST_TRAINING, LEAST_HELD_OUT = 8, 4  # windows below which a loss says nothing
 MOST_STEPS = 50  # of a window, where no length is asked for
-CONSTANT = 1e-12  # a series whose standard deviation is at most this share of its largest value does not vary
 CORRELATED = 0.25  # autocorrelation from which on a lag counts as a period
 
 
@@ -119,12 +120,7 @@ def _first(series: Series, splits: list[int]) -> Series:
 def _windows(series: Series, steps: int, ahead: int) -> Iterator[_Windows]:
     """All windows without a missing value."""
     for i, (part, target) in enumerate(zip(series.parts, series.targets, strict=True)):
-        n = len(part) - steps + 1
-        if n <= 0:
-            yield _Windows(i, np.zeros(0, int), np.zeros(0, int))
-            continue
-        missing = np.concatenate([[0], np.cumsum(~np.isfinite(part).all(axis=1))])
-        starts = np.flatnonzero(missing[steps:] == missing[:n])
+        starts = whole_windows(part, steps)
         starts = starts[starts + steps - 1 + ahead < len(part)]
         at = starts + steps - 1 + ahead
         known = target[at] >= 0 if series.classes is not None else np.isfinite(target[at])
@@ -196,15 +192,13 @@ def _standardized(series: Series, splits: list[int], period: int | None) -> _Sta
 
 
 def _center_and_scale(source: str, name: str, values: Array) -> tuple[float, float]:
-    """Mean and standard deviation of what is known; squares of the values may overflow."""
-    values = values[np.isfinite(values)]
-    largest = float(np.abs(values).max(initial=0.0)) or 1.0
-    scaled = values / largest
-    deviation = float(scaled.std()) if values.size else 0.0
-    if not deviation > CONSTANT * float(np.abs(scaled).max(initial=0.0)):
-        value = f"every value is {values[0]:g}" if values.size else "every value is missing"
+    """Mean and standard deviation of what is known; an error where it does not vary."""
+    center, scale = center_and_scale(values)
+    if not scale:
+        known = values[np.isfinite(values)]
+        value = f"every value is {known[0]:g}" if known.size else "every value is missing"
         raise SourceError(f"{source}, {name}: {value} in the part to train on; a constant series has nothing to learn")
-    return float(scaled.mean()) * largest, deviation * largest
+    return center, scale
 
 
 def find_period(values: Array) -> int | None:

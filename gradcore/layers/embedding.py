@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class Embedding(Layer):
         (2, 3)
         """
         rows, shape = self._rows(x)
-        check_room(rows.size * self.embedding_dim, self.dtype.itemsize)
+        check_room(math.prod(max(n, 1) for n in shape) * self.embedding_dim, self.dtype.itemsize)
         y = self._pool.empty((*shape, self.embedding_dim), self.dtype)
         _kernels.copy_rows(self._params["weight"], rows, y.reshape(rows.size, self.embedding_dim), None)
         return y, Tape(self, y.shape, rows)
@@ -113,7 +114,7 @@ class Embedding(Layer):
         if given.dtype.kind not in "iu" and (given.size or given is x):
             raise TypeError(f"x: expected integers, got {given.dtype}")
         check_room(given.size)
-        rows = given.astype(np.intp).reshape(-1)
+        rows = given.reshape(-1).astype(np.intp)
         if rows.size and not (rows.min() >= 0 and rows.max() < self.num_embeddings):
             first = int(((rows < 0) | (rows >= self.num_embeddings)).argmax())
             at = tuple(int(i) for i in np.unravel_index(first, given.shape))
