@@ -126,7 +126,9 @@ def test_linear_equals_its_twin(shape: list[int], F: int, O: int, bias: bool, dt
         assert relative_error(narrow.grads["bias"], want_db) < tolerance
 
 
-@pytest.mark.parametrize("shape", [(300, 33, 65), (1, 300, 200), (700, 1, 1), (40, 200, 3), (1000, 70, 10), (150, 2048, 70), (150, 70, 2048)])
+@pytest.mark.parametrize(
+    "shape", [(300, 33, 65), (1, 300, 200), (700, 1, 1), (40, 200, 3), (1000, 70, 10), (150, 2048, 70), (150, 70, 2048)]
+)
 @both_dtypes
 def test_larger_products_equal_their_twin(shape: tuple[int, int, int], dtype: Any) -> None:
     N, F, O = shape
