@@ -14,11 +14,11 @@ __all__: list[str] = []  # for the package only
 class Dual:
     """An array, and its derivative with respect to one number: ``value + eps * dot`` with ``eps^2 = 0``.
 
-    The operations accept arrays and numbers too, which are constants.
+    The operations accept arrays and numbers on their right, which are constants.
     """
 
     __slots__ = ("dot", "value")
-    __array_ufunc__ = None  # so that array * dual is ours
+    __array_ufunc__ = None  # so that array * dual is an error
 
     def __init__(self, value: Any, dot: Any) -> None:
         self.value, self.dot = value, dot
@@ -26,15 +26,10 @@ class Dual:
     def __getitem__(self, at: Any) -> Dual:
         return Dual(self.value[at], self.dot[at])
 
-    def __neg__(self) -> Dual:
-        return Dual(-self.value, -self.dot)
-
     def __add__(self, other: Any) -> Dual:
         if isinstance(other, Dual):
             return Dual(self.value + other.value, self.dot + other.dot)
         return Dual(self.value + other, self.dot)
-
-    __radd__ = __add__
 
     def __sub__(self, other: Any) -> Dual:
         if isinstance(other, Dual):
@@ -48,8 +43,6 @@ class Dual:
         if isinstance(other, Dual):
             return Dual(self.value * other.value, self.dot * other.value + self.value * other.dot)
         return Dual(self.value * other, self.dot * other)
-
-    __rmul__ = __mul__
 
     def __matmul__(self, other: Any) -> Dual:
         if isinstance(other, Dual):

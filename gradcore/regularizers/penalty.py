@@ -77,7 +77,7 @@ def gradient_penalty(
 
     Notes
     -----
-    It costs about three times as much as a forward and a backward pass of a feed-forward model. The time steps of
+    It costs about four times as much as a forward and a backward pass of a feed-forward model. The time steps of
     recurrent layers are NumPy's, which is slower. If interrupted, it resets `grads` to zero.
 
     References
