@@ -86,6 +86,9 @@ FEED_FORWARD: dict[str, Callable[[], Any]] = {
     "SELU": lambda: between(gradcore.SELU()),
     "GELU": lambda: between(gradcore.GELU()),
     "GELU, tanh": lambda: between(gradcore.GELU("tanh")),
+    "SiLU": lambda: between(gradcore.SiLU()),
+    "PReLU": lambda: between(gradcore.PReLU(dtype=F64)),
+    "PReLU of each feature": lambda: between(gradcore.PReLU(3, dtype=F64)),
     "Softplus": lambda: between(gradcore.Softplus(2.0, 1.0)),
 }
 CELLS: dict[str, dict[str, Any]] = {
