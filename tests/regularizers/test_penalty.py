@@ -632,6 +632,15 @@ BAD: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["layer_norm", "zoneout", "recurrent_dropout"])
+def test_cells_without_tangents_are_refused(option: str) -> None:
+    model = critic("LSTM")
+    setattr(model[1], option, 0.5)
+    with pytest.raises(TypeError, match=f"model.1: LSTM has no tangents with {option}"):
+        gradient_penalty(model, sequences(model))
+    assert not model.flat_grads.any()
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_errors_name_the_argument_and_change_nothing(case: str) -> None:
     build, x, options, error, message = BAD[case]
