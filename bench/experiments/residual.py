@@ -1,4 +1,4 @@
-"""Residual connections against plain layers, 20, 100 and 1,000 deep: forward, gradient and training."""
+"""Residual connections against plain layers, 20, 100 and 1,000 blocks deep: forward, gradient and training."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ ARMS = ("plain", "plain, orthogonal", "residual", "residual, scale 1/sqrt(L)", "
 
 
 def build(arm: str, depth: int, seed: int) -> gradcore.Sequential:
-    """Return `depth` blocks of ReLU(W x), with connections past them or not, between two linear layers."""
+    """Return `depth` blocks of two matrices with ReLU between, each with a connection past it or not."""
     rng = np.random.default_rng(seed)
     blocks: list[Any] = []
     for _ in range(depth):
-        linear = gradcore.Linear(WIDTH, WIDTH, bias=False, rng=rng)
+        first, second = (gradcore.Linear(WIDTH, WIDTH, bias=False, rng=rng) for _ in range(2))
         if arm.endswith("orthogonal"):
-            init.orthogonal_(linear.params["weight"], math.sqrt(2), rng=rng)
+            init.orthogonal_(first.params["weight"], math.sqrt(2), rng=rng)
+            init.orthogonal_(second.params["weight"], rng=rng)
         else:
-            init.kaiming_normal_(linear.params["weight"], nonlinearity="relu", rng=rng)
+            init.kaiming_normal_(first.params["weight"], nonlinearity="relu", rng=rng)
+            init.normal_(second.params["weight"], std=WIDTH**-0.5, rng=rng)
+        branch = [first, gradcore.ReLU(), second]
         if arm.startswith("plain"):
-            blocks += [linear, gradcore.ReLU()]
+            blocks += branch
         else:
             norm = [gradcore.LayerNorm(WIDTH)] if arm.endswith("first") else []
             scale = depth**-0.5 if "scale" in arm else 1.0
-            blocks.append(gradcore.Residual(*norm, linear, gradcore.ReLU(), scale=scale))
+            blocks.append(gradcore.Residual(*norm, *branch, scale=scale))
     ends = gradcore.Linear(8, WIDTH, rng=rng), gradcore.Linear(WIDTH, 1, rng=rng)
     return gradcore.Sequential(ends[0], *blocks, ends[1])
 
@@ -70,7 +73,7 @@ def train(arm: str, depth: int, seed: int, steps: int) -> dict[str, Any]:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    steps, seeds, depths = (3, 1, (5, 10)) if quick else (1000, 3, DEPTHS)
+    steps, seeds, depths = (3, 1, (5, 10)) if quick else (300, 3, DEPTHS)
     arms = [(arm, depth) for depth in depths for arm in ARMS]
     runs = side_by_side(train, [(*arm, seed, steps) for arm in arms for seed in range(seeds)])
     return {"steps": steps, "seeds": seeds, "arms": [
@@ -87,15 +90,15 @@ def page(results: dict[str, Any]) -> str:
         )
         for arm in results["arms"]
     ]
-    header = ("layers", "network", "forward", "gradient", "loss after training")
+    header = ("blocks", "network", "forward", "gradient", "loss after training")
     return f"""# Residual connections
 
-Blocks of {WIDTH} units with ReLU and He's initialization, or orthogonal times sqrt(2), one after the other; with a
-connection past each, y = x + scale F(x); with the connection and a layer norm before the weights. "Forward" is the
-norm after the last block over that before the first, "gradient" the norm of dL/dx before the first block over that
-after the last, both at the start. Then {results["steps"]:,} steps of Adam at {LR:g} on a function of eight numbers,
-clipped at 1; the loss is in units of the target's variance, so 1 is a constant. Median of {results["seeds"]} seeds,
-and the extremes.
+Blocks of two matrices of {WIDTH} units with ReLU between, at He's initialization or orthogonal, one after the other;
+with a connection past each, y = x + scale F(x); with the connection and a layer norm before the weights. "Forward" is
+the norm after the last block over that before the first, "gradient" the norm of dL/dx before the first block over
+that after the last, both at the start. Then {results["steps"]:,} steps of Adam at {LR:g} on a function of eight
+numbers, clipped at 1; the loss is in units of the target's variance, so 1 is a constant. Median of {results["seeds"]}
+seeds, and the extremes.
 
 {table(header, rows)}
 """
@@ -110,7 +113,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
             arms = [arm for arm in results["arms"] if arm["arm"] == name]
             medians = [np.median([run[key] for run in arm["runs"]]) for arm in arms]
             axis.plot([arm["depth"] for arm in arms], medians, "o-", label=name)
-        axis.set(title=key if key != "backward" else "gradient", xlabel="layers", xscale="log", yscale="log")
+        axis.set(title=key if key != "backward" else "gradient", xlabel="blocks", xscale="log", yscale="log")
     axes[0].legend(fontsize=7)
     fig.savefig(path, dpi=100)
     plt.close(fig)
