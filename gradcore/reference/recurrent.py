@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RecurrentGradients", "RecurrentTape", "recurrent_backward", "recurrent_forward"]
+from gradcore.reference.dropout import COUNTERS, threefry
+
+__all__ = ["RecurrentGradients", "RecurrentTape", "recurrent_backward", "recurrent_forward", "zoneout_mask"]
 
 Array = NDArray[Any]
 
@@ -151,7 +153,7 @@ def _normalized(a: Array) -> tuple[Array, Array]:
 def _normalized_backward(d: Array, norm: tuple[Array, Array]) -> Array:
     """Differentiate `_normalized`, which gave `norm`."""
     a, scale = norm
-    return scale * (d - d.mean(axis=1, keepdims=True) - a * np.mean(d * a, axis=1, keepdims=True))
+    return np.asarray(scale * (d - d.mean(axis=1, keepdims=True) - a * np.mean(d * a, axis=1, keepdims=True)))
 
 
 def _sums(weights: Mapping[str, Array], x: Array, h: Array) -> tuple[Array, Array, list[tuple[Array, Array]]]:
@@ -389,3 +391,40 @@ def recurrent_backward(
             dh_all[k], dc_all[k] = dh, dc
         dy = dx
     return RecurrentGradients(dy, (dh_all, dc_all) if mode == "LSTM" else dh_all, grads, total_h, total_c, n_clipped)
+
+
+def zoneout_mask(key: int, p: float, part: int, rows: Any, H: int) -> Array:
+    """Return which units keep their old value.
+
+    Of a row's units, 64 at a time take the 64 words of 16 counters of Threefry as those of `dropout`; the first 16 are
+    16 n (2 row + part), where n is the number of such groups. A unit keeps its value if its word is below 2^32 p.
+
+    Parameters
+    ----------
+    key : int
+        The key of the random words, below 2^64.
+    p : float
+        The probability of 1.
+    part : {0, 1}
+        0 for h, 1 for c.
+    rows : array_like of int, (n,)
+        The numbers of the rows of the tape.
+    H : int
+        The number of units.
+
+    Returns
+    -------
+    ndarray, (n, H)
+        1 where the old value stays, else 0.
+
+    Examples
+    --------
+    >>> zoneout_mask(3, 0.5, 0, [0], 4)
+    array([[0., 0., 1., 0.]])
+    """
+    groups = -(-H // (4 * COUNTERS))
+    blocks = (2 * np.asarray(rows, np.uint64)[:, None] + np.uint64(part)) * np.uint64(groups)
+    counters = blocks * np.uint64(COUNTERS) + np.arange(groups * COUNTERS, dtype=np.uint64)  # (n, groups * COUNTERS)
+    words = threefry(counters.ravel(), key).reshape(4, len(blocks), groups, COUNTERS)
+    kept = words.transpose(1, 2, 0, 3).reshape(len(blocks), 4 * groups * COUNTERS) < min(int(p * 2**32), 2**32 - 1)
+    return np.asarray(kept[:, :H], np.float64)
