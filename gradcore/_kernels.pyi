@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 _Array = NDArray[Any]
 _Take = Callable[[int], _Array]
 _Steps = tuple[int, bool, _Array, int]
-_Tape = tuple[_Array | None, _Array | None, _Array | None]
+_Tape = tuple[_Array | None, ...]
+_Noise = tuple[_Array | None, float, bool, int]
 _Out = tuple[_Array, _Array | None, int]
 _Sequences = tuple[_Array, _Array, int, int, bool]
 _State = tuple[_Array, _Array | None]
@@ -42,7 +43,7 @@ def together(calls: list[Callable[[], Any]]) -> None: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def multiply_adds(dtype: np.dtype[Any], n: int) -> float: ...
-def tape_layout(dtype: np.dtype[Any], kept: int, H: int) -> tuple[int, int, int]: ...
+def tape_layout(dtype: np.dtype[Any], cell: int, H: int) -> tuple[int, int, int, int]: ...
 def copy_rows(source: _Array | None, source_at: _Array | None, to: _Array, to_at: _Array | None) -> None: ...
 def jacobian_factors(
     cell: int, H: int, rows: _Array, gates: _Array, h_in: _Array | None, c_in: _Array | None
@@ -53,7 +54,14 @@ def jacobian_product(
 ) -> _Array: ...
 def jacobian_separate(v: _Array, orthonormal: bool) -> _Array: ...
 def recurrent_forward(
-    steps: _Steps, weights: list[_Array | None], x: _Array, tape: _Tape, out: _Out, state: _State, take: _Take
+    steps: _Steps,
+    weights: list[_Array | None],
+    x: _Array,
+    tape: _Tape,
+    out: _Out,
+    state: _State,
+    take: _Take,
+    noise: _Noise | None = None,
 ) -> _Array: ...
 def recurrent_backward(
     steps: _Steps,
@@ -64,6 +72,7 @@ def recurrent_backward(
     state: _State,
     limits: tuple[float, _Array | None, _Array | None],
     take: _Take,
+    noise: _Noise | None = None,
 ) -> _Array: ...
 def linear_forward(x: _Array, w: _Array, b: _Array | None, y: _Array, N: int, take: _Take) -> _Array: ...
 def linear_backward(

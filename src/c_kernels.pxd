@@ -18,6 +18,22 @@ cdef extern from "gradcore.h" nogil:
 
     const gc_cell gc_cells[]
 
+    ctypedef struct gc_recurrent_norm:
+        const void *ih
+        const void *hh
+        const void *c
+        const void *c_bias
+        void *kept
+        void *d_ih
+        void *d_hh
+        void *d_c
+        void *d_c_bias
+
+    ctypedef struct gc_zoneout:
+        double p
+        int mean
+        unsigned long long key
+
     ctypedef struct gc_recurrent:
         int cell, reverse, threads
         Py_ssize_t T, B, F, H
@@ -27,6 +43,10 @@ cdef extern from "gradcore.h" nogil:
         const void *b_ih
         const void *b_hh
         const void *x
+        gc_recurrent_norm norm
+        gc_zoneout zoneout
+        const void *mask
+        void *h_met
         void *y
         Py_ssize_t ld_y
         const Py_ssize_t *y_at
@@ -223,6 +243,7 @@ cdef extern from "gradcore.h" nogil:
         size_t (*backward_work)(const gc_recurrent *) noexcept nogil
         int (*forward)(const gc_recurrent *) noexcept nogil
         int (*backward)(const gc_recurrent *) noexcept nogil
+        Py_ssize_t (*norm_row)(int cell, Py_ssize_t H) noexcept nogil
 
     ctypedef struct gc_jacobian_kernels:
         size_t (*packed)(int cell, int transposed, Py_ssize_t H, const double *w_hh, double *packed) noexcept nogil

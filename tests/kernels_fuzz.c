@@ -160,7 +160,7 @@ static void compare(const char *what, array got, const double *want, ptrdiff_t n
 /* What the runs with other numbers of threads must find as well. */
 typedef struct {
     int n, run;
-    array kept[16];
+    array kept[20];
 } outputs;
 
 static void output(outputs *all, int number, array a)
@@ -187,31 +187,86 @@ static int threads_of(int run) { return run ? between(2, MOST_THREADS) : 1; }
 
 /* ---- recurrent: the reference ------------------------------------------------------------------------------------------- */
 
-enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, DY, DH, DC, PARTS };
+enum { W_IH, W_HH, B_IH, B_HH, X, H0, C0, DY, DH, DC, NORM_IH, NORM_HH, NORM_C, NORM_C_BIAS, MASK, PARTS };
 
 typedef struct {
     int cell, G, K, has_c, reverse, bias, T, B, F, H;
+    int norm, masked, mean; /* layer norm, recurrent dropout, zoneout as in inference */
+    uint64_t key;
     ptrdiff_t S, *offsets;
-    double step_clip, *in[PARTS];
+    double step_clip, zoneout, *in[PARTS];
     ptrdiff_t n[PARTS];
     /* found: what each row's step had, and the results */
     double *gates, *h_in, *c_in; /* (S, 5, H), (S, H), (S, H) */
     double *y, *h, *c, *dh, *dc, *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh_norm, *dc_norm;
+    double *normed[3], *scale[3]; /* of the products with x and h and of c: (S, G*H) or (S, H), and (S,) */
+    double *d_gain[4];            /* by NORM_IH, NORM_HH, NORM_C, NORM_C_BIAS */
 } problem;
+
+/* Threefry-4x32 of twelve rounds: word number `word` of a counter. */
+static uint32_t threefry(uint64_t key, uint64_t counter, int word)
+{
+    static const int turns[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};
+    uint32_t k[5] = {(uint32_t)key, (uint32_t)(key >> 32)}, x[4] = {(uint32_t)counter, (uint32_t)(counter >> 32)};
+    k[4] = 0x1BD11BDAu ^ k[0] ^ k[1];
+    for (int i = 0; i < 4; i++) x[i] += k[i];
+    for (int round = 0; round < 12; round++) {
+        for (int half = 0; half < 2; half++) {
+            const int a = 2 * half, b = round % 2 ? 3 - a : a + 1, turn = turns[round % 8][half];
+            x[a] += x[b];
+            x[b] = (x[b] << turn | x[b] >> (32 - turn)) ^ x[a];
+        }
+        const int s = round / 4 + 1;
+        for (int i = 0; i < 4 && round % 4 == 3; i++) x[i] += k[(s + i) % 5] + (i == 3 ? (uint32_t)s : 0);
+    }
+    return x[word];
+}
+
+/* How much of its old value a unit keeps. */
+static double kept_part(const problem *p, int part, ptrdiff_t row, int j)
+{
+    if (p->mean || p->zoneout == 0) return p->zoneout;
+    const ptrdiff_t group = (2 * row + part) * ((p->H + 63) / 64) + j / 64;
+    return threefry(p->key, (uint64_t)(16 * group + j % 16), j % 64 / 16) < p->zoneout * 4294967296.0;
+}
+
+/* Mean 0 and variance 1, in place; returns the factor. */
+static double normalize(double *a, int n)
+{
+    double mean = 0, variance = 0;
+    for (int i = 0; i < n; i++) mean += a[i] / n;
+    for (int i = 0; i < n; i++) variance += (a[i] - mean) * (a[i] - mean) / n;
+    const double scale = 1 / sqrt(variance + 1e-5);
+    for (int i = 0; i < n; i++) a[i] = (a[i] - mean) * scale;
+    return scale;
+}
+
+/* dL/d(normalized) to dL/d(before), in place. */
+static void normalize_back(double *d, const double *normed, double scale, int n)
+{
+    double mean = 0, slope = 0;
+    for (int i = 0; i < n; i++) mean += d[i] / n, slope += d[i] * normed[i] / n;
+    for (int i = 0; i < n; i++) d[i] = scale * (d[i] - mean - normed[i] * slope);
+}
 
 static double sigmoid(double a) { return 1 / (1 + exp(-a)); }
 
 /* From the two products, gates in the order of the weights, to the gates and the state. */
-static void plain_step(const problem *p, const double *a, const double *u, double *h, double *c, double *kept)
+static void plain_step(const problem *p, ptrdiff_t row, const double *a, const double *u, double *h, double *c, double *kept)
 {
     const int H = p->H;
+    double *shown = p->has_c ? p->normed[2] + row * H : NULL;
+    for (int j = 0; j < H && p->cell == GC_LSTM; j++)
+        shown[j] = sigmoid(a[H + j] + u[H + j]) * c[j] + sigmoid(a[j] + u[j]) * tanh(a[2 * H + j] + u[2 * H + j]);
+    if (p->has_c && p->norm) p->scale[2][row] = normalize(shown, H);
     for (int j = 0; j < H; j++) {
         if (p->cell == GC_LSTM) {
             const double i = sigmoid(a[j] + u[j]), f = sigmoid(a[H + j] + u[H + j]);
             const double g = tanh(a[2 * H + j] + u[2 * H + j]), o = sigmoid(a[3 * H + j] + u[3 * H + j]);
+            const double n = p->norm ? p->in[NORM_C][j] * shown[j] + p->in[NORM_C_BIAS][j] : shown[j];
             c[j] = f * c[j] + i * g;
-            h[j] = o * tanh(c[j]);
-            kept[j] = i, kept[H + j] = f, kept[2 * H + j] = g, kept[3 * H + j] = o, kept[4 * H + j] = tanh(c[j]);
+            h[j] = o * tanh(n);
+            kept[j] = i, kept[H + j] = f, kept[2 * H + j] = g, kept[3 * H + j] = o, kept[4 * H + j] = tanh(n);
         } else if (p->cell == GC_GRU) {
             const double r = sigmoid(a[j] + u[j]), z = sigmoid(a[H + j] + u[H + j]), q = u[2 * H + j];
             const double n = tanh(a[2 * H + j] + r * q);
@@ -225,17 +280,25 @@ static void plain_step(const problem *p, const double *a, const double *u, doubl
 
 /* From dL/dh and, for LSTM, dL/dc to those of both products; dL/dc becomes that of the state before, `rest` the part of
  * dL/dh_{t-1} that does not pass W_hh. Returns the sum of the squares of dL/dc. */
-static double plain_step_back(const problem *p, const double *kept, const double *h_in, const double *c_in, const double *dh,
-                              double *dc, double *da, double *du, double *rest)
+static double plain_step_back(const problem *p, ptrdiff_t row, const double *kept, const double *h_in, const double *c_in,
+                              const double *dh, double *dc, double *da, double *du, double *rest)
 {
     const int H = p->H;
-    double squares = 0;
+    double squares = 0, *through = zeros(H);
+    for (int j = 0; j < H && p->has_c; j++) {
+        through[j] = dh[j] * kept[3 * H + j] * (1 - kept[4 * H + j] * kept[4 * H + j]);
+        if (!p->norm) continue;
+        p->d_gain[2][j] += through[j] * p->normed[2][row * H + j];
+        p->d_gain[3][j] += through[j];
+        through[j] *= p->in[NORM_C][j];
+    }
+    if (p->has_c && p->norm) normalize_back(through, p->normed[2] + row * H, p->scale[2][row], H);
     for (int j = 0; j < H; j++) {
         const double d = dh[j];
         rest[j] = 0;
         if (p->cell == GC_LSTM) {
             const double i = kept[j], f = kept[H + j], g = kept[2 * H + j], o = kept[3 * H + j], tanh_c = kept[4 * H + j];
-            const double e = dc[j] + d * o * (1 - tanh_c * tanh_c);
+            const double e = dc[j] + through[j];
             squares += e * e;
             da[j] = e * g * i * (1 - i), da[H + j] = e * c_in[j] * f * (1 - f);
             da[2 * H + j] = e * i * (1 - g * g), da[3 * H + j] = d * tanh_c * o * (1 - o);
@@ -251,6 +314,7 @@ static double plain_step_back(const problem *p, const double *kept, const double
     }
     memcpy(du, da, (size_t)(p->G * H) * sizeof *du);
     for (int j = 0; j < H && p->cell == GC_GRU; j++) du[2 * H + j] = da[2 * H + j] * kept[H + j];
+    free(through);
     return squares;
 }
 
@@ -266,13 +330,26 @@ static void plain_forward(problem *p)
             double *h = p->h + (row - p->offsets[t]) * H, *c = p->c + (row - p->offsets[t]) * H;
             memcpy(p->h_in + row * H, h, (size_t)H * sizeof *h);
             memcpy(p->c_in + row * H, c, (size_t)H * sizeof *c);
+            const double *mask = p->masked ? p->in[MASK] + (row - p->offsets[t]) * H : NULL;
             for (int m = 0; m < GH; m++) {
-                a[m] = p->bias ? p->in[B_IH][m] : 0;
-                u[m] = p->bias ? p->in[B_HH][m] : 0;
+                a[m] = u[m] = 0;
                 for (int f = 0; f < F; f++) a[m] += p->in[W_IH][m * F + f] * p->in[X][row * F + f];
-                for (int k = 0; k < H; k++) u[m] += p->in[W_HH][m * H + k] * h[k];
+                for (int k = 0; k < H; k++) u[m] += p->in[W_HH][m * H + k] * (mask ? mask[k] * h[k] : h[k]);
             }
-            plain_step(p, a, u, h, c, p->gates + row * 5 * H);
+            for (int which = 0; which < 2 && p->norm; which++) {
+                p->scale[which][row] = normalize(which ? u : a, GH);
+                memcpy(p->normed[which] + row * GH, which ? u : a, (size_t)GH * sizeof *a);
+            }
+            for (int m = 0; m < GH; m++) {
+                if (p->norm) a[m] *= p->in[NORM_IH][m], u[m] *= p->in[NORM_HH][m];
+                if (p->bias) a[m] += p->in[B_IH][m], u[m] += p->in[B_HH][m];
+            }
+            plain_step(p, row, a, u, h, c, p->gates + row * 5 * H);
+            for (int j = 0; j < H; j++) {
+                const double k = kept_part(p, 0, row, j), k_c = kept_part(p, 1, row, j);
+                h[j] = k * p->h_in[row * H + j] + (1 - k) * h[j];
+                c[j] = k_c * p->c_in[row * H + j] + (1 - k_c) * c[j];
+            }
             memcpy(p->y + row * H, h, (size_t)H * sizeof *h);
         }
     }
@@ -282,7 +359,7 @@ static void plain_forward(problem *p)
 static void plain_backward(problem *p)
 {
     const int F = p->F, H = p->H, GH = p->G * H;
-    double *da = zeros(GH), *du = zeros(GH), *rest = zeros(H);
+    double *da = zeros(GH), *du = zeros(GH), *rest = zeros(H), *kept = zeros(H), *kept_c = zeros(H);
     memcpy(p->dh, p->in[DH], (size_t)p->n[DH] * sizeof *p->dh);
     memcpy(p->dc, p->in[DC], (size_t)p->n[DC] * sizeof *p->dc);
     for (int i = p->T - 1; i >= 0; i--) {
@@ -293,25 +370,40 @@ static void plain_backward(problem *p)
             for (int j = 0; j < H; j++) dh[j] += p->in[DY][row * H + j], squares += dh[j] * dh[j];
             p->dh_norm[row] = sqrt(squares);
             const double scale = p->dh_norm[row] > p->step_clip ? p->step_clip / p->dh_norm[row] : 1;
-            for (int j = 0; j < H; j++) dh[j] *= scale;
-            squares = plain_step_back(p, p->gates + row * 5 * H, h_in, p->c_in + row * H, dh, dc, da, du, rest);
-            p->dc_norm[row] = sqrt(squares);
-            memcpy(dh, rest, (size_t)H * sizeof *dh);
+            double before = 0;
+            for (int j = 0; j < H; j++) {
+                dh[j] *= scale;
+                before += dc[j] * dc[j];
+                kept[j] = kept_part(p, 0, row, j) * dh[j], kept_c[j] = kept_part(p, 1, row, j) * dc[j];
+                dh[j] -= kept[j], dc[j] -= kept_c[j];
+            }
+            squares = plain_step_back(p, row, p->gates + row * 5 * H, h_in, p->c_in + row * H, dh, dc, da, du, rest);
+            p->dc_norm[row] = sqrt(p->zoneout > 0 ? before : squares);
+            const double *mask = p->masked ? p->in[MASK] + (row - p->offsets[t]) * H : NULL;
+            for (int j = 0; j < H; j++) dh[j] = rest[j] + kept[j], dc[j] += kept_c[j];
             for (int m = 0; m < GH; m++) {
                 p->db_ih[m] += da[m];
                 p->db_hh[m] += du[m];
+                if (!p->norm) continue;
+                p->d_gain[0][m] += da[m] * p->normed[0][row * GH + m];
+                p->d_gain[1][m] += du[m] * p->normed[1][row * GH + m];
+                da[m] *= p->in[NORM_IH][m], du[m] *= p->in[NORM_HH][m];
+            }
+            if (p->norm) normalize_back(da, p->normed[0] + row * GH, p->scale[0][row], GH);
+            if (p->norm) normalize_back(du, p->normed[1] + row * GH, p->scale[1][row], GH);
+            for (int m = 0; m < GH; m++) {
                 for (int f = 0; f < F; f++) {
                     p->dw_ih[m * F + f] += da[m] * p->in[X][row * F + f];
                     p->dx[row * F + f] += da[m] * p->in[W_IH][m * F + f];
                 }
                 for (int k = 0; k < H; k++) {
-                    p->dw_hh[m * H + k] += du[m] * h_in[k];
-                    dh[k] += du[m] * p->in[W_HH][m * H + k];
+                    p->dw_hh[m * H + k] += du[m] * h_in[k] * (mask ? mask[k] : 1);
+                    dh[k] += du[m] * p->in[W_HH][m * H + k] * (mask ? mask[k] : 1);
                 }
             }
         }
     }
-    free(da), free(du), free(rest);
+    free(da), free(du), free(rest), free(kept), free(kept_c);
 }
 
 /* ---- recurrent ---------------------------------------------------------------------------------------------------------- */
@@ -346,22 +438,29 @@ static problem *draw_problem(int most_units)
     p->F = one_in(3) ? between(1, 5) : between(1, 40);
     p->H = between(1, most_units);
     p->step_clip = one_in(3) ? fabs(uniform()) * 2 : INFINITY;
+    p->norm = one_in(3) && p->H >= 16; /* of few numbers the variance may be near to nothing */
+    p->zoneout = one_in(4) ? one_in(8) ? 1 : fabs(uniform()) : 0;
+    p->mean = one_in(4), p->masked = one_in(4), p->key = draw();
     draw_lengths(p);
     const ptrdiff_t GH = p->G * p->H, state = (ptrdiff_t)p->B * p->H, steps = p->S * p->H;
-    const ptrdiff_t n[PARTS] = {GH * p->F, GH * p->H, GH, GH, p->S * p->F, state, state, steps, state, state};
+    const ptrdiff_t n[PARTS] = {GH * p->F, GH * p->H, GH, GH, p->S * p->F, state, state, steps, state, state,
+                                GH, GH, p->H, p->H, state};
     for (int part = 0; part < PARTS; part++) {
         p->n[part] = n[part];
         p->in[part] = uniforms(n[part], part == W_HH ? 1.5 / sqrt(p->H) : part == W_IH ? 1.5 / sqrt(p->F) : 1);
     }
+    for (ptrdiff_t i = 0; i < n[MASK]; i++) p->in[MASK][i] = p->in[MASK][i] < 0 ? 0 : 1.25;
+    for (int i = 0; i < 3; i++) p->normed[i] = zeros(i < 2 ? p->S * GH : steps), p->scale[i] = zeros(p->S);
+    for (int i = 0; i < 4; i++) p->d_gain[i] = zeros(n[NORM_IH + i]);
     p->gates = zeros(5 * steps), p->h_in = zeros(steps), p->c_in = zeros(steps), p->y = zeros(steps);
     p->h = zeros(state), p->c = zeros(state), p->dh = zeros(state), p->dc = zeros(state);
     p->dx = zeros(n[X]), p->dw_ih = zeros(n[W_IH]), p->dw_hh = zeros(n[W_HH]), p->db_ih = zeros(GH), p->db_hh = zeros(GH);
     p->dh_norm = zeros(p->S), p->dc_norm = zeros(p->S);
     plain_forward(p);
     plain_backward(p);
-    snprintf(subject, sizeof subject, "%s float%d, cell %d, T %d, B %d, F %d, H %d, S %d%s%s, step_clip %g", table->isa,
+    snprintf(subject, sizeof subject, "%s float%d, cell %d, T %d, B %d, F %d, H %d, S %d%s%s%s%s, zoneout %g, step_clip %g", table->isa,
              real == GC_F32 ? 32 : 64, p->cell, p->T, p->B, p->F, p->H, (int)p->S, p->reverse ? ", reverse" : "",
-             p->bias ? "" : ", no bias", p->step_clip);
+             p->bias ? "" : ", no bias", p->norm ? ", layer norm" : "", p->masked ? ", masked" : "", p->zoneout, p->step_clip);
     return p;
 }
 
@@ -371,6 +470,8 @@ static void free_problem(problem *p)
                            p->dx,    p->dw_ih, p->dw_hh, p->db_ih, p->db_hh, p->dh_norm, p->dc_norm};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
     for (int part = 0; part < PARTS; part++) free(p->in[part]);
+    for (int i = 0; i < 3; i++) free(p->normed[i]), free(p->scale[i]);
+    for (int i = 0; i < 4; i++) free(p->d_gain[i]);
     free(p->offsets);
     free(p);
 }
@@ -428,7 +529,8 @@ static void fuzz_recurrent(int most_units)
     const place y = draw_place(p);
     const ptrdiff_t lanes = kernels->lanes, padded = (p->H + lanes - 1) / lanes * lanes;
     const ptrdiff_t gates_row = gc_row(p->K * padded, size), state_row = gc_row(padded, size);
-    const int keeps = !one_in(5), wants_dx = !one_in(6), dx_adds = one_in(2), wants_norms = !one_in(4);
+    const ptrdiff_t norm_row = kernels->recurrent->norm_row(p->cell, p->H);
+    const int keeps = p->masked || !one_in(5), wants_dx = !one_in(6), dx_adds = one_in(2), wants_norms = !one_in(4);
     const double limit = real == GC_F32 ? 2e-4 : 1e-10, limit_back = 10 * limit;
     outputs all = {.n = 0};
     for (int n_runs = one_in(4) ? 4 : 2; all.run < n_runs; all.run++) {
@@ -437,6 +539,8 @@ static void fuzz_recurrent(int most_units)
             if (part != DY) in[part] = typed(p->in[part], p->n[part]);
         const array gates = unset(keeps ? p->S * gates_row : 0, size), h_in = unset(keeps ? p->S * state_row : 0, size);
         const array c_in = unset(keeps && p->has_c ? p->S * state_row : 0, size), whole = marked(y.rows * y.row, size);
+        const array norm = unset(keeps && p->norm ? p->S * norm_row : 0, size);
+        const array h_met = unset(p->masked ? p->S * state_row : 0, size);
         gc_recurrent s;
         memset(&s, 0x5a, sizeof s); /* what is not set here is not read */
         s.cell = p->cell, s.reverse = p->reverse, s.threads = threads_of(all.run);
@@ -444,6 +548,11 @@ static void fuzz_recurrent(int most_units)
         s.w_ih = in[W_IH].p, s.w_hh = in[W_HH].p, s.x = in[X].p;
         s.b_ih = p->bias ? in[B_IH].p : NULL, s.b_hh = p->bias ? in[B_HH].p : NULL;
         s.gates = keeps ? gates.p : NULL, s.h_in = keeps ? h_in.p : NULL, s.c_in = keeps && p->has_c ? c_in.p : NULL;
+        memset(&s.norm, 0, sizeof s.norm);
+        if (p->norm) s.norm.ih = in[NORM_IH].p, s.norm.hh = in[NORM_HH].p, s.norm.kept = keeps ? norm.p : NULL;
+        if (p->norm && p->has_c) s.norm.c = in[NORM_C].p, s.norm.c_bias = in[NORM_C_BIAS].p;
+        s.zoneout.p = p->zoneout, s.zoneout.mean = p->mean, s.zoneout.key = p->key;
+        s.mask = p->masked ? in[MASK].p : NULL, s.h_met = p->masked ? h_met.p : NULL;
         s.ld_y = y.row, s.y_at = y.in_order ? NULL : y.at;
         gc_recurrent back = s;
         s.y = (char *)whole.p + (size_t)y.column * size, s.h = in[H0].p, s.c = p->has_c ? in[C0].p : NULL, s.work = NULL;
@@ -459,6 +568,10 @@ static void fuzz_recurrent(int most_units)
         if (keeps) {
             const array dy = unset(y.rows * y.row, size), dw_ih = blank(p->n[W_IH]), dw_hh = blank(p->n[W_HH]);
             const array db_ih = blank(p->n[B_IH]), db_hh = blank(p->n[B_HH]);
+            array d_gain[4];
+            for (int i = 0; i < 4; i++) d_gain[i] = blank(p->n[NORM_IH + i]);
+            back.norm.d_ih = d_gain[0].p, back.norm.d_hh = d_gain[1].p, back.norm.d_c = d_gain[2].p;
+            back.norm.d_c_bias = d_gain[3].p;
             const array dx = dx_adds || !wants_dx ? blank(p->n[X]) : unset(p->n[X], size);
             const array dh_norm = unset(wants_norms ? p->S : 0, 8), dc_norm = unset(wants_norms && p->has_c ? p->S : 0, 8);
             for (ptrdiff_t row = 0; row < p->S; row++)
@@ -481,6 +594,9 @@ static void fuzz_recurrent(int most_units)
             compare("dw_hh", dw_hh, p->dw_hh, p->n[W_HH], limit_back);
             if (p->bias) compare("db_ih", db_ih, p->db_ih, p->n[B_IH], limit_back);
             if (p->bias) compare("db_hh", db_hh, p->db_hh, p->n[B_HH], limit_back);
+            for (int i = 0; i < (p->has_c ? 4 : 2) && p->norm; i++)
+                compare("a gain's gradient", d_gain[i], p->d_gain[i], p->n[NORM_IH + i], limit_back);
+            for (int i = 0; i < 4; i++) output(&all, 12 + i, d_gain[i]);
             if (wants_norms) check_norms("dh_norm", dh_norm, p->dh_norm, p->S, limit_back);
             if (wants_norms && p->has_c) check_norms("dc_norm", dc_norm, p->dc_norm, p->S, limit_back);
             output(&all, 0, dx), output(&all, 1, dw_ih), output(&all, 2, dw_hh), output(&all, 3, db_ih);
@@ -489,7 +605,8 @@ static void fuzz_recurrent(int most_units)
         output(&all, 7, whole), output(&all, 8, in[H0]), output(&all, 9, in[C0]);
         output(&all, 10, in[DH]), output(&all, 11, in[DC]);
         for (int part = W_IH; part <= X; part++) release(in[part]);
-        release(gates), release(h_in), release(c_in);
+        for (int part = NORM_IH; part <= MASK; part++) release(in[part]);
+        release(gates), release(h_in), release(c_in), release(norm), release(h_met);
     }
     forget(&all);
     free(y.at);

@@ -16,12 +16,22 @@ MODES = ["RNN_TANH", "RNN_RELU", "LSTM", "GRU"]
 T, B, I, H = 5, 4, 2, 3
 
 
-def problem(mode: str, num_layers: int, bidirectional: bool, lengths: Any, *, bias: bool = True, seed: int = 0) -> Any:
+def problem(
+    mode: str,
+    num_layers: int,
+    bidirectional: bool,
+    lengths: Any,
+    *,
+    bias: bool = True,
+    layer_norm: bool = False,
+    seed: int = 0,
+) -> Any:
     """Parameters, x, an initial state, and the derivatives of a linear loss by y and by the final state."""
     rng, size = np.random.default_rng(seed), num_layers * (1 + bidirectional)
     params = recurrent_params(
-        mode, I, H, num_layers=num_layers, bidirectional=bidirectional, bias=bias, seed=rng.integers(99)
-    )
+        mode, I, H, num_layers=num_layers, bidirectional=bidirectional, bias=bias, layer_norm=layer_norm,
+        seed=rng.integers(99),
+    )  # fmt: skip
     x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, H * (1 + bidirectional)))
     return params, x, random_state(mode, size, B, H, seed=1), lengths, dy, random_state(mode, size, B, H, seed=2)
 
@@ -38,25 +48,103 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+REMEDIES = ["layer_norm", "zoneout", "zoneout's mean", "recurrent_dropout"]
+
+
+def masks_of(mode: str, size: int, remedies: Any) -> dict[str, Any]:
+    """The masks of zoneout and recurrent dropout for `recurrent_forward`."""
+    rng, masks = np.random.default_rng(5), {}
+    if "recurrent_dropout" in remedies:
+        masks["recurrent_masks"] = rng.choice([0, 1.25], size=(size, B, H))
+    if "zoneout" in remedies:
+        masks["keep"] = [rng.choice([0.0, 1.0], size=(size, T, B, H)) for _ in range(1 + (mode == "LSTM"))]
+    if "zoneout's mean" in remedies:
+        masks["keep"] = [np.full((size, T, B, H), 0.3)] * (1 + (mode == "LSTM"))
+    return masks
+
+
+REMEDIED = [
+    *[(variant, ()) for variant in VARIANTS],
+    *[(VARIANTS[1], (remedy,)) for remedy in REMEDIES],
+    (VARIANTS[2], ("layer_norm", "zoneout", "recurrent_dropout")),
+]
+
+
+@pytest.mark.parametrize(("variant", "remedies"), REMEDIED, ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_recurrent_gradients_by_everything_that_enters(mode: str, variant: Any) -> None:
+def test_recurrent_gradients_by_everything_that_enters(mode: str, variant: Any, remedies: Any) -> None:
     num_layers, bidirectional, lengths, bias = variant
-    params, x, state, lengths, dy, dstate = problem(mode, num_layers, bidirectional, lengths, bias=bias)
-    masks = [np.random.default_rng(3).choice([0, 1.25], size=dy.shape) for _ in range(num_layers - 1)]
+    params, x, state, lengths, dy, dstate = problem(
+        mode, num_layers, bidirectional, lengths, bias=bias, layer_norm="layer_norm" in remedies
+    )
+    masks: dict[str, Any] = masks_of(mode, num_layers * (1 + bidirectional), remedies)
+    masks["dropout_masks"] = [np.random.default_rng(3).choice([0, 1.25], size=dy.shape) for _ in range(num_layers - 1)]
 
     def loss() -> float:
-        y, final, _ = reference.recurrent_forward(mode, params, x, state, lengths, dropout_masks=masks)
+        y, final, _ = reference.recurrent_forward(mode, params, x, state, lengths, **masks)
         return linear_loss(y, final, dy, dstate)
 
-    tape = reference.recurrent_forward(mode, params, x, state, lengths, dropout_masks=masks)[2]
+    tape = reference.recurrent_forward(mode, params, x, state, lengths, **masks)[2]
     got = reference.recurrent_backward(tape, dy, dstate)
+    tolerance = 1e-6 if "layer_norm" in remedies else 1e-8  # of three numbers the norm bends sharply
     assert got.grads.keys() == params.keys()
     for name, p in params.items():
-        assert relative_error(got.grads[name], central_difference(loss, p)) < 1e-8, name
-    assert relative_error(got.dx, central_difference(loss, x)) < 1e-8
+        assert relative_error(got.grads[name], central_difference(loss, p)) < tolerance, name
+    assert relative_error(got.dx, central_difference(loss, x)) < tolerance
     for d, part in zip(parts(got.dstate), parts(state), strict=True):
-        assert relative_error(d, central_difference(loss, part)) < 1e-8
+        assert relative_error(d, central_difference(loss, part)) < tolerance
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_layer_norm_agrees_with_a_loop_of_pytorchs(mode: str) -> None:
+    """With masks of zoneout and recurrent dropout, and the derivatives by every h_t and c_t on the way."""
+    torch = pytest.importorskip("torch")
+    norm, sigmoid, tanh = torch.nn.functional.layer_norm, torch.sigmoid, torch.tanh
+    params, x, state, _, dy, dstate = problem(mode, 1, False, None, layer_norm=True)
+    masks = masks_of(mode, 1, ("zoneout", "recurrent_dropout"))
+    mask, keep = torch.tensor(masks["recurrent_masks"][0]), [torch.tensor(one[0]) for one in masks["keep"]]
+    p = {name.removesuffix("_l0"): torch.tensor(value, requires_grad=True) for name, value in params.items()}
+    inputs, start = torch.tensor(x, requires_grad=True), [torch.tensor(s, requires_grad=True) for s in parts(state)]
+    h, c = start[0][0], start[-1][0]
+    outputs, cells = [], []
+    for t in range(T):
+        a = norm(inputs[t] @ p["weight_ih"].T, p["bias_ih"].shape, p["norm_ih_weight"], p["bias_ih"])
+        u = norm((mask * h) @ p["weight_hh"].T, p["bias_hh"].shape, p["norm_hh_weight"], p["bias_hh"])
+        if mode == "LSTM":
+            i, f, g, o = (a + u).chunk(4, dim=1)
+            new_c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+            new = sigmoid(o) * tanh(norm(new_c, (H,), p["norm_c_weight"], p["norm_c_bias"]))
+            c = keep[1][t] * c + (1 - keep[1][t]) * new_c
+            c.retain_grad()
+            cells.append(c)
+        elif mode == "GRU":
+            (a_r, a_z, a_n), (u_r, u_z, u_n) = a.chunk(3, dim=1), u.chunk(3, dim=1)
+            z = sigmoid(a_z + u_z)
+            new = (1 - z) * tanh(a_n + sigmoid(a_r + u_r) * u_n) + z * h
+        else:
+            new = tanh(a + u) if mode == "RNN_TANH" else torch.relu(a + u)
+        h = keep[0][t] * h + (1 - keep[0][t]) * new
+        h.retain_grad()
+        outputs.append(h)
+    final = [h, c][: len(start)]
+    ends = zip(final, parts(dstate), strict=True)
+    loss = (torch.stack(outputs) * torch.tensor(dy)).sum() + sum((s * torch.tensor(d[0])).sum() for s, d in ends)
+    loss.backward()
+
+    y, got_final, tape = reference.recurrent_forward(mode, params, x, state, **masks)
+    got = reference.recurrent_backward(tape, dy, dstate)
+    assert relative_error(y, torch.stack(outputs).detach().numpy()) < 1e-12
+    for part, want in zip(parts(got_final), final, strict=True):
+        assert relative_error(part[0], want.detach().numpy()) < 1e-12
+    assert relative_error(got.dx, inputs.grad.numpy()) < 1e-12
+    for name, gradient in got.grads.items():
+        assert relative_error(gradient, p[name.removesuffix("_l0")].grad.numpy()) < 1e-11, name
+    for d, part in zip(parts(got.dstate), start, strict=True):
+        assert relative_error(d, part.grad.numpy()) < 1e-12
+    assert relative_error(got.dh[0], torch.stack([one.grad for one in outputs]).numpy()) < 1e-12
+    for t, one in enumerate(cells):
+        assert relative_error(got.dc[0, t], np.zeros((B, H)) if one.grad is None else one.grad.numpy()) < 1e-12
 
 
 def unrolled(mode: str, entering: Any, nudges: Array) -> tuple[Array, Any]:

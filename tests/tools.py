@@ -116,7 +116,15 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 
 
 def recurrent_params(
-    mode: str, I: int, H: int, *, num_layers: int = 1, bidirectional: bool = False, bias: bool = True, seed: int = 0
+    mode: str,
+    I: int,
+    H: int,
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    bias: bool = True,
+    layer_norm: bool = False,
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Random float64 parameters of a stack of recurrent layers, by PyTorch's names and in its order."""
     rng, params, G = np.random.default_rng(seed), {}, {"LSTM": 4, "GRU": 3}.get(mode, 1)
@@ -126,9 +134,13 @@ def recurrent_params(
             shapes = {"weight_ih": (G * H, I if layer == 0 else H * len(directions)), "weight_hh": (G * H, H)}
             if bias:
                 shapes |= {"bias_ih": (G * H,), "bias_hh": (G * H,)}
+            if layer_norm:
+                shapes |= {"norm_ih_weight": (G * H,), "norm_hh_weight": (G * H,)}
+                shapes |= {"norm_c_weight": (H,), "norm_c_bias": (H,)} if mode == "LSTM" else {}
             for name, shape in shapes.items():
                 scale = 1 / np.sqrt(shape[1]) if len(shape) == 2 else 0.3
-                params[f"{name}_l{layer}{direction}"] = scale * rng.standard_normal(shape)
+                around = 1.0 if name.startswith("norm") and name.endswith("weight") else 0.0
+                params[f"{name}_l{layer}{direction}"] = around + scale * rng.standard_normal(shape)
     return params
 
 

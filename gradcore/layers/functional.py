@@ -1,7 +1,8 @@
 """The passes of recurrent layers on plain arrays: no layer, no names of parameters, no policy.
 
 Weights, and gradients of them, are lists ``[w_ih, w_hh, b_ih, b_hh]``, one for each layer and direction, in the order
-layer * num_directions + direction; biases are both None without biases. All arrays have one dtype, float32 or float64.
+layer * num_directions + direction; biases are both None without biases. With layer norm, ``[norm_ih, norm_hh, norm_c,
+norm_c_bias]`` follows, the last two None but for LSTM. All arrays have one dtype, float32 or float64.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gradcore._base.memory import ALIGNMENT, Pool
 from gradcore.layers.cell import Cell, Parts
 from gradcore.layers.ragged import _Batch, laid_out
 
-__all__ = ["Gradients", "Rows", "Trace", "Weights", "back", "dropped", "packed_state", "run"]
+__all__ = ["Gradients", "Noise", "Rows", "Trace", "Weights", "back", "dropped", "packed_state", "run"]
 
 Weights = Sequence[list[Array | None]]
 
@@ -51,6 +52,38 @@ def dropped(rows: Array, mask: Array) -> Array:
         return np.asarray(rows * mask)
 
 
+class Noise(NamedTuple):
+    """The zoneout and the recurrent dropout of one layer and direction.
+
+    Parameters
+    ----------
+    mask : ndarray, (B, H), optional
+        The factors of recurrent dropout, for the sequences in packed order.
+    zoneout : float
+        The probability with which a unit of h, or of c, keeps its old value for a step.
+    mean : bool
+        Whether each unit keeps that part of its old value instead, as in inference.
+    key : int
+        What the masks of zoneout depend on beside row and unit, 0 <= key < 2**64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import Noise, run
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> half = Noise(zoneout=0.5, mean=True)
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)), noise=lambda shape: half)
+    >>> y.ravel()
+    array([0.5     , 0.875   , 1.15625 ])
+    """
+
+    mask: Array | None = None
+    zoneout: float = 0.0
+    mean: bool = False
+    key: int = 0
+
+
 class Rows(NamedTuple):
     """The arrays of one layer and direction that the backward kernel reads.
 
@@ -62,6 +95,10 @@ class Rows(NamedTuple):
         The hidden state before each step.
     c : ndarray, (S, H or more), optional
         The cell state before each step; LSTM only.
+    norm : ndarray, (S, 2*G*H or more), optional
+        What layer norm made of the products with x and h, and of c.
+    h_met : ndarray, (S, H or more), optional
+        The product of `h` and the factors of recurrent dropout.
 
     Examples
     --------
@@ -77,6 +114,8 @@ class Rows(NamedTuple):
     gates: Array
     h: Array
     c: Array | None = None
+    norm: Array | None = None
+    h_met: Array | None = None
 
 
 class _Layout(NamedTuple):
@@ -85,18 +124,20 @@ class _Layout(NamedTuple):
     isa: str
     gates: int  # the elements of a row
     state: int
+    norm: int
     lanes: int  # how many units stand together in a row of the gates
 
 
 @cache
-def _layout(dtype: np.dtype[Any], n_kept: int, H: int) -> _Layout:
-    return _Layout(_kernels.isa(), *_kernels.tape_layout(dtype, n_kept, H))
+def _layout(dtype: np.dtype[Any], cell: Cell, H: int) -> _Layout:
+    return _Layout(_kernels.isa(), *_kernels.tape_layout(dtype, cell.kind, H))
 
 
 class Trace:
     """What `back` needs of `run`: S rows for each layer and direction, S being the sum of the lengths.
 
-    `inputs` has the rows that each layer read, (S, I_l), and `masks` those of each dropout, (S, D*H).
+    `inputs` has the rows that each layer read, (S, I_l), `masks` the factors of each dropout, (S, D*H), `noise` that of
+    each layer and direction.
 
     Parameters
     ----------
@@ -114,6 +155,10 @@ class Trace:
         The dtype of all arrays, float32 or float64.
     pool : Pool
         The pool to borrow memory from.
+    layer_norm : bool
+        Whether there is layer norm.
+    noise : sequence of Noise, optional
+        The noise of each layer and direction.
 
     Examples
     --------
@@ -127,25 +172,40 @@ class Trace:
     """
 
     def __init__(
-        self, cell: Cell, batch: _Batch, n: int, num_directions: int, H: int, dtype: np.dtype[Any], pool: Pool
+        self,
+        cell: Cell,
+        batch: _Batch,
+        n: int,
+        num_directions: int,
+        H: int,
+        dtype: np.dtype[Any],
+        pool: Pool,
+        layer_norm: bool = False,
+        noise: Sequence[Noise] | None = None,
     ) -> None:
         self.cell, self.batch, self.num_directions, self.hidden_size, self.dtype = cell, batch, num_directions, H, dtype
         self.inputs: list[Array] = []
         self.masks: list[Array] = []
+        self.noise = noise
         self._arrays: list[Rows] = []
         self._pool = pool
-        layout = self._layout = _layout(dtype, len(cell.kept), H)
+        layout = self._layout = _layout(dtype, cell, H)
         S, line = batch.n_rows, ALIGNMENT // dtype.itemsize
         h_at = -(-S * layout.gates // line) * line  # where the parts of each begin
         c_at = h_at - (-S * layout.state // line) * line
         has_c = len(cell.states) > 1
-        whole = pool.empty((n, 2 * c_at - h_at if has_c else c_at), dtype)  # comes back when its last view is gone
+        norm_at = 2 * c_at - h_at if has_c else c_at
+        met_at = norm_at + layer_norm * (-(-S * layout.norm // line) * line)
+        masked = noise is not None and noise[0].mask is not None
+        whole = pool.empty((n, met_at + masked * (c_at - h_at)), dtype)  # comes back when its last view is gone
         for k in range(n):
             own = whole[k]
             gates = own[: S * layout.gates].reshape(S, layout.gates)
             h = own[h_at : h_at + S * layout.state].reshape(S, layout.state)
             c = own[c_at : c_at + S * layout.state].reshape(S, layout.state) if has_c else None
-            self._arrays.append(Rows(gates, h, c))
+            norm = own[norm_at : norm_at + S * layout.norm].reshape(S, layout.norm) if layer_norm else None
+            h_met = own[met_at : met_at + S * layout.state].reshape(S, layout.state) if masked else None
+            self._arrays.append(Rows(gates, h, c, norm, h_met))
 
     @property
     def arrays(self) -> list[Rows]:
@@ -155,7 +215,7 @@ class Trace:
 
     def check_layout(self) -> None:
         """Raise if it was pickled in a process whose kernels use another instruction set."""
-        here = _layout(self.dtype, len(self.cell.kept), self.hidden_size)
+        here = _layout(self.dtype, self.cell, self.hidden_size)
         if here != self._layout:
             raise ValueError(
                 f"tape: was made with the instruction set {self._layout.isa}, and this process uses {here.isa}; "
@@ -285,6 +345,7 @@ def run(
     *,
     num_directions: int = 1,
     draw_mask: Callable[[tuple[int, int]], Array] | None = None,
+    noise: Callable[[tuple[int, int]], Noise] | None = None,
     keep: bool = True,
     pool: Pool | None = None,
 ) -> tuple[Array, Parts, Trace | None]:
@@ -308,6 +369,9 @@ def run(
         D, the number of directions.
     draw_mask : callable, optional
         ``draw_mask(shape)``: the factors (S, D*H) of the outputs of a layer below the last; called for each, if `keep`.
+    noise : callable, optional
+        ``noise(shape)``: zoneout and recurrent dropout of a layer and direction, shape being (B, H); called for each.
+        Only with `keep` may it have a mask.
     keep : bool
         Whether to keep what `back` needs.
     pool : Pool, optional
@@ -344,7 +408,8 @@ def run(
     H, dtype = w_hh.shape[1], x.dtype
     batch = laid_out(T, B, lengths, reset, pool)
     states = packed_state(cell, state, batch, D, (n, H), dtype, final=False)
-    trace = Trace(cell, batch, n, D, H, dtype, pool) if keep else None
+    drawn = None if noise is None else [noise((batch.width, H)) for _ in weights]
+    trace = Trace(cell, batch, n, D, H, dtype, pool, len(weights[0]) > 4, drawn) if keep else None
 
     rows = batch.pack(x)
     for first in range(0, n, D):  # of each layer
@@ -362,7 +427,8 @@ def run(
             tape = trace._arrays[k] if trace is not None else (None, None, None)
             hc = states[0][k], states[1][k] if len(states) > 1 else None
             out = y, y_at, direction * H
-            pool.give(_kernels.recurrent_forward(steps, weights[k], rows, tape, out, hc, pool.take))
+            its = None if drawn is None else drawn[k]
+            pool.give(_kernels.recurrent_forward(steps, weights[k], rows, tape, out, hc, pool.take, its))
         rows = y
     return rows.reshape(T, B, D * H), batch.unsort(states, D, final=True), trace
 
@@ -433,8 +499,9 @@ def back(
             hc = dstates[0][k], dstates[1][k] if len(dstates) > 1 else None
             limits = step_clip, dh_norm[k], None if dc_norm is None else dc_norm[k]
             its, ins = (weights[k], grads[k]), (rows, dx, direction == 1)
+            noise = None if trace.noise is None else trace.noise[k]
             with turn.lock:
-                work = _kernels.recurrent_backward(steps, its, ins, arrays[k], out, hc, limits, pool.take)
+                work = _kernels.recurrent_backward(steps, its, ins, arrays[k], out, hc, limits, pool.take, noise)
             pool.give(work)
         if layer and trace.masks:
             dx = dropped(dx, trace.masks[layer - 1])

@@ -38,14 +38,30 @@ class RNN(Recurrent):
     bidirectional : bool
         Whether a second direction reads each sequence from its end (D = 2). y then holds the outputs of both, side by
         side.
+    layer_norm : bool
+        Whether the products of the weights with x and h are normalized; see Notes.
+    zoneout : float
+        The probability with which `forward` lets a unit of the state keep its old value for a step; ``layer(x)`` takes
+        the mean instead.
+    recurrent_dropout : float
+        The probability with which `forward` sets a unit of the h that meets W_h to zero, for all steps of a sequence;
+        the others are scaled up.
     dtype : dtype
         The dtype of parameters, inputs and outputs, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and the dropout
-        masks.
+        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and all masks.
 
     Notes
     -----
+    With `layer_norm` [2]_, each of :math:`a = W_i x_t` and :math:`a = W_h h_{t-1}` becomes
+
+    .. math:: \gamma \odot \frac{a - mean(a)}{\sqrt{var(a) + 10^{-5}}}
+
+    before the biases are added, with mean and variance over all of its H features and the gains `norm_ih_weight_l0`
+    and `norm_hh_weight_l0`, which are 1 to begin with.
+
+    Zoneout [3]_ keeps units of h. Recurrent dropout has one mask for all steps of a sequence [4]_.
+
     After `backward`, ``tape.telemetry`` holds the norms of the gradient at every layer, direction and time step:
     `dh_norm` (L*D, T), and for each sequence `dh_norm_per_sample` (L*D, T, B); also `n_clipped`, how many sequences
     `step_clip` rescaled, and `first_nonfinite`, where the first NaN or infinity arose.
@@ -53,6 +69,11 @@ class RNN(Recurrent):
     References
     ----------
     .. [1] Elman, "Finding structure in time", Cognitive Science 14, 1990.
+    .. [2] Ba, Kiros and Hinton, "Layer normalization", arXiv 1607.06450, 2016.
+    .. [3] Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", arXiv 1606.01305,
+       2017.
+    .. [4] Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", arXiv
+       1512.05287, 2016.
 
     Examples
     --------
@@ -75,6 +96,9 @@ class RNN(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         dtype: DTypeLike = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
@@ -82,7 +106,8 @@ class RNN(Recurrent):
         self.cell = CELLS[f"rnn_{self.nonlinearity}"]
         super().__init__(
             input_size, hidden_size, num_layers,
-            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, layer_norm=layer_norm,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout, dtype=dtype, rng=rng,
         )  # fmt: skip
 
 
@@ -113,14 +138,33 @@ class LSTM(Recurrent):
     bidirectional : bool
         Whether a second direction reads each sequence from its end (D = 2). y then holds the outputs of both, side by
         side.
+    layer_norm : bool
+        Whether the products of the weights with x and h are normalized; see Notes.
+    zoneout : float
+        The probability with which `forward` lets a unit of the state keep its old value for a step; ``layer(x)`` takes
+        the mean instead.
+    recurrent_dropout : float
+        The probability with which `forward` sets a unit of the h that meets W_h to zero, for all steps of a sequence;
+        the others are scaled up.
     dtype : dtype
         The dtype of parameters, inputs and outputs, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and the dropout
-        masks.
+        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and all masks.
 
     Notes
     -----
+    With `layer_norm` [3]_, each of :math:`a = W_i x_t` and :math:`a = W_h h_{t-1}` becomes
+
+    .. math:: \gamma \odot \frac{a - mean(a)}{\sqrt{var(a) + 10^{-5}}}
+
+    before the biases are added, with mean and variance over all of its 4H features and the gains `norm_ih_weight_l0`
+    and `norm_hh_weight_l0`, which are 1 to begin with.
+    In h_t, c_t is normalized over its H units too, with the gain `norm_c_weight_l0` and the bias `norm_c_bias_l0`; the
+    c_t that goes on to the next step is not.
+
+    Zoneout [4]_ keeps units of h and, by a mask of its own, of c; h_t is made of the c_t of the formulas,
+    whether that is kept or not. Recurrent dropout has one mask for all steps of a sequence [5]_.
+
     After `backward`, ``tape.telemetry`` holds the norms of the gradient at every layer, direction and time step:
     `dh_norm` (L*D, T), `dc_norm` likewise for c_t, and for each sequence `dh_norm_per_sample` and
     `dc_norm_per_sample` (L*D, T, B); also `n_clipped`, how many sequences `step_clip` rescaled, and `first_nonfinite`,
@@ -130,6 +174,11 @@ class LSTM(Recurrent):
     ----------
     .. [1] Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9, 1997.
     .. [2] Gers, Schmidhuber and Cummins, "Learning to forget", Neural Computation 12, 2000.
+    .. [3] Ba, Kiros and Hinton, "Layer normalization", arXiv 1607.06450, 2016.
+    .. [4] Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", arXiv 1606.01305,
+       2017.
+    .. [5] Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", arXiv
+       1512.05287, 2016.
 
     Examples
     --------
@@ -152,12 +201,16 @@ class LSTM(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         dtype: DTypeLike = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers,
-            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, layer_norm=layer_norm,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout, dtype=dtype, rng=rng,
         )  # fmt: skip
 
 
@@ -189,14 +242,31 @@ class GRU(Recurrent):
     bidirectional : bool
         Whether a second direction reads each sequence from its end (D = 2). y then holds the outputs of both, side by
         side.
+    layer_norm : bool
+        Whether the products of the weights with x and h are normalized; see Notes.
+    zoneout : float
+        The probability with which `forward` lets a unit of the state keep its old value for a step; ``layer(x)`` takes
+        the mean instead.
+    recurrent_dropout : float
+        The probability with which `forward` sets a unit of the h that meets W_h to zero, for all steps of a sequence;
+        the others are scaled up.
     dtype : dtype
         The dtype of parameters, inputs and outputs, float32 or float64.
     rng : int or numpy.random.Generator, optional
-        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and the dropout
-        masks.
+        The generator, or the seed of one, that draws the parameters from U(-1/sqrt(H), 1/sqrt(H)) and all masks.
 
     Notes
     -----
+    With `layer_norm` [2]_, each of :math:`a = W_i x_t` and :math:`a = W_h h_{t-1}` becomes
+
+    .. math:: \gamma \odot \frac{a - mean(a)}{\sqrt{var(a) + 10^{-5}}}
+
+    before the biases are added, with mean and variance over all of its 3H features and the gains `norm_ih_weight_l0`
+    and `norm_hh_weight_l0`, which are 1 to begin with.
+    It is the normalized :math:`W_{hn} h_{t-1}` that r multiplies.
+
+    Zoneout [3]_ keeps units of h. Recurrent dropout has one mask for all steps of a sequence [4]_.
+
     After `backward`, ``tape.telemetry`` holds the norms of the gradient at every layer, direction and time step:
     `dh_norm` (L*D, T), and for each sequence `dh_norm_per_sample` (L*D, T, B); also `n_clipped`, how many sequences
     `step_clip` rescaled, and `first_nonfinite`, where the first NaN or infinity arose.
@@ -205,6 +275,11 @@ class GRU(Recurrent):
     ----------
     .. [1] Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine translation",
        arXiv 1406.1078v1, 2014.
+    .. [2] Ba, Kiros and Hinton, "Layer normalization", arXiv 1607.06450, 2016.
+    .. [3] Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", arXiv 1606.01305,
+       2017.
+    .. [4] Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", arXiv
+       1512.05287, 2016.
 
     Examples
     --------
@@ -227,10 +302,14 @@ class GRU(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         dtype: DTypeLike = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers,
-            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, dtype=dtype, rng=rng,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, layer_norm=layer_norm,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout, dtype=dtype, rng=rng,
         )  # fmt: skip

@@ -53,8 +53,9 @@ class RecurrentTape(Tape):
 
     With S the sum of the lengths (T B without `lengths`), H' = H rounded up to whole vectors of the processor and K = 1
     (RNN) or 4 (LSTM, GRU), it keeps S rows for each layer and direction, of (K + 1) H' elements, or (K + 2) H' for
-    LSTM: the gates and the state before the step. A part of a row whose size is a multiple of 2 KiB takes 64 bytes
-    more. Layers above the first also keep their S rows of inputs.
+    LSTM: the gates and the state before the step. With layer norm 2 G H' + 16 more, G being 1 (RNN), 3 (GRU) or 4, and
+    for LSTM another H'; with recurrent dropout another H'. A part of a row whose size is a multiple of 2 KiB takes 64
+    bytes more. Layers above the first also keep their S rows of inputs.
 
     A tape can be pickled, but `backward` and `record` refuse it in a process that uses another instruction set, which
     lays out the gates in another way.
@@ -163,8 +164,9 @@ class RecurrentTape(Tape):
         """
         index = check_index("index", index, len(self.trace))
         row, H = self.trace.batch.row(t, b), self.layer.hidden_size
-        _, h, c = self.trace.arrays[index]
-        return Step(self.trace.gates(index, row), h[row, :H].copy(), None if c is None else c[row, :H].copy())
+        kept = self.trace.arrays[index]
+        c = None if kept.c is None else kept.c[row, :H].copy()
+        return Step(self.trace.gates(index, row), kept.h[row, :H].copy(), c)
 
     def __repr__(self) -> str:
         return f"<RecurrentTape of {self.layer!r}: T={self.trace.batch.T}, B={self.trace.batch.B}>"

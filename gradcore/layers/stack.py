@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from gradcore._base.check import (
 )
 from gradcore._base.memory import Pool
 from gradcore.layers.cell import Cell, Parts
-from gradcore.layers.functional import Trace, back, run
+from gradcore.layers.functional import Noise, Trace, back, run
 from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.ragged import _Batch
 from gradcore.layers.recurrent_tape import RecurrentTape, State
@@ -31,6 +32,12 @@ from gradcore.layers.tangent import Moved, back_tangent, run_tangent
 from gradcore.layers.telemetry import Telemetry
 
 __all__: list[str] = []  # for the package only
+
+
+_NAMES = (
+    "weight_ih", "weight_hh", "bias_ih", "bias_hh",
+    "norm_ih_weight", "norm_hh_weight", "norm_c_weight", "norm_c_bias",
+)  # fmt: skip
 
 
 class Recurrent(Layer):
@@ -50,6 +57,9 @@ class Recurrent(Layer):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         dtype: DTypeLike = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
@@ -59,6 +69,9 @@ class Recurrent(Layer):
         self.bias, self.batch_first = check_bool("bias", bias), check_bool("batch_first", batch_first)
         self.bidirectional = check_bool("bidirectional", bidirectional)
         self.dropout = check_number("dropout", dropout, least=0.0, most=1.0)
+        self.layer_norm = check_bool("layer_norm", layer_norm)
+        self.zoneout = check_number("zoneout", zoneout, least=0.0, most=1.0)
+        self.recurrent_dropout = check_number("recurrent_dropout", recurrent_dropout, least=0.0, most=1.0)
         self.num_directions = 2 if self.bidirectional else 1
         if self.dropout and self.num_layers == 1:
             message = f"dropout: {self.dropout:g} has no effect with num_layers=1; it acts between layers"
@@ -67,24 +80,30 @@ class Recurrent(Layer):
         self._rng = check_rng(rng)
         self._pool = Pool()
 
-        self._names: list[list[str]] = []  # w_ih, w_hh, b_ih, b_hh of each layer and direction
+        self._names: list[list[str]] = []  # of each layer and direction; functional.py has their order
         shapes: dict[str, tuple[int, ...]] = {}
         GH, H = len(self.cell.gates) * self.hidden_size, self.hidden_size
-        above = (self.num_layers - 1) * (H * self.num_directions + H + 2 * self.bias)
-        n = GH * self.num_directions * (self.input_size + H + 2 * self.bias + above)
+        beside = H + 2 * self.bias + 2 * self.layer_norm
+        above = (self.num_layers - 1) * (H * self.num_directions + beside)
+        n = GH * self.num_directions * (self.input_size + beside + above)
         check_room(n, self.dtype.itemsize)
         np.empty(n, self.dtype)  # raise MemoryError now, not after making names for 2**40 layers
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else H * self.num_directions
+            own: dict[str, tuple[int, ...]] = {"weight_ih": (GH, width), "weight_hh": (GH, H)}
+            if self.bias:
+                own |= {"bias_ih": (GH,), "bias_hh": (GH,)}
+            if self.layer_norm:
+                own |= {"norm_ih_weight": (GH,), "norm_hh_weight": (GH,)}
+                own |= {"norm_c_weight": (H,), "norm_c_bias": (H,)} if len(self.cell.states) > 1 else {}
             for suffix in [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]:
-                names = [f"{name}_{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-                shapes |= dict(zip(names, [(GH, width), (GH, H), (GH,), (GH,)][: 4 if self.bias else 2], strict=False))
-                self._names.append(names)
+                self._names.append([f"{name}_{suffix}" for name in (_NAMES if self.layer_norm else _NAMES[:4])])
+                shapes |= {f"{name}_{suffix}": shape for name, shape in own.items()}
         super().__init__(shapes, dtype=self.dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does; gains of layer norm become 1.
 
         Examples
         --------
@@ -96,15 +115,19 @@ class Recurrent(Layer):
         True
         """
         bound = 1 / math.sqrt(self.hidden_size)
-        self.flat_params[...] = self._rng.uniform(-bound, bound, self.flat_params.size)
+        for name, parameter in self.params.items():
+            if name.startswith("norm_"):
+                parameter[...] = 0 if "_bias_" in name else 1
+            else:
+                parameter[...] = self._rng.uniform(-bound, bound, parameter.shape)
 
     def generators(self) -> list[np.random.Generator]:
-        """Return the generator that dropout draws from.
+        """Return the generator that dropout, zoneout and recurrent dropout draw from.
 
         Returns
         -------
         list of numpy.random.Generator
-            One generator, or none if there is no dropout.
+            One generator, or none if nothing is drawn.
 
         Examples
         --------
@@ -112,7 +135,8 @@ class Recurrent(Layer):
         >>> gradcore.GRU(3, 5).generators()
         []
         """
-        return [self._rng] if self.dropout and self.num_layers > 1 else []
+        between = self.dropout if self.num_layers > 1 else 0.0
+        return [self._rng] if between or self.zoneout or self.recurrent_dropout else []
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state from which `forward` starts by default: zeros.
@@ -181,6 +205,8 @@ class Recurrent(Layer):
     def __call__(self, x: Array, state: State = None, lengths: Any = None, reset: Any = None) -> tuple[Array, State]:
         """Return the outputs and the final state for a batch of sequences, without dropout and without a tape.
 
+        Zoneout takes the mean of the old and the new state.
+
         Parameters
         ----------
         x : ndarray, (T, B, input_size), or (B, T, input_size) with `batch_first`
@@ -211,7 +237,7 @@ class Recurrent(Layer):
         >>> bool(np.array_equal(state, h))
         True
         """
-        y, final, _ = self._run(x, state, lengths, reset, keep=False)
+        y, final, _ = self._run(x, state, lengths, reset, trains=False, keep=False)
         return y, final
 
     def forward(
@@ -253,14 +279,20 @@ class Recurrent(Layer):
         >>> y.shape, h.shape, bool((h[1, 1] == y[3, 1]).all())
         ((7, 2, 5), (2, 2, 5), True)
         """
-        y, final, trace = self._run(x, state, lengths, reset, keep=True)
+        return self._taped(x, state, lengths, reset, trains=True)
+
+    def _taped(
+        self, x: Array, state: State = None, lengths: Any = None, reset: Any = None, *, trains: bool
+    ) -> tuple[Array, RecurrentTape]:
+        """Return the outputs and the tape of training, or of inference."""
+        y, final, trace = self._run(x, state, lengths, reset, trains=trains, keep=True)
         assert trace is not None
         tape = RecurrentTape(self, trace)
         tape.state = final
         return y, tape
 
     def _run(
-        self, x: Array, state: State, lengths: Any, reset: Any, *, keep: bool
+        self, x: Array, state: State, lengths: Any, reset: Any, *, trains: bool, keep: bool
     ) -> tuple[Array, State, Trace | None]:
         x = self._check_sequence("x", x, ("T", "B", self.input_size))
         T, B = x.shape[:2]
@@ -271,15 +303,29 @@ class Recurrent(Layer):
             cuts = cuts.T
         y, final, trace = run(
             self.cell, self._params.lists(self._names), x, parts, ends, cuts,
-            num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout else None,
-            keep=keep, pool=self._pool,
+            num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout and trains else None,
+            noise=self._noise(trains), keep=keep, pool=self._pool,
         )  # fmt: skip
         return self._turned(y), self._as_state(final), trace
 
     def _draw_mask(self, shape: tuple[int, int]) -> Array:
-        keep_rate = 1 - self.dropout
+        return self._dropout_mask(shape, self.dropout)
+
+    def _dropout_mask(self, shape: tuple[int, int], p: float) -> Array:
+        keep_rate = 1 - p
         mask: Array = (self._rng.random(shape) < keep_rate) / self.dtype.type(keep_rate or 1)
         return mask.astype(self.dtype)
+
+    def _noise(self, trains: bool) -> Callable[[tuple[int, int]], Noise] | None:
+        """Return what draws the noise of a layer and direction; None if there is none."""
+        if not trains:
+            return (lambda shape: Noise(zoneout=self.zoneout, mean=True)) if self.zoneout else None
+        return self._draw_noise if self.zoneout or self.recurrent_dropout else None
+
+    def _draw_noise(self, shape: tuple[int, int]) -> Noise:
+        mask = self._dropout_mask(shape, self.recurrent_dropout) if self.recurrent_dropout else None
+        key = int(self._rng.integers(2**64, dtype=np.uint64)) if self.zoneout else 0
+        return Noise(mask, self.zoneout, key=key)
 
     def backward(
         self,

@@ -340,6 +340,8 @@ class _Field:
 
 
 def _forecast_recurrent(layer: Any, x: Any) -> Forecast:
+    if layer.layer_norm or layer.zoneout:
+        raise ValueError(f"model: expected a recurrent layer without layer_norm and zoneout, got {layer!r}")
     rng = np.random.default_rng(0)
     if x is None:
         steps, series = MOST_STEPS, rng.standard_normal((MOST_STEPS, UNITS))

@@ -26,7 +26,13 @@ from gradcore.reference.normalization import (
 )
 from gradcore.reference.optim import adagrad, adam, adamw, ema, lion, nadam, radam, rmsprop, sgd, spam
 from gradcore.reference.pooling import mean_pool_backward, mean_pool_forward
-from gradcore.reference.recurrent import RecurrentGradients, RecurrentTape, recurrent_backward, recurrent_forward
+from gradcore.reference.recurrent import (
+    RecurrentGradients,
+    RecurrentTape,
+    recurrent_backward,
+    recurrent_forward,
+    zoneout_mask,
+)
 from gradcore.reference.spectral import carried_back, lyapunov_exponents, step_jacobians
 
 __all__ = [
@@ -74,4 +80,5 @@ __all__ = [
     "softmax_cross_entropy",
     "spam",
     "step_jacobians",
+    "zoneout_mask",
 ]

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RecurrentGradients", "RecurrentTape", "recurrent_backward", "recurrent_forward"]
+from gradcore.reference.dropout import COUNTERS, threefry
+
+__all__ = ["RecurrentGradients", "RecurrentTape", "recurrent_backward", "recurrent_forward", "zoneout_mask"]
 
 Array = NDArray[Any]
 
@@ -41,6 +43,13 @@ class RecurrentTape:
         The state that enters the step: that of step t - 1, or of t + 1 in the reverse direction.
     gates : ndarray, (L*D, T, B, K, H)
         RNN: h. LSTM: i, f, g, o. GRU: r, z, n, q.
+    recurrent_masks : ndarray, (L*D, B, H), or None
+        Factors on the h_{t-1} that meets W_hh.
+    keep : sequence of ndarray, (L*D, T, B, H), or None
+        How much of its old value each unit of h, and of c, keeps.
+    norms : dict of (int, int) to list of (ndarray, ndarray)
+        Of each layer and direction and each step, with layer norm: what `_normalized` made of W_ih x, of W_hh h and,
+        for LSTM, of c.
 
     Examples
     --------
@@ -60,6 +69,9 @@ class RecurrentTape:
     h_in: Array
     c_in: Array
     gates: Array
+    recurrent_masks: Array | None
+    keep: Sequence[Array] | None
+    norms: dict[tuple[int, int], list[tuple[Array, Array]]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ class RecurrentGradients:
     dh : ndarray, (L*D, T, B, H)
         The total dL/dh_t, before it is rescaled.
     dc : ndarray, (L*D, T, B, H)
-        The total dL/dc_t of LSTM; zeros for other cells.
+        The total dL/dc_t of LSTM; zeros for other cells. With zoneout h_t comes from the new value of c_t and not from
+        c_t, whose gradient then is that through c_{t+1} alone.
     n_clipped : ndarray of int64, (L*D, T)
         The number of samples whose dL/dh_t was rescaled.
 
@@ -110,10 +123,11 @@ def _layout(params: Mapping[str, Array]) -> list[list[str]]:
     return [[f"_l{layer}{direction}" for direction in directions] for layer in range(num_layers)]
 
 
-def _weights(params: Mapping[str, Array], suffix: str) -> list[Array]:
-    """Return w_ih, w_hh and, if there are biases, b_ih, b_hh."""
+def _weights(params: Mapping[str, Array], suffix: str) -> dict[str, Array]:
+    """Return the parameters of a layer and direction, by their names without the suffix."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    return [params[name + suffix] for name in names if name + suffix in params]
+    norms = ("norm_ih_weight", "norm_hh_weight", "norm_c_weight", "norm_c_bias")
+    return {name: params[name + suffix] for name in (*names, *norms) if name + suffix in params}
 
 
 def _walk(T: int, suffix: str) -> range:
@@ -129,57 +143,98 @@ def _pair(mode: str, state: Any, like: Array) -> tuple[Array, Array]:
     return h, c
 
 
+def _normalized(a: Array) -> tuple[Array, Array]:
+    """Return the rows with mean 0 and variance 1, but for eps = 1e-5, and the factor that made the latter, (B, 1)."""
+    centered = a - a.mean(axis=1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(centered**2, axis=1, keepdims=True) + 1e-5)
+    return centered * scale, scale
+
+
+def _normalized_backward(d: Array, norm: tuple[Array, Array]) -> Array:
+    """Differentiate `_normalized`, which gave `norm`."""
+    a, scale = norm
+    return np.asarray(scale * (d - d.mean(axis=1, keepdims=True) - a * np.mean(d * a, axis=1, keepdims=True)))
+
+
+def _sums(weights: Mapping[str, Array], x: Array, h: Array) -> tuple[Array, Array, list[tuple[Array, Array]]]:
+    """Return the gates' sums over x and over h, biases included, and how they were normalized."""
+    a, u, norms = x @ weights["weight_ih"].T, h @ weights["weight_hh"].T, []  # (1), (2)
+    if "norm_ih_weight" in weights:
+        norms = [_normalized(a), _normalized(u)]  # (2a)
+        a, u = norms[0][0] * weights["norm_ih_weight"], norms[1][0] * weights["norm_hh_weight"]  # (2b)
+    return a + weights.get("bias_ih", 0), u + weights.get("bias_hh", 0), norms  # (2c)
+
+
 def _step_forward(
-    mode: str, weights: Sequence[Array], x: Array, state: tuple[Array, Array]
-) -> tuple[Array, Array, Array]:
-    """Take one step of one cell: x (B, I), h and c (B, H) -> the next h and c, and the gates (B, K, H)."""
+    mode: str, weights: Mapping[str, Array], x: Array, state: tuple[Array, Array], mask: Array | None = None
+) -> tuple[Array, Array, Array, list[tuple[Array, Array]]]:
+    """Take one step of one cell: x (B, I), h and c (B, H) -> the next h and c, the gates (B, K, H) and the norms."""
     h, c = state
-    w_ih, w_hh, *biases = weights
-    b_ih, b_hh = biases or (0, 0)
-    a = x @ w_ih.T + b_ih  # (1)
-    u = h @ w_hh.T + b_hh  # (2)
+    a, u, norms = _sums(weights, x, h if mask is None else h * mask)
     if mode.startswith("RNN"):
         h_out = np.tanh(a + u) if mode == "RNN_TANH" else np.maximum(a + u, 0)  # (3)
-        return h_out, c, h_out[:, None]
+        return h_out, c, h_out[:, None], norms
     if mode == "LSTM":
         i, f, g, o = np.split(a + u, 4, axis=1)
         i, f, g, o = _logistic(i), _logistic(f), np.tanh(g), _logistic(o)  # (4)
-        c_out = f * c + i * g  # (5)
-        h_out = o * np.tanh(c_out)  # (6)
-        return h_out, c_out, np.stack([i, f, g, o], axis=1)
+        c_out = shown = f * c + i * g  # (5)
+        if norms:
+            norms.append(_normalized(c_out))
+            shown = norms[2][0] * weights["norm_c_weight"] + weights["norm_c_bias"]  # (5a)
+        h_out = o * np.tanh(shown)  # (6)
+        return h_out, c_out, np.stack([i, f, g, o], axis=1), norms
     (a_r, a_z, a_n), (u_r, u_z, q) = np.split(a, 3, axis=1), np.split(u, 3, axis=1)
     r, z = _logistic(a_r + u_r), _logistic(a_z + u_z)  # (7)
     n = np.tanh(a_n + r * q)  # (8)
     h_out = (1 - z) * n + z * h  # (9)
-    return h_out, c, np.stack([r, z, n, q], axis=1)
+    return h_out, c, np.stack([r, z, n, q], axis=1), norms
 
 
 def _step_backward(
-    mode: str, gates: Array, state: tuple[Array, Array], c_out: Array, d_out: tuple[Array, Array]
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Differentiate lines (9) to (3) of `_step_forward`.
+    mode: str,
+    weights: Mapping[str, Array],
+    kept: tuple[Array, list[tuple[Array, Array]]],
+    state: tuple[Array, Array],
+    d_out: tuple[Array, Array],
+) -> tuple[Array, Array, Array, Array, Array, dict[str, Array]]:
+    """Differentiate lines (9) to (2a) of `_step_forward`.
 
-    `d_out` is dL/dh_out, and dL/dc_out without its part through h_out. Returns da and du (B, G*H), dL/dh without its
-    part through u, dL/dc, and the total dL/dc_out.
+    `kept` is its gates and its norms, `d_out` is dL/dh_out, and dL/dc_out without its part through h_out. Returns the
+    gradients with respect to W_ih x and W_hh h (B, G*H), dL/dh without its part through W_hh, dL/dc, the total
+    dL/dc_out, and each row's part (B, ...) of the gradients with respect to biases and gains.
     """
-    (h, c), (dh, dc) = state, d_out
+    (gates, norms), (h, c), (dh, dc), parts = kept, state, d_out, {}
+    direct, dc_in = np.zeros_like(dh), dc
     if mode.startswith("RNN"):
         h_out = gates[:, 0]
         da = dh * (1 - h_out**2) if mode == "RNN_TANH" else np.where(h_out <= 0, 0, dh)  # (3), NaN passes as in PyTorch
-        return da, da, np.zeros_like(dh), dc, dc
-    if mode == "LSTM":
+        du = da
+    elif mode == "LSTM":
         i, f, g, o = np.moveaxis(gates, 1, 0)
-        do = dh * np.tanh(c_out)  # (6)
-        dc = dc + dh * o * (1 - np.tanh(c_out) ** 2)
-        di, df, dg = dc * g, dc * c, dc * i  # (5)
+        shown = f * c + i * g
+        if norms:
+            shown = norms[2][0] * weights["norm_c_weight"] + weights["norm_c_bias"]
+        do, through = dh * np.tanh(shown), dh * o * (1 - np.tanh(shown) ** 2)  # (6)
+        if norms:
+            parts["norm_c_weight"], parts["norm_c_bias"] = through * norms[2][0], through
+            through = _normalized_backward(through * weights["norm_c_weight"], norms[2])  # (5a)
+        dc = dc + through
+        di, df, dg, dc_in = dc * g, dc * c, dc * i, dc * f  # (5)
         da = np.concatenate([di * i * (1 - i), df * f * (1 - f), dg * (1 - g**2), do * o * (1 - o)], axis=1)  # (4)
-        return da, da, np.zeros_like(dh), dc * f, dc
-    r, z, n, q = np.moveaxis(gates, 1, 0)
-    dn, dz = dh * (1 - z), dh * (h - n)  # (9)
-    da_n = dn * (1 - n**2)  # (8)
-    dr, dq = da_n * q, da_n * r
-    da_r, da_z = dr * r * (1 - r), dz * z * (1 - z)  # (7)
-    return np.concatenate([da_r, da_z, da_n], axis=1), np.concatenate([da_r, da_z, dq], axis=1), dh * z, dc, dc
+        du = da
+    else:
+        r, z, n, q = np.moveaxis(gates, 1, 0)
+        dn, dz, direct = dh * (1 - z), dh * (h - n), dh * z  # (9)
+        da_n = dn * (1 - n**2)  # (8)
+        dr, dq = da_n * q, da_n * r
+        da_r, da_z = dr * r * (1 - r), dz * z * (1 - z)  # (7)
+        da, du = np.concatenate([da_r, da_z, da_n], axis=1), np.concatenate([da_r, da_z, dq], axis=1)
+    parts["bias_ih"], parts["bias_hh"] = da, du  # (2c)
+    if norms:
+        parts["norm_ih_weight"], parts["norm_hh_weight"] = da * norms[0][0], du * norms[1][0]  # (2b)
+        da = _normalized_backward(da * weights["norm_ih_weight"], norms[0])  # (2a)
+        du = _normalized_backward(du * weights["norm_hh_weight"], norms[1])
+    return da, du, direct, dc_in, dc, {name: part for name, part in parts.items() if name in weights}
 
 
 def recurrent_forward(
@@ -190,6 +245,8 @@ def recurrent_forward(
     lengths: Any = None,
     *,
     dropout_masks: Sequence[Array] | None = None,
+    recurrent_masks: Array | None = None,
+    keep: Sequence[Array] | None = None,
 ) -> tuple[Array, Any, RecurrentTape]:
     """Run a stack of recurrent layers, one step after the other.
 
@@ -199,7 +256,7 @@ def recurrent_forward(
         The cell: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
     params : mapping of str to ndarray
         The parameters with PyTorch's names, which also tell the number of layers and directions and whether there are
-        biases.
+        biases; with layer norm also its gains.
     x : ndarray, (T, B, I)
         The input.
     state : ndarray, (L*D, B, H), or a pair of them for LSTM, optional
@@ -208,6 +265,10 @@ def recurrent_forward(
         The length of each sequence, by default T.
     dropout_masks : sequence of ndarray, (T, B, D*H), optional
         Factors on the output of each layer but the last: 0 or 1 / (1 - p).
+    recurrent_masks : ndarray, (L*D, B, H), optional
+        Factors on the h_{t-1} that meets W_hh.
+    keep : sequence of ndarray, (L*D, T, B, H), optional
+        Zoneout: how much of its old value each unit of h keeps, and for LSTM of c: 0 or 1, or the mean of both.
 
     Returns
     -------
@@ -232,7 +293,9 @@ def recurrent_forward(
     h_all, c_all = (part.copy() for part in _pair(mode, state, np.zeros((size, B, H), x.dtype)))
     gates = np.zeros((size, T, B, 1 if mode.startswith("RNN") else 4, H), x.dtype)
     h_out, c_out, h_in, c_in = (np.zeros((size, T, B, H), x.dtype) for _ in range(4))
-    tape = RecurrentTape(mode, params, alive, [], dropout_masks, h_out, c_out, h_in, c_in, gates)
+    tape = RecurrentTape(
+        mode, params, alive, [], dropout_masks, h_out, c_out, h_in, c_in, gates, recurrent_masks, keep, {}
+    )
     for layer, suffixes in enumerate(layout):
         tape.inputs.append(x)
         for direction, suffix in enumerate(suffixes):
@@ -241,7 +304,11 @@ def recurrent_forward(
             weights = _weights(params, suffix)
             for t in _walk(T, suffix):
                 tape.h_in[k, t], tape.c_in[k, t] = h, c
-                h_out, c_out, tape.gates[k, t] = _step_forward(mode, weights, x[t], (h, c))
+                mask = None if recurrent_masks is None else recurrent_masks[k]
+                h_out, c_out, tape.gates[k, t], tape.norms[k, t] = _step_forward(mode, weights, x[t], (h, c), mask)
+                if keep is not None:  # (9a)
+                    h_out = keep[0][k, t] * h + (1 - keep[0][k, t]) * h_out
+                    c_out = keep[1][k, t] * c + (1 - keep[1][k, t]) * c_out if mode == "LSTM" else c
                 now = alive[t, :, None]
                 h, c = np.where(now, h_out, h), np.where(now, c_out, c)  # (10) the state waits outside its sequence
                 tape.h[k, t], tape.c[k, t] = np.where(now, h, 0), np.where(now, c, 0)  # (11)
@@ -294,6 +361,7 @@ def recurrent_backward(
         x, dx = tape.inputs[layer], np.zeros_like(tape.inputs[layer])
         for direction, suffix in enumerate(suffixes):
             k = layer * len(suffixes) + direction
+            weights = _weights(params, suffix)
             dh, dc = dh_all[k], dc_all[k]
             for t in reversed(_walk(T, suffix)):
                 now, h_in = tape.alive[t, :, None], tape.h_in[k, t]
@@ -301,19 +369,62 @@ def recurrent_backward(
                 norm = np.sqrt(np.sum(total_h[k, t] ** 2, axis=1, keepdims=True))
                 n_clipped[k, t] = np.count_nonzero(norm > step_clip)
                 dh_out = np.where(norm > step_clip, step_clip / np.where(norm > 0, norm, 1), 1) * total_h[k, t]
-                da, du, dh_direct, dc_in, dc_out = _step_backward(
-                    mode, tape.gates[k, t], (h_in, tape.c_in[k, t]), tape.c[k, t], (dh_out, dc)
+                dc_out, kept_h, kept_c = dc, np.zeros_like(dh), np.zeros_like(dc)
+                if tape.keep is not None:
+                    kept_h, dh_out = tape.keep[0][k, t] * dh_out, (1 - tape.keep[0][k, t]) * dh_out  # (9a)
+                    if mode == "LSTM":
+                        kept_c, dc_out = tape.keep[1][k, t] * dc, (1 - tape.keep[1][k, t]) * dc
+                step = tape.gates[k, t], tape.norms[k, t]
+                da, du, direct, dc_in, dc_new, parts = _step_backward(
+                    mode, weights, step, (h_in, tape.c_in[k, t]), (dh_out, dc_out)
                 )
                 da, du = np.where(now, da, 0), np.where(now, du, 0)
-                total_c[k, t] = np.where(now, dc_out, 0)
-                dh = np.where(now, dh_direct + du @ params["weight_hh" + suffix], dh)  # (10), (2)
-                dc = np.where(now, dc_in, dc)  # (10)
-                grads["weight_hh" + suffix] += du.T @ np.where(now, h_in, 0)  # (2)
+                total_c[k, t] = np.where(now, dc_new if tape.keep is None else dc, 0)
+                mask = 1 if tape.recurrent_masks is None else tape.recurrent_masks[k]
+                dh = np.where(now, kept_h + direct + mask * (du @ weights["weight_hh"]), dh)  # (10), (2)
+                dc = np.where(now, kept_c + dc_in, dc)  # (10)
+                grads["weight_hh" + suffix] += du.T @ np.where(now, mask * h_in, 0)  # (2)
                 grads["weight_ih" + suffix] += da.T @ x[t]  # (1)
-                if "bias_ih" + suffix in params:
-                    grads["bias_ih" + suffix] += da.sum(axis=0)
-                    grads["bias_hh" + suffix] += du.sum(axis=0)
-                dx[t] += da @ params["weight_ih" + suffix]  # (1)
+                for name, part in parts.items():
+                    grads[name + suffix] += np.where(now, part, 0).sum(axis=0)
+                dx[t] += da @ weights["weight_ih"]  # (1)
             dh_all[k], dc_all[k] = dh, dc
         dy = dx
     return RecurrentGradients(dy, (dh_all, dc_all) if mode == "LSTM" else dh_all, grads, total_h, total_c, n_clipped)
+
+
+def zoneout_mask(key: int, p: float, part: int, rows: Any, H: int) -> Array:
+    """Return which units keep their old value.
+
+    Of a row's units, 64 at a time take the 64 words of 16 counters of Threefry as those of `dropout`; the first 16 are
+    16 n (2 row + part), where n is the number of such groups. A unit keeps its value if its word is below 2^32 p.
+
+    Parameters
+    ----------
+    key : int
+        The key of the random words, below 2^64.
+    p : float
+        The probability of 1.
+    part : {0, 1}
+        0 for h, 1 for c.
+    rows : array_like of int, (n,)
+        The numbers of the rows of the tape.
+    H : int
+        The number of units.
+
+    Returns
+    -------
+    ndarray, (n, H)
+        1 where the old value stays, else 0.
+
+    Examples
+    --------
+    >>> zoneout_mask(3, 0.5, 0, [0], 4)
+    array([[0., 0., 1., 0.]])
+    """
+    groups = -(-H // (4 * COUNTERS))
+    blocks = (2 * np.asarray(rows, np.uint64)[:, None] + np.uint64(part)) * np.uint64(groups)
+    counters = blocks * np.uint64(COUNTERS) + np.arange(groups * COUNTERS, dtype=np.uint64)  # (n, groups * COUNTERS)
+    words = threefry(counters.ravel(), key).reshape(4, len(blocks), groups, COUNTERS)
+    kept = words.transpose(1, 2, 0, 3).reshape(len(blocks), 4 * groups * COUNTERS) < min(int(p * 2**32), 2**32 - 1)
+    return np.asarray(kept[:, :H], np.float64)

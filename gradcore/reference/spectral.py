@@ -50,7 +50,11 @@ def step_jacobians(tape: RecurrentTape, index: int, b: int, *, difference: float
         x = np.repeat(tape.inputs[index // len(_layout(tape.params)[0])][t, b][None], 2 * n, axis=0)
         h = tape.h_in[index, t, b] + moves[:, :H]
         c = tape.c_in[index, t, b] + (moves[:, H:] if n > H else np.zeros_like(h))
-        h_out, c_out, _ = _step_forward(tape.mode, weights, x, (h, c))
+        mask = None if tape.recurrent_masks is None else tape.recurrent_masks[index, b]
+        h_out, c_out, *_ = _step_forward(tape.mode, weights, x, (h, c), mask)
+        if tape.keep is not None:
+            h_out = tape.keep[0][index, t, b] * h + (1 - tape.keep[0][index, t, b]) * h_out
+            c_out = tape.keep[1][index, t, b] * c + (1 - tape.keep[1][index, t, b]) * c_out if n > H else c
         out = np.concatenate([h_out, c_out], axis=1)[:, :n]
         jacobians.append(((out[:n] - out[n:]) / (2 * difference)).T)
     return np.array(jacobians)

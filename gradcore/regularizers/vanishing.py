@@ -116,7 +116,8 @@ class VanishingGradientRegularizer(Hook):
         Raises
         ------
         TypeError
-            If the layer is not an RNN: in LSTM and GRU, gradients also flow on other paths than W.
+            If the layer is not an RNN, or has layer norm, zoneout or recurrent dropout: gradients then also flow on
+            other paths than W.
         TypeError, ValueError
             As for ``layer.backward``. Nothing has been added then.
 
@@ -216,6 +217,11 @@ def _slope(layer: Any) -> Callable[[Array], Array]:
     slope: Callable[[Array], Array] | None = getattr(getattr(layer, "cell", None), "slope", None)
     if slope is None:
         raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
+    if layer.layer_norm or layer.zoneout or layer.recurrent_dropout:
+        raise TypeError(
+            "layer: expected an RNN without layer_norm, zoneout and recurrent_dropout, whose gradients pass W_hh and "
+            f"nothing else, got {layer!r}"
+        )
     return slope
 
 

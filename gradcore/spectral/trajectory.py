@@ -29,10 +29,12 @@ class Trajectory:
     """
 
     def __init__(self, layer: Any, tape: Any, index: int, rows: Array) -> None:
+        if layer.layer_norm or tape.trace.noise is not None:
+            raise ValueError(f"layer: expected one without layer_norm, zoneout and recurrent_dropout, got {layer!r}")
         self.layer, self.index, self.rows, self._cell = layer, index, rows, layer.cell.kind
         self.state_size = layer.hidden_size * len(layer.cell.states)
         self.weight = layer.params["weight_hh" + parameter_suffix(layer, index)].astype(np.float64)
-        self._kept = tape.trace.arrays[index]
+        self._kept = tape.trace.arrays[index][:3]
         self._packed: dict[bool, Array] = {}  # by whether transposed
         self._pool = Pool()
 

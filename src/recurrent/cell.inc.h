@@ -76,12 +76,26 @@ INLINE VEC FN(clipped_dh)(const FN(cell_row) *p, ptrdiff_t j)
     return FN(v_mul)(FN(v_mul)(FN(v_get)(p->dh + j, p->u1 - j), FN(v_set1)(p->scale[0])), FN(v_set1)(p->scale[1]));
 }
 
+/* c' of one row, c_t by layer norm, and what is made of it. */
+typedef struct {
+    const REAL *gain, *bias; /* (H,) */
+    REAL mean, scale;        /* forward: c' = (c_t - mean) scale */
+    REAL *c;                 /* c', forward out, unless NULL, backward in: blocks of V */
+    ptrdiff_t group;         /* elements from one block to the next */
+    REAL *dn;                /* backward, out: (2, H), the gain's and the bias's gradient of this row */
+} FN(c_norm);
+
 /* A cell's file has its passes for V units, forward(p, j) and backward(p, j), and makes of them functions for all of the rows.
  * These work on copies: the compiler would take each vector that is stored for a change of what a pointer leads to. */
 typedef struct {
     void (*step)(const FN(cell_rows) *);
     void (*step_back)(const FN(cell_row) *);
     void (*factors)(const FN(cell_row) *, double *to); /* (D, H) */
+    /* with layer norm of c_t, for a cell that has it: the step in two parts, between which all of c_t is known */
+    void (*step_to_c)(const FN(cell_rows) *);
+    void (*step_from_c)(const FN(cell_row) *, const FN(c_norm) *);
+    void (*step_from_c_back)(const FN(cell_row) *, const FN(c_norm) *); /* dg of what step_from_c uses, and dn */
+    void (*step_to_c_back)(const FN(cell_row) *);                       /* from dc, which has all of dL/dc_t by now */
 } FN(cell);
 
 #if GC_BITS == 64

@@ -13,10 +13,22 @@ typedef struct {
     ptrdiff_t part;    /* columns of a panel's parts, each of which is one product */
     ptrdiff_t gates_row, h_row;
     REAL *w_ih, *w_hh; /* packed: for each panel and part [F or H][column]; a panel's columns are [unit/V][G][V] */
-    REAL *bias;        /* [H'/V][K][V]: what the pre-activations start from */
+    REAL *bias;        /* [H'/V][K][V] */
+    REAL *start;       /* what the input's products start from: the bias, or zeros where it comes after layer norm */
     REAL *pre;         /* pre-activations, pre_row apart: of a chunk for each panel, or of a step's panel for each thread */
+    ptrdiff_t panel_pre; /* from one panel to the next in pre */
     REAL *h_in;        /* without a tape (2, B, h_row): the states that enter even and odd steps */
     int whole_chunk, stream;
+    /* with layer norm, where a row of pre is [H'/V][K][V] */
+    const FN(cell_norm) *norm;
+    ptrdiff_t norm_row;
+    REAL *gain;           /* [H'/V][2G][V] */
+    REAL *recurrent;      /* (B, pre_row), a step's products with h */
+    REAL *mixed;          /* for each thread (B, panel * K): a panel's pre-activations */
+    FN(moments) *moments; /* for each thread (B, 2) */
+    /* with zoneout */
+    REAL *k;    /* for each thread (zoneout_units,) */
+    REAL *c_in; /* (B, h_row) without a tape, for a cell with c */
 } FN(forward_plan);
 
 static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
@@ -24,24 +36,36 @@ static size_t FN(plan_forward)(FN(forward_plan) *plan, const gc_recurrent *s)
     gc_arena arena = {s->work, 0};
     const gc_cell *cell = &gc_cells[s->cell];
     const ptrdiff_t padded = (s->H + V - 1) / V * V, G = cell->G, K = cell->K;
-    plan->s = s;
-    plan->cell = cell;
+    *plan = (FN(forward_plan)){.s = s, .cell = cell};
     plan->functions = FN(cells)[s->cell];
     /* two panels of the product wide, where the input's products and the recurrent ones have the same columns */
     plan->panel = G == K ? gc_max(V, 2 * NR / G / V * V) : V;
-    plan->pre_row = plan->panel * K;
+    plan->norm = s->norm.ih ? &FN(cell_norms)[s->cell] : NULL;
+    plan->norm_row = plan->norm ? FN(norm_row)(cell, s->H) : 0;
+    plan->pre_row = plan->norm ? gc_row(K * padded, sizeof(REAL)) : plan->panel * K;
+    plan->panel_pre = plan->panel * K * (plan->norm ? 1 : chunk_rows(s, FORWARD_ROWS));
     plan->part = G * plan->panel == 3 * V ? 3 * V : NR;
     plan->gates_row = gc_row(K * padded, sizeof(REAL));
     plan->h_row = gc_row(padded, sizeof(REAL));
-    plan->whole_chunk = s->B <= MR || s->F * G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
-    plan->stream = (double)s->offsets[s->T] * (double)plan->gates_row * sizeof(REAL) > STREAM_BYTES &&
-                   ((uintptr_t)s->gates | (uintptr_t)s->c_in) % 64 == 0;
+    plan->whole_chunk = plan->norm || s->B <= MR || s->F * G * s->H * (ptrdiff_t)sizeof(REAL) > TOGETHER_BYTES;
+    plan->stream = (double)s->offsets[s->T] * (double)(plan->gates_row + plan->norm_row) * sizeof(REAL) > STREAM_BYTES &&
+                   ((uintptr_t)s->gates | (uintptr_t)s->c_in | (uintptr_t)s->norm.kept) % 64 == 0;
     plan->w_ih = gc_take(&arena, s->F * G * padded, sizeof(REAL));
     plan->w_hh = gc_take(&arena, s->H * G * padded, sizeof(REAL));
     plan->bias = gc_take(&arena, K * padded, sizeof(REAL));
-    plan->pre = gc_take(&arena, (plan->whole_chunk ? (s->H + plan->panel - 1) / plan->panel * chunk_rows(s, FORWARD_ROWS)
-                                                : recurrent_threads(s) * s->B) * plan->pre_row, sizeof(REAL));
+    const ptrdiff_t panels = plan->norm ? 1 : (s->H + plan->panel - 1) / plan->panel, threads = recurrent_threads(s);
+    plan->pre = gc_take(&arena, (plan->whole_chunk ? panels * chunk_rows(s, FORWARD_ROWS) : threads * s->B) * plan->pre_row,
+                        sizeof(REAL));
     plan->h_in = s->gates ? NULL : gc_take(&arena, 2 * s->B * plan->h_row, sizeof(REAL));
+    plan->start = plan->norm ? gc_take(&arena, K * padded, sizeof(REAL)) : plan->bias;
+    if (plan->norm) {
+        plan->gain = gc_take(&arena, 2 * G * padded, sizeof(REAL));
+        plan->recurrent = gc_take(&arena, s->B * plan->pre_row, sizeof(REAL));
+        plan->mixed = gc_take(&arena, threads * s->B * plan->panel * K, sizeof(REAL));
+        plan->moments = gc_take(&arena, threads * s->B * 2, sizeof(FN(moments)));
+    }
+    plan->k = s->zoneout.p > 0 ? gc_take(&arena, threads * FN(zoneout_units)(s), sizeof(REAL)) : NULL;
+    plan->c_in = s->zoneout.p > 0 && !s->gates && cell->has_c ? gc_take(&arena, s->B * plan->h_row, sizeof(REAL)) : NULL;
     return arena.used;
 }
 
@@ -74,7 +98,12 @@ static void FN(pack_forward)(const FN(forward_plan) *plan, gc_watch *watch)
     FN(pack_gates)(plan, s->F, s->w_ih, first_gate, plan->w_ih, watch);
     FN(pack_gates)(plan, H, s->w_hh, 0, plan->w_hh, watch);
     if (watch->thread) return;
-    memset(plan->bias, 0, (size_t)(K * ((H + V - 1) / V * V)) * sizeof(REAL));
+    const size_t bias_size = (size_t)(K * ((H + V - 1) / V * V)) * sizeof(REAL);
+    memset(plan->start, 0, bias_size);
+    if (plan->norm) {
+        memset(plan->bias, 0, bias_size);
+        FN(pack_gains)(s, plan->gain);
+    }
     if (!b_ih) return;
     for (ptrdiff_t k = 0; k < G; k++) {
         const REAL *ih = b_ih + gate_of(k, first_gate, G) * H, *hh = b_hh + k * H;
@@ -128,22 +157,23 @@ INLINE void FN(panel_product)(const FN(forward_plan) *plan, const FN(panel_rows)
 static void FN(input_part)(const FN(forward_plan) *plan, const FN(panel_rows) *panel, const REAL *x, gc_watch *watch)
 {
     const ptrdiff_t G = plan->cell->G, K = plan->cell->K, F = plan->s->F;
-    const REAL *bias = plan->bias + panel->u * K;
-    const FN(panel_operands) of = {.K = F, .a = x, .a_row = F, .packed = plan->w_ih, .start = bias, .to = panel->pre};
+    const REAL *start = plan->start + panel->u * K;
+    const FN(panel_operands) of = {.K = F, .a = x, .a_row = F, .packed = plan->w_ih, .start = start, .to = panel->pre};
     gc_lines none = {0, 0};
     FN(panel_product)(plan, panel, &of, &none, watch);
     for (ptrdiff_t k = G; k < K; k++) /* blocks of the recurrent products alone */
         for (ptrdiff_t b = 0; b < panel->rows; b++)
-            FN(v_store)(panel->pre + b * plan->pre_row + k * V, FN(v_load)(bias + k * V));
+            FN(v_store)(panel->pre + b * plan->pre_row + k * V, FN(v_load)(start + k * V));
 }
 
-/* They get the recurrent part. */
+/* They get the recurrent part, which with layer norm stays apart. */
 static void FN(recurrent_part)(const FN(forward_plan) *plan, const FN(panel_rows) *panel, const REAL *h_in, gc_lines *ahead,
                                gc_watch *watch)
 {
     REAL *to = panel->pre + (plan->cell->K - plan->cell->G) * V;
-    const FN(panel_operands) of = {.K = plan->s->H, .a = h_in, .a_row = plan->h_row, .packed = plan->w_hh, .start = to,
-                                   .start_row = plan->pre_row, .to = to};
+    const FN(panel_operands) of = {.K = plan->s->H, .a = h_in, .a_row = plan->h_row, .packed = plan->w_hh,
+                                   .start = plan->norm ? plan->start : to, .start_row = plan->norm ? 0 : plan->pre_row,
+                                   .to = to};
     FN(panel_product)(plan, panel, &of, ahead, watch);
 }
 
@@ -168,7 +198,61 @@ INLINE void FN(panel_gates)(const FN(forward_plan) *plan, FN(cell_rows) *rows, p
     rows->first.u0 = u;
     rows->first.u1 = gc_min(u + plan->panel, rows->first.H);
     rows->first.pre = pre;
-    plan->functions->step(rows);
+    if (plan->norm && plan->cell->has_c)
+        plan->functions->step_to_c(rows);
+    else
+        plan->functions->step(rows);
+}
+
+/* With layer norm, what follows a step's products: their sums over each row, then gates and state, then with c the output. */
+static void FN(normed_gates)(const FN(forward_plan) *plan, FN(cell_rows) *rows, const gc_chunk *chunk, ptrdiff_t row,
+                             gc_watch *watch)
+{
+    const gc_recurrent *s = plan->s;
+    const gc_cell *cell = plan->cell;
+    const ptrdiff_t H = s->H, n = rows->n, scales_at = FN(norm_scales_at)(cell, H), mixed_row = plan->panel * cell->K;
+    const REAL *a = plan->pre + (row - chunk->row0) * plan->pre_row, *u = plan->recurrent + chunk->first * plan->pre_row;
+    FN(moments) *moments = plan->moments + watch->thread * s->B * 2;
+    REAL *norm = s->norm.kept ? (REAL *)s->norm.kept + row * plan->norm_row : NULL;
+    plan->norm->moments(H, n, a, u, plan->pre_row, moments);
+    FN(mix_job) mix = {.n = n, .a = a, .u = u, .sums_row = plan->pre_row, .moments = moments, .gain = plan->gain,
+                       .bias = plan->bias, .to = plan->mixed + watch->thread * s->B * mixed_row, .to_row = mixed_row,
+                       .norm = norm, .norm_row = plan->norm_row, .stream = plan->stream};
+    for (ptrdiff_t b = 0; norm && !chunk->u0 && b < n; b++)
+        for (int i = 0; i < 2; i++) norm[b * plan->norm_row + scales_at + i] = moments[2 * b + i].scale;
+    for (ptrdiff_t panel = chunk->u0; panel < chunk->u1; panel += plan->panel) {
+        mix.u0 = panel, mix.u1 = gc_min(panel + plan->panel, chunk->u1);
+        plan->norm->mix(&mix);
+        FN(panel_gates)(plan, rows, panel, mix.to);
+    }
+    if (!cell->has_c || (chunk->by_units && gc_wait(watch))) return; /* all of c_t is known */
+    FN(cell_row) its = rows->first;
+    its.u0 = chunk->u0, its.u1 = chunk->u1;
+    for (ptrdiff_t b = 0; b < n; b++, FN(to_next_row)(rows, &its, b)) {
+        REAL *kept = norm ? norm + b * plan->norm_row : NULL;
+        const FN(moments) of_c = FN(moments_of)(1, H, its.c, V);
+        const FN(c_norm) c = {.gain = s->norm.c, .bias = s->norm.c_bias, .mean = of_c.mean, .scale = of_c.scale,
+                              .c = kept ? kept + 2 * cell->G * V : NULL, .group = FN(norm_group)(cell)};
+        if (kept && !chunk->u0) kept[scales_at + 2] = of_c.scale;
+        plan->functions->step_from_c(&its, &c);
+    }
+    if (plan->k && chunk->by_units) gc_wait(watch); /* before zoneout changes c_t */
+}
+
+/* (z1), (z2): h_in and c_in are the state before the step. */
+static void FN(zone_out)(const FN(forward_plan) *plan, const FN(cell_rows) *rows, const gc_chunk *chunk, ptrdiff_t row,
+                         const REAL *h_in, const REAL *c_in, int thread)
+{
+    REAL *k = plan->k + thread * FN(zoneout_units)(plan->s);
+    FN(cell_row) its = rows->first;
+    for (ptrdiff_t b = 0; b < rows->n; b++, FN(to_next_row)(rows, &its, b)) {
+        FN(zoneout_row)(plan->s, row + b, 0, chunk->u0, chunk->u1, k);
+        FN(zone)(chunk->u0, chunk->u1, k, h_in + b * plan->h_row, its.h);
+        memcpy(its.y + chunk->u0, its.h + chunk->u0, (size_t)(chunk->u1 - chunk->u0) * sizeof(REAL));
+        if (!its.c) continue;
+        FN(zoneout_row)(plan->s, row + b, 1, chunk->u0, chunk->u1, k);
+        FN(zone)(chunk->u0, chunk->u1, k, c_in + b * plan->h_row, its.c);
+    }
 }
 
 static void FN(forward_body)(void *arg, gc_team *team, int thread)
@@ -176,9 +260,10 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
     const FN(forward_plan) *plan = arg;
     const gc_recurrent *s = plan->s;
     const ptrdiff_t H = s->H, h_row = plan->h_row, panel = plan->panel;
-    const ptrdiff_t panel_pre = chunk_rows(s, FORWARD_ROWS) * plan->pre_row; /* from one panel to the next in pre */
-    const REAL *x = s->x, *h = s->h;
-    FN(cell_rows) own = {.gates_row = plan->gates_row, .state_row = h_row, .pre_row = plan->pre_row, .y_row = s->ld_y,
+    const ptrdiff_t panel_pre = plan->panel_pre;
+    const REAL *x = s->x, *h = s->h, *c = s->c, *mask = s->mask;
+    FN(cell_rows) own = {.gates_row = plan->gates_row, .state_row = h_row,
+                         .pre_row = plan->norm ? panel * plan->cell->K : plan->pre_row, .y_row = s->ld_y,
                          .first = {.H = H, .stream = plan->stream}};
 
     gc_watch watch = {team, thread, 0, 0};
@@ -189,7 +274,8 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
         const int all_help = plan->whole_chunk && chunk.alive < gc_team_size(team); /* also those without a sequence */
         if (all_help) share_units(s, &input, panel, team, thread);
         /* no waiting from one chunk to the next of the same shape: each thread keeps to its own sequences and rows */
-        const ptrdiff_t same = !all_help && chunk.rows == chunk.alive * (chunk.i1 - chunk.i0) ? chunk.alive : -1;
+        const int alone = !all_help && !(plan->norm && chunk.by_units); /* nobody reads what others write into pre */
+        const ptrdiff_t same = alone && chunk.rows == chunk.alive * (chunk.i1 - chunk.i0) ? chunk.alive : -1;
         if ((same < 0 || same != last) && gc_wait(&watch)) break;
         last = same;
 
@@ -212,9 +298,21 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             for (ptrdiff_t b = 0; b < rows; b++)
                 for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V)
                     FN(v_store)(h_in + b * h_row + u, FN(v_get)(h + (chunk.first + b) * H + u, chunk.u1 - u));
+            REAL *h_met = h_in;
+            if (mask) {
+                h_met = (REAL *)s->h_met + row * h_row;
+                for (ptrdiff_t b = 0; b < rows; b++)
+                    for (ptrdiff_t u = chunk.u0; u < chunk.u1; u += V) {
+                        const VEC factors = FN(v_get)(mask + (chunk.first + b) * H + u, chunk.u1 - u);
+                        FN(v_store)(h_met + b * h_row + u, FN(v_mul)(factors, FN(v_load)(h_in + b * h_row + u)));
+                    }
+            }
+            REAL *c_in = s->c_in ? (REAL *)s->c_in + row * h_row : plan->c_in ? plan->c_in + chunk.first * h_row : NULL;
+            for (ptrdiff_t b = 0; plan->c_in && b < rows; b++)
+                for (ptrdiff_t u = chunk.u0; u < chunk.u1; u++) c_in[b * h_row + u] = c[(chunk.first + b) * H + u];
             if (chunk.by_units && gc_wait(&watch)) break; /* h_{t-1} is complete */
             /* with few rows one panel's activations do not hide their latency: those of all panels follow each other */
-            const int apart = plan->whole_chunk && rows <= MR;
+            const int apart = plan->norm || (plan->whole_chunk && rows <= MR);
             FN(begin_step)(plan, &own, t, chunk.first, rows);
             REAL *pre = plan->pre + (plan->whole_chunk ? row - chunk.row0 : thread * s->B) * plan->pre_row;
             /* where the next step's gates will be written, if they do not pass by the caches */
@@ -227,17 +325,21 @@ static void FN(forward_body)(void *arg, gc_team *team, int thread)
             const ptrdiff_t panels = (chunk.u1 - chunk.u0 + panel - 1) / panel, way = i % 2 ? -panel : panel;
             for (ptrdiff_t n = 0, u = chunk.u0 + (i % 2 ? (panels - 1) * panel : 0); n < panels; n++, u += way) {
                 const FN(panel_rows) its = {rows, u, n < panels - 1 ? u + way : u,
-                                            pre + (plan->whole_chunk ? u / panel * panel_pre : 0)};
+                                            plan->norm ? plan->recurrent + chunk.first * plan->pre_row + u * plan->cell->K
+                                                       : pre + (plan->whole_chunk ? u / panel * panel_pre : 0)};
                 if (!plan->whole_chunk) FN(input_part)(plan, &its, x + row * s->F, &watch);
-                FN(recurrent_part)(plan, &its, h_in, &ahead, &watch);
+                FN(recurrent_part)(plan, &its, h_met, &ahead, &watch);
                 if (!apart) FN(panel_gates)(plan, &own, u, its.pre);
             }
-            /* A cell that needs sums over all of a row's pre-activations before it can activate them (layer norm) goes apart
-             * for any number of rows. Each panel leaves its mean and sum of squares in a slot of its own above, [panel][row];
-             * here they are merged in the order of the panels, so that no bit depends on the team, after a barrier where the
-             * units are shared. */
-            for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
-                FN(panel_gates)(plan, &own, u, pre + u / panel * panel_pre);
+            if (plan->norm) {
+                if (chunk.by_units && gc_wait(&watch)) break; /* all products are known */
+                FN(normed_gates)(plan, &own, &chunk, row, &watch);
+                if (watch.stop) break;
+            } else {
+                for (ptrdiff_t u = chunk.u0; apart && u < chunk.u1; u += panel)
+                    FN(panel_gates)(plan, &own, u, pre + u / panel * panel_pre);
+            }
+            if (plan->k) FN(zone_out)(plan, &own, &chunk, row, h_in, c_in, thread);
         }
         i0 = chunk.i1;
     }

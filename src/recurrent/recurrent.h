@@ -3,8 +3,28 @@
 #define GC_RECURRENT_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "recurrent/cell.h"
+
+#define GC_NORM_EPS 1e-5 /* of layer norm, added to a variance */
+
+/* Layer norm of W_ih x, of W_hh h and, for a cell with c, of c where the output is made of it. All NULL without; norm.inc.h has
+ * the formulas. */
+typedef struct gc_recurrent_norm {
+    const void *ih, *hh;            /* (G*H,) gains */
+    const void *c, *c_bias;         /* (H,), NULL for a cell without c */
+    void *kept;                     /* (S, norm_row of the table) tape, NULL for inference */
+    void *d_ih, *d_hh;              /* backward: like ih, hh, c and c_bias; adds */
+    void *d_c, *d_c_bias;
+} gc_recurrent_norm;
+
+/* Zoneout: each unit of h and c keeps its old value with probability p, 0 for none. zoneout.inc.h has the formulas. */
+typedef struct gc_zoneout {
+    double p;
+    int mean;                       /* each unit keeps the part p of it instead, as in inference */
+    uint64_t key;                   /* what the masks depend on beside the row of the tape and the unit */
+} gc_zoneout;
 
 /* Elements from one row to the next of the tape's arrays, whose rows have n elements that count: not a multiple of 2 KiB, or
  * the rows that a product reads side by side would meet in a few sets of the cache. */
@@ -23,6 +43,10 @@ typedef struct gc_recurrent {
     const void *w_ih, *w_hh;        /* (G*H, F), (G*H, H) */
     const void *b_ih, *b_hh;        /* (G*H,), both NULL without biases */
     const void *x;                  /* (S, F) */
+    gc_recurrent_norm norm;
+    gc_zoneout zoneout;
+    const void *mask;               /* recurrent dropout: (B, H) factors on the h_{t-1} that meets W_hh; NULL for none */
+    void *h_met;                    /* (S, gc_row(H')) tape with a mask: that product, which inference has not; else NULL */
 
     /* forward */
     void *y;                        /* (S, H) with row stride ld_y: h_t; its rows are y_at, as those of dy */
@@ -50,6 +74,7 @@ typedef struct gc_recurrent_kernels {
     size_t (*backward_work)(const gc_recurrent *);
     int (*forward)(const gc_recurrent *);
     int (*backward)(const gc_recurrent *);
+    ptrdiff_t (*norm_row)(int cell, ptrdiff_t H); /* elements of a row of gc_recurrent_norm's tape */
 } gc_recurrent_kernels;
 
 #endif

@@ -20,6 +20,9 @@
 
 #include "recurrent/cell.inc.h"
 
+#include "recurrent/norm.inc.h"
+#include "recurrent/zoneout.inc.h"
+
 #include "recurrent/backward.inc.h"
 #include "recurrent/forward.inc.h"
 
@@ -57,5 +60,8 @@ static int FN(recurrent_backward)(const gc_recurrent *s)
     return gc_parallel(recurrent_threads(s), 0, FN(backward_body), &plan);
 }
 
+static ptrdiff_t FN(recurrent_norm_row)(int cell, ptrdiff_t H) { return FN(norm_row)(&gc_cells[cell], H); }
+
 static const gc_recurrent_kernels FN(recurrent_kernels) = {FN(recurrent_forward_work), FN(recurrent_backward_work),
-                                                           FN(recurrent_forward), FN(recurrent_backward)};
+                                                           FN(recurrent_forward), FN(recurrent_backward),
+                                                           FN(recurrent_norm_row)};

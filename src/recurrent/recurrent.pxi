@@ -46,7 +46,7 @@ cdef const Py_ssize_t *packed_steps(cnp.ndarray offsets, Py_ssize_t B) except NU
 
 cdef int fill_recurrent(gc_recurrent *s, tuple steps, list weights, cnp.ndarray x, tape,
                         cnp.ndarray y) except -1:
-    """What forward and backward share; returns the row of the table."""
+    """What forward and backward share, noise apart; returns the row of the table."""
     cdef int cell = steps[0]
     cdef bint reverse = steps[1]
     cdef cnp.ndarray offsets = steps[2]
@@ -76,7 +76,41 @@ cdef int fill_recurrent(gc_recurrent *s, tuple steps, list weights, cnp.ndarray 
     s.gates = pointer(gates, real, S * gates_row, gates is not None)
     s.h_in = pointer(h_in, real, S * state_row, h_in is not None)
     s.c_in = pointer(c_in, real, S * state_row, c_in is not None)
+    fill_norm(&s.norm, weights, tape[3] if len(tape) > 3 else None, cell, real, S, H, taped)
     return real
+
+
+cdef int fill_norm(gc_recurrent_norm *norm, list weights, cnp.ndarray kept, int cell, int real, Py_ssize_t S,
+                   Py_ssize_t H, bint taped) except -1:
+    """Layer norm: weights are then [..., norm_ih, norm_hh, norm_c, norm_c_bias], the last two None without c."""
+    norm.ih = norm.hh = norm.c = norm.c_bias = norm.kept = norm.d_ih = norm.d_hh = norm.d_c = norm.d_c_bias = NULL
+    cdef list gains = weights[4:] if len(weights) > 4 else [None] * 4
+    cdef bint normed = gains[0] is not None, with_c = normed and cell_of(cell).has_c
+    if len(gains) != 4 or (gains[1] is not None) != normed or (gains[2] is not None) != with_c or (
+            (gains[3] is not None) != with_c) or (kept is not None) != (taped and normed):
+        raise ValueError("kernel argument: expected all gains that the cell's layer norm has and their tape, or none")
+    cdef Py_ssize_t GH = cell_of(cell).G * H
+    norm.ih = pointer(gains[0], real, GH, False)
+    norm.hh = pointer(gains[1], real, GH, False)
+    norm.c = pointer(gains[2], real, H, False)
+    norm.c_bias = pointer(gains[3], real, H, False)
+    norm.kept = pointer(kept, real, S * TABLE.real[real].recurrent.norm_row(cell, H), kept is not None)
+    return 0
+
+
+cdef int fill_noise(gc_recurrent *s, noise, tape, int real) except -1:
+    """noise: None or (mask, p, mean, key), recurrent dropout's factors (B, H) or None, and what gc_zoneout has."""
+    s.zoneout.p, s.zoneout.mean, s.zoneout.key = 0, False, 0
+    cdef cnp.ndarray mask = None, h_met = tape[4] if len(tape) > 4 else None
+    if noise is not None:
+        mask, s.zoneout.p, s.zoneout.mean, s.zoneout.key = noise
+    if (mask is not None) != (h_met is not None) or not 0 <= s.zoneout.p <= 1 or (mask is not None and s.h_in == NULL):
+        raise ValueError("kernel argument: expected a mask together with its tape, and 0 <= p <= 1")
+    cdef Py_ssize_t state_row
+    tape_rows(1, s.H, real, &state_row)
+    s.mask = pointer(mask, real, s.B * s.H, False)
+    s.h_met = pointer(h_met, real, s.offsets[s.T] * state_row, h_met is not None)
+    return 0
 
 
 cdef Py_ssize_t tape_rows(Py_ssize_t K, Py_ssize_t H, int real, Py_ssize_t *state_row):
@@ -87,11 +121,11 @@ cdef Py_ssize_t tape_rows(Py_ssize_t K, Py_ssize_t H, int real, Py_ssize_t *stat
     return gc_row(K * padded, size)
 
 
-def tape_layout(dtype, Py_ssize_t kept, Py_ssize_t H):
-    """Elements of a row of `gates` and of h_in and c_in, and how many units stand together in `gates`."""
+def tape_layout(dtype, int cell, Py_ssize_t H):
+    """Elements of a row of `gates`, of h_in and c_in and of layer norm's tape, and how many units stand together."""
     cdef int real = GC_F32 if dtype == "float32" else GC_F64
-    cdef Py_ssize_t state_row, gates_row = tape_rows(kept, H, real, &state_row)
-    return gates_row, state_row, TABLE.real[real].lanes
+    cdef Py_ssize_t state_row, gates_row = tape_rows(cell_of(cell).K, H, real, &state_row)
+    return gates_row, state_row, TABLE.real[real].recurrent.norm_row(cell, H), TABLE.real[real].lanes
 
 
 cdef const Py_ssize_t *row_numbers(cnp.ndarray at, cnp.ndarray a) except? NULL:
@@ -142,14 +176,16 @@ cdef void *output_rows(gc_recurrent *s, tuple out, int real, bint write) except 
     return <char *> pointer(y, real, S * s.ld_y if y_at is None else 0, write) + column * (4 if real == GC_F32 else 8)
 
 
-def recurrent_forward(tuple steps, list weights, x, tape, tuple out, tuple state, take):
-    """Writes y[y_at, column : column + H], h, c and, unless None, gates, h_in, c_in.
+def recurrent_forward(tuple steps, list weights, x, tape, tuple out, tuple state, take, noise=None):
+    """Writes y[y_at, column : column + H], h, c and, unless None, gates, h_in, c_in, norm, h_met.
 
-    steps: (cell, reverse, offsets, B); weights: [w_ih, w_hh, b_ih, b_hh]; tape: (gates, h_in, c_in); out: (y, y_at,
-    column); state: (h, c). take(n) lends n bytes of scratch, which are returned for the caller to give back.
+    steps: (cell, reverse, offsets, B); weights: [w_ih, w_hh, b_ih, b_hh], and with layer norm its gains; tape: (gates,
+    h_in, c_in) and, unless both are None, norm and h_met; out: (y, y_at, column); state: (h, c). take(n) lends n bytes
+    of scratch, which are returned for the caller to give back. noise: zoneout and recurrent dropout, see fill_noise.
     """
     cdef gc_recurrent s
     cdef int real = fill_recurrent(&s, steps, weights, x, tape, out[0])
+    fill_noise(&s, noise, tape, real)
     s.y = output_rows(&s, out, real, True)
     fill_state(&s, state, real, &s.h, &s.c)
     s.work = NULL
@@ -161,11 +197,12 @@ def recurrent_forward(tuple steps, list weights, x, tape, tuple out, tuple state
     return work
 
 
-def recurrent_backward(tuple steps, tuple weights, tuple rows, tape, tuple out, tuple state, tuple limits, take):
+def recurrent_backward(tuple steps, tuple weights, tuple rows, tape, tuple out, tuple state, tuple limits, take,
+                       noise=None):
     """Adds into d_weights, writes dh, dc, dh_norm, dc_norm and dx (added to when dx_adds).
 
-    steps, tape and take are those of `recurrent_forward`; weights: (weights, d_weights); rows: (x, dx, dx_adds); out:
-    (dy, y_at, column); state: (dh, dc); limits: (step_clip, dh_norm, dc_norm).
+    steps, tape, take and noise are those of `recurrent_forward`; weights: (weights, d_weights); rows: (x, dx, dx_adds);
+    out: (dy, y_at, column); state: (dh, dc); limits: (step_clip, dh_norm, dc_norm).
     """
     cdef gc_recurrent s
     cdef list its = weights[0], d = weights[1]
@@ -173,6 +210,7 @@ def recurrent_backward(tuple steps, tuple weights, tuple rows, tape, tuple out, 
     cdef Py_ssize_t S = s.offsets[s.T]
     if tape[0] is None:
         raise ValueError("kernel argument: expected a tape")
+    fill_noise(&s, noise, tape, real)
     s.dy = output_rows(&s, out, real, False)
     fill_state(&s, state, real, &s.dh, &s.dc)
     s.dx = pointer(rows[1], real, S * s.F, rows[1] is not None)
@@ -181,6 +219,12 @@ def recurrent_backward(tuple steps, tuple weights, tuple rows, tape, tuple out, 
     s.dw_hh = pointer(d[1], real, cnp.PyArray_SIZE(its[1]), True)
     s.db_ih = pointer(d[2], real, 0 if s.b_ih == NULL else cnp.PyArray_SIZE(its[2]), s.b_ih != NULL)
     s.db_hh = pointer(d[3], real, 0 if s.b_hh == NULL else cnp.PyArray_SIZE(its[3]), s.b_hh != NULL)
+    if s.norm.ih != NULL:
+        s.norm.d_ih = pointer(d[4], real, cnp.PyArray_SIZE(its[4]), True)
+        s.norm.d_hh = pointer(d[5], real, cnp.PyArray_SIZE(its[5]), True)
+        if s.norm.c != NULL:
+            s.norm.d_c = pointer(d[6], real, s.H, True)
+            s.norm.d_c_bias = pointer(d[7], real, s.H, True)
     s.step_clip = limits[0]
     s.dh_norm = <double *> pointer(limits[1], GC_F64, S, limits[1] is not None)
     s.dc_norm = <double *> pointer(limits[2], GC_F64, S, limits[2] is not None)

@@ -75,7 +75,7 @@ static void FN(gru_factors)(const FN(cell_row) *p, double *to)
     }
 }
 
-static const FN(cell) FN(gru) = {FN(gru_step), FN(gru_step_back), FN(gru_factors)};
+static const FN(cell) FN(gru) = {.step = FN(gru_step), .step_back = FN(gru_step_back), .factors = FN(gru_factors)};
 
 #if GC_BITS == 64
 static void gru_carry(ptrdiff_t H, const double *factors, const double *pre, double *v)

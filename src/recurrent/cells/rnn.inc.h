@@ -62,8 +62,8 @@ static void FN(rnn_relu_factors)(const FN(cell_row) *p, double *to)
     }
 }
 
-static const FN(cell) FN(rnn_tanh) = {FN(rnn_tanh_step), FN(rnn_tanh_step_back), FN(rnn_tanh_factors)};
-static const FN(cell) FN(rnn_relu) = {FN(rnn_relu_step), FN(rnn_relu_step_back), FN(rnn_relu_factors)};
+static const FN(cell) FN(rnn_tanh) = {.step = FN(rnn_tanh_step), .step_back = FN(rnn_tanh_step_back), .factors = FN(rnn_tanh_factors)};
+static const FN(cell) FN(rnn_relu) = {.step = FN(rnn_relu_step), .step_back = FN(rnn_relu_step_back), .factors = FN(rnn_relu_factors)};
 
 #if GC_BITS == 64
 /* h' = s p */
