@@ -446,6 +446,16 @@ def test_the_regularizer_refuses_what_passes_beside_the_weights(options: dict[st
         gradcore.VanishingGradientRegularizer(1.0)(layer, tape, np.ones_like(y))
 
 
+@pytest.mark.parametrize("options", REMEDIES, **ids)
+def test_a_gradient_penalty_refuses_them(options: dict[str, Any]) -> None:
+    layer = gradcore.GRU(2, 3, rng=0, **options)
+    model, x = gradcore.Sequential(layer, gradcore.FinalState(), gradcore.Linear(3, 1)), np.ones((4, 2, 2), np.float32)
+    with pytest.raises(TypeError, match=r"^model\.0: expected a recurrent layer without layer_norm"):
+        gradcore.gradient_penalty(model, x)
+    with pytest.raises(TypeError, match=r"^layer: expected a recurrent layer without layer_norm"):
+        layer.forward_tangent(layer.forward(x)[1], x)
+
+
 @pytest.mark.parametrize("cell", ["RNN_TANH", "LSTM", "GRU"])
 def test_kernels_refuse_layer_norm_and_masks_without_all_their_parts(cell: str) -> None:
     kind, G, has_cell = (_kernels.cells()[cell][name] for name in ("kind", "gates", "has_cell"))
