@@ -75,7 +75,7 @@ class Noise(NamedTuple):
     >>> half = Noise(zoneout=0.5, mean=True)
     >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)), noise=lambda shape: half)
     >>> y.ravel()
-    array([0.5     , 0.875   , 1.15625 ])
+    array([0.5    , 0.875  , 1.15625])
     """
 
     mask: Array | None = None

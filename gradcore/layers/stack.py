@@ -464,7 +464,7 @@ class Recurrent(Layer):
     def _refuse_without_tangent(self, name: str) -> None:
         super()._refuse_without_tangent(name)
         for option in ("layer_norm", "zoneout", "recurrent_dropout"):
-            if getattr(self, option, False):
+            if getattr(self, option):
                 raise TypeError(f"{name}: {type(self).__name__} has no tangents with {option}")
 
     def _turned(self, sequences: Array) -> Array:

@@ -45,7 +45,8 @@ def test_both_passes_equal_the_twin(shape: list[int], C: int, one: bool, dtype: 
     want_dx, want_dw = reference.prelu_backward(*(a.astype(np.float64) for a in (x, weight, dy)))
     tolerance = 1e-6 if dtype == np.float32 else 1e-14
     assert relative_error(dx, want_dx) < tolerance
-    assert relative_error(layer.grads["weight"], 1 + want_dw) < tolerance
+    terms = 1 + np.abs(want_dw) + np.abs(dy).sum()  # what is left of a sum has the rounding of its terms
+    assert (np.abs(layer.grads["weight"] - (1 + want_dw)) <= tolerance * terms).all()
 
 
 @pytest.mark.parametrize("shape", [(7001,), (300, 513), (3, 257, 40)])

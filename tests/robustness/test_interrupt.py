@@ -248,13 +248,12 @@ def test_a_handler_that_does_not_raise_changes_nothing(name: str, num_threads: N
     assert len(inside) > 1
 
 
-MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {  # and the shape of x, as wide as the model is
+# And the shape of x, as wide as the model is. Layers at the speed of memory would need more of it than there is.
+MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "LSTM": (lambda: gradcore.LSTM(8, 512, rng=np.random.default_rng(0)), (200, 32, 8)),
     "stack": (lambda: gradcore.GRU(8, 256, 2, bidirectional=True, rng=np.random.default_rng(0)), (100, 32, 8)),
     "linear": (lambda: gradcore.Linear(2048, 2048, rng=np.random.default_rng(0)), (2048, 2048)),
     "attention": (lambda: gradcore.MultiheadAttention(64, 2, rng=np.random.default_rng(0)), (2048, 2, 64)),
-    "LayerNorm": (lambda: gradcore.LayerNorm(2048), (2048, 2048)),
-    "BatchNorm": (lambda: gradcore.BatchNorm(2048), (2048, 2048)),
     "Sequential": (lambda: gradcore.Sequential(gradcore.LSTM(8, 512), gradcore.Linear(512, 4)), (200, 32, 8)),
 }
 
