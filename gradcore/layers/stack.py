@@ -461,12 +461,6 @@ class Recurrent(Layer):
             dx, dx_dot = back_tangent(weights, grads, tape.trace, tangent, *ds, self._adding)
         return self._turned(dx), self._turned(dx_dot)
 
-    def _refuse_without_tangent(self, name: str) -> None:
-        super()._refuse_without_tangent(name)
-        for option in ("layer_norm", "zoneout", "recurrent_dropout"):
-            if getattr(self, option):
-                raise TypeError(f"{name}: {type(self).__name__} has no tangents with {option}")
-
     def _turned(self, sequences: Array) -> Array:
         """(T, B, F) -> (B, T, F) with batch_first"""
         return sequences.swapaxes(0, 1) if self.batch_first else sequences
