@@ -15,6 +15,9 @@ from gradcore.data import adding
 
 LENGTH, HIDDEN, BATCH, LR = 50, 64, 32, 1e-3
 GAIN = 2.0  # of the Gaussian W_hh at the start, whose radius is about as large
+FOUND = """Every kind brings the radius down, from 2.6 to about 1. That does not keep gradients small: the largest norms at the
+end are as large as without, or larger. The gradient shrinks in a step in all runs, the undecayed ones too, since
+saturated units pass little on; so no run learns the task, with decay or without."""
 KINDS = {
     "none": [0.0],
     "L2 (Adam, weight_decay)": [1e-4, 1e-3, 1e-2],
@@ -29,6 +32,7 @@ def train(kind: str, strength: float, seed: int, steps: int) -> dict[str, Any]:
     W = rnn.params["weight_hh_l0"]
     W[...] = GAIN * rng.standard_normal(W.shape) / math.sqrt(HIDDEN)
     model = gradcore.Sequential(rnn, gradcore.LastStep(), gradcore.Linear(HIDDEN, 1, rng=rng))
+    W = rnn.params["weight_hh_l0"]  # where the model has it
     if kind.startswith("dec"):
         optimizer: Any = optim.AdamW(model, lr=LR, weight_decay=strength)
     else:
@@ -91,6 +95,8 @@ times {GAIN:g}: radius {spread(run["radii"][0] for run in first)}, a gradient gr
 is the largest of the last tenth.
 
 {table(header, rows)}
+
+{FOUND}
 """
 
 
