@@ -15,9 +15,9 @@ from gradcore.data import adding
 
 LENGTH, HIDDEN, BATCH, LR = 50, 64, 32, 1e-3
 GAIN = 2.0  # of the Gaussian W_hh at the start, whose radius is about as large
-FOUND = """Every kind brings the radius down, from 2.6 to about 1. That does not keep gradients small: the largest norms at
-the end are as large as without, or larger. The gradient shrinks in a step in all runs, the undecayed ones too, since
-saturated units pass little on; so no run learns the task, with decay or without."""
+FOUND = """Every kind brings the radius down, from 2.6 to about 1. That does not keep gradients small: the largest norms
+at the end are as large as without, or larger. The gradient shrinks in a step in all runs, the undecayed ones too,
+since saturated units pass little on; so no run learns the task, with decay or without."""
 KINDS = {
     "none": [0.0],
     "L2 (Adam, weight_decay)": [1e-4, 1e-3, 1e-2],
