@@ -75,9 +75,16 @@ cdef extern from "gradcore.h" nogil:
         const void *gates
         const void *h_in
         const void *c_in
+        gc_recurrent_norm norm
+        gc_zoneout zoneout
+
+    enum:
+        GC_NORMED, GC_ZONED, GC_MASKED
+
+    Py_ssize_t gc_jacobian_rows(int cell, int beside)
 
     ctypedef struct gc_jacobian:
-        int cell, transposed, threads
+        int cell, beside, transposed, threads
         Py_ssize_t H, B, m, steps
         const double *factors
         const double *packed
@@ -255,7 +262,7 @@ cdef extern from "gradcore.h" nogil:
     ctypedef struct gc_kernels:
         Py_ssize_t lanes
         const gc_recurrent_kernels *recurrent
-        int (*jacobian_factors)(int threads, const gc_tape *tape, Py_ssize_t n, const Py_ssize_t *rows,
+        int (*jacobian_factors)(int threads, const gc_tape *tape, int masked, Py_ssize_t n, const Py_ssize_t *rows,
                                 double *factors) noexcept nogil
         const gc_linear_kernels *linear
         const gc_activation_kernels *activation

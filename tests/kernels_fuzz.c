@@ -1138,20 +1138,21 @@ static array doubles(ptrdiff_t n)
 static void fuzz_jacobian(void)
 {
     const int cell = between(GC_RNN_TANH, GC_GRU), transposed = one_in(2), logs = one_in(2), orthonormal = one_in(2);
-    const ptrdiff_t G = cell == GC_LSTM ? 4 : cell == GC_GRU ? 3 : 1, D = cell == GC_LSTM ? 6 : cell == GC_GRU ? 4 : 1;
+    const int beside = one_in(2) ? between(0, GC_NORMED | GC_ZONED | GC_MASKED) : 0;
+    const ptrdiff_t G = cell == GC_LSTM ? 4 : cell == GC_GRU ? 3 : 1, D = gc_jacobian_rows(cell, beside);
     const ptrdiff_t H = between(1, 60), B = between(0, 5), m = between(0, 6), steps = between(0, 5);
     const ptrdiff_t row = (cell == GC_LSTM ? 2 : 1) * H, k = m < row ? m : row;
     const array w = doubles(G * H * H), factors = doubles(steps * B * D * H), given = doubles(B * m * row);
     const array packed = scratch(8 * table->jacobian->packed(cell, transposed, H, NULL, NULL));
-    snprintf(subject, sizeof subject, "%s, Jacobian of cell %d, H %d, B %d, m %d, steps %d", table->isa, cell, (int)H, (int)B,
-             (int)m, (int)steps);
+    snprintf(subject, sizeof subject, "%s, Jacobian of cell %d, beside %d, H %d, B %d, m %d, steps %d", table->isa, cell, beside,
+             (int)H, (int)B, (int)m, (int)steps);
     table->jacobian->packed(cell, transposed, H, w.p, packed.p);
     outputs all = {.n = 0};
     for (; all.run < 2; all.run++) {
         const int threads = threads_of(all.run);
         const array v = marked(B * m * row, 8), log_norm = unset(logs ? steps * B * m : 0, 8);
         memcpy(v.p, given.p, given.bytes);
-        gc_jacobian s = {.cell = cell, .transposed = transposed, .threads = threads, .H = H, .B = B, .m = m, .steps = steps,
+        gc_jacobian s = {.cell = cell, .beside = beside, .transposed = transposed, .threads = threads, .H = H, .B = B, .m = m, .steps = steps,
                          .factors = factors.p, .packed = packed.p, .v = v.p, .log_norm = logs ? log_norm.p : NULL};
         const array work = scratch(table->jacobian->work(&s));
         s.work = work.p;

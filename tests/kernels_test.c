@@ -133,7 +133,7 @@ static void test_jacobian(const gc_table *table, int real, const gc_recurrent *t
     const gc_tape kept = {.cell = cell, .H = H, .gates = tape->gates, .h_in = tape->h_in, .c_in = tape->c_in};
     const ptrdiff_t row = 0;
     double *factors = zeros(D * H, 8), v[2 * H], u[2 * H], both[2] = {0, 0}, norm = 0, want[2 * H], *moved[2];
-    table->real[real].jacobian_factors(1, &kept, 1, &row, factors);
+    table->real[real].jacobian_factors(1, &kept, 0, 1, &row, factors);
     for (int i = 0; i < P * H; i++) v[i] = random_number(), u[i] = random_number();
     for (int transposed = 0; transposed < 2; transposed++) {
         double *packed = zeros((ptrdiff_t)table->jacobian->packed(cell, transposed, H, NULL, NULL), 8);

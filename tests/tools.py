@@ -157,3 +157,21 @@ def parts(state: Any) -> tuple[Array, ...]:
 def random_state(mode: str, size: int, B: int, H: int, seed: int = 0) -> Any:
     """A float64 state, or gradient of one."""
     return as_state(mode, np.random.default_rng(seed).standard_normal((2, size, B, H)))
+
+
+def masks_of(layer: Any, tape: Any) -> dict[str, Any]:
+    """The zoneout and the recurrent dropout of a forward pass, for the twin."""
+    from gradcore import reference
+
+    trace, batch, H, masks = tape.trace, tape.trace.batch, layer.hidden_size, {}
+    n, T, B = len(trace), batch.T, batch.B
+    if layer.recurrent_dropout:
+        rank = slice(None) if batch.rank is None else batch.rank
+        masks["recurrent_masks"] = np.stack([noise.mask[rank] for noise in trace.noise]).astype(np.float64)
+    if layer.zoneout:
+        keep = np.zeros((len(layer.cell.states), n, T, B, H))
+        for part, k, b in np.ndindex(len(keep), n, B):
+            rows = batch.rows_of(b)
+            keep[part, k, : len(rows), b] = reference.zoneout_mask(trace.noise[k].key, layer.zoneout, part, rows, H)
+        masks["keep"] = list(keep)
+    return masks

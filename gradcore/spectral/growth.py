@@ -128,8 +128,8 @@ class GrowthPrediction:
         The verdict on `rate`: "stable" is within 1 % a step and within a factor of 10 over the horizon. The gradient
         "vanishes" if it does so in every layer.
     upper_bound : float
-        A bound on `rate`. For RNN it is ln of the spectral norm of weight_hh and holds for any input; for GRU and LSTM
-        it holds along these trajectories.
+        A bound on `rate`. For a plain RNN it is ln of the spectral norm of weight_hh and holds for any input; for GRU,
+        LSTM, layer norm and zoneout it holds along these trajectories.
     horizon : int
         How many steps back the forecast is for.
     basis : str
@@ -305,7 +305,7 @@ def _carried_back(trajectory: Trajectory, horizon: int) -> tuple[Array, Array]:
         log_norm = np.empty((n, *vectors.shape[:2]))
         trajectory.carry(vectors, factors, transposed=True, log_norm=log_norm)
         log_norms.append(log_norm)
-        log_bounds.append(safe_log(norm_bounds(layer.cell, factors, weight_norm).max(axis=1)))
+        log_bounds.append(safe_log(norm_bounds(trajectory, factors, weight_norm).max(axis=1)))
         end -= n
     log_norm = _log_mean_norm(np.cumsum(np.concatenate(log_norms), axis=0))
     return log_norm - log_norm[0], np.cumsum(np.concatenate(log_bounds))
@@ -333,7 +333,7 @@ def _conditions(layer: Any, index: int, rate: float, trajectory_bound: float) ->
         "An estimate for data like these: an average over the states visited, not a property of the weights alone.",
     )  # fmt: skip
     weight = layer.params["weight_hh" + parameter_suffix(layer, index)]
-    if len(weight) > layer.hidden_size:  # gated
+    if len(weight) > layer.hidden_size or layer.layer_norm or layer.zoneout:  # not diag(phi') W_hh
         name = "bound on the Jacobians along the trajectories, ln per step"
         return trajectory_bound + ROUNDING, (
             compare(

@@ -212,9 +212,7 @@ class _Product:
         trajectory.carry(probe / np.linalg.norm(probe), self._factors, log_norm=log_norm)
         self.log_scale = float(log_norm.sum())
         if math.isfinite(self.log_scale):
-            # A Jacobian is linear in all factors, but with a state h and c not in the last, which takes c' to h'.
-            linear = self._factors.shape[2] - len(trajectory.layer.cell.states) + 1
-            self._factors[:, :, :linear] *= np.exp(-log_norm)[..., None]
+            self._factors[:, :, trajectory.linear] *= np.exp(-log_norm)[..., None]
 
     @cached_property
     def _back(self) -> Array:

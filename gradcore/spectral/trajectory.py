@@ -29,12 +29,16 @@ class Trajectory:
     """
 
     def __init__(self, layer: Any, tape: Any, index: int, rows: Array) -> None:
-        if layer.layer_norm or tape.trace.noise is not None:
-            raise ValueError(f"layer: expected one without layer_norm, zoneout and recurrent_dropout, got {layer!r}")
         self.layer, self.index, self.rows, self._cell = layer, index, rows, layer.cell.kind
         self.state_size = layer.hidden_size * len(layer.cell.states)
         self.weight = layer.params["weight_hh" + parameter_suffix(layer, index)].astype(np.float64)
-        self._kept = tape.trace.arrays[index][:3]
+        trace = tape.trace
+        self._kept, self._offsets = trace.arrays[index], trace.batch.offsets
+        self._weights = layer._params.lists(layer._names)[index]
+        self._noise = None if trace.noise is None else trace.noise[index]
+        self.normed_at, self.zoned_at, self.masked_at, _ = _kernels.jacobian_rows(
+            self._cell, self._weights, self._noise
+        )
         self._packed: dict[bool, Array] = {}  # by whether transposed
         self._pool = Pool()
 
@@ -45,10 +49,21 @@ class Trajectory:
         return cls(layer, tape, index, rows[::-1] if index % layer.num_directions else rows)
 
     def factors(self, first: int, end: int) -> Array:
-        """Return the diagonals of some steps, (end - first, B, D, H)."""
+        """Return the diagonals of some steps, (end - first, B, D, H); layer norm and noise add to D."""
         rows = np.ascontiguousarray(self.rows[first:end])
-        factors = _kernels.jacobian_factors(self._cell, self.layer.hidden_size, rows, *self._kept)
+        H = self.layer.hidden_size
+        factors = _kernels.jacobian_factors(self._cell, H, rows, self._kept, self._weights, self._noise)
+        if self._noise is not None and self._noise.mask is not None:
+            step = np.searchsorted(self._offsets, rows.ravel(), side="right") - 1
+            factors[:, -1] = self._noise.mask[rows.ravel() - self._offsets[step]]
         return factors.reshape(*rows.shape, *factors.shape[1:])
+
+    @property
+    def linear(self) -> slice:
+        """The factors of which each term of a Jacobian has one."""
+        if self.zoned_at < self.masked_at:
+            return slice(self.zoned_at, self.masked_at)
+        return slice(0, self.normed_at - len(self.layer.cell.states) + 1)  # the last one takes c' to h'
 
     def steps_at_once(self) -> int:
         """Return how many steps have factors that are worth a call and still fit the cache."""
@@ -63,7 +78,9 @@ class Trajectory:
         if packed is None:
             packed = _kernels.jacobian_packed(self._cell, transposed, self.weight, self._pool.take)
             self._packed[transposed] = packed
-        work = _kernels.jacobian_product(self._cell, transposed, factors, packed, v, log_norm, self._pool.take)
+        work = _kernels.jacobian_product(
+            self._cell, transposed, factors, packed, v, log_norm, self._pool.take, self._weights, self._noise
+        )
         self._pool.give(work)
 
     def dense(self, step: int) -> Array:
@@ -74,8 +91,25 @@ class Trajectory:
         return np.ascontiguousarray(v.swapaxes(1, 2))
 
 
-def norm_bounds(cell: Cell, factors: Array, weight_norm: float) -> Array:
+def norm_bounds(trajectory: Trajectory, factors: Array, weight_norm: float) -> Array:
     """Return (steps, B) upper bounds on the spectral norms of Jacobians, given the norm of the weight.
+
+    Layer norm multiplies W_hh by a symmetric matrix of norm 1 at most, a mask by its largest entry, and zoneout mixes
+    the Jacobian with the identity.
+    """
+    layer, D, P = trajectory.layer, trajectory.normed_at, len(trajectory.layer.cell.states)
+    norm: Any = weight_norm
+    if trajectory.masked_at < factors.shape[2]:
+        norm = weight_norm * np.abs(factors[:, :, -1]).max(axis=2)
+    bounds = _cell_bounds(layer.cell, factors[:, :, :D], norm, layer.layer_norm)
+    if trajectory.zoned_at < trajectory.masked_at:
+        kept, rest = np.split(factors[:, :, trajectory.zoned_at : trajectory.zoned_at + 2 * P], 2, axis=2)
+        bounds = kept.max(axis=(2, 3)) + rest.max(axis=(2, 3)) * bounds
+    return bounds
+
+
+def _cell_bounds(cell: Cell, factors: Array, weight_norm: Any, normed: bool) -> Array:
+    """Return the bounds of the cell alone.
 
     A block of diagonals has the norm of its worst unit's small matrix, and the two terms of J, through the weights and
     past them, have at most the sum of theirs. With a state h and c they stand side by side instead, for the weights act
@@ -87,6 +121,11 @@ def norm_bounds(cell: Cell, factors: Array, weight_norm: float) -> Array:
         return np.asarray(by_weights + np.abs(factors[:, :, G:]).sum(axis=2).max(axis=2))
     into_c, o = np.square(factors[:, :, : G - 1]).sum(axis=2), np.square(factors[:, :, G - 1])
     f, opened = factors[:, :, G], factors[:, :, G + 1]
+    if normed:  # on its way from c to h a vector passes a matrix that is not diagonal: the norms of four blocks
+        c_c, h_c = np.abs(f).max(axis=2), (np.abs(opened).max(axis=2) * np.abs(f).max(axis=2))
+        c_h = np.sqrt(into_c.max(axis=2)) * weight_norm
+        h_h = np.sqrt(o.max(axis=2)) * weight_norm + np.abs(opened).max(axis=2) * c_h
+        return np.asarray(np.linalg.norm(np.array([[h_h, h_c], [c_h, c_c]]).transpose(2, 3, 0, 1), 2, axis=(2, 3)))
     h, mixed = opened**2 * into_c + o, opened * into_c
     through = (h + into_c) / 2 + np.hypot((h - into_c) / 2, mixed)  # larger eigenvalue of [[h, mixed], [mixed, into_c]]
     past = np.abs(f) * np.hypot(1, opened)
@@ -108,7 +147,9 @@ def jacobian(layer: Any, tape: Any, t: int, b: int = 0, *, index: int = 0) -> Ar
     - GRU: :math:`diag(z) + diag((h - n) z (1 - z)) W_z + diag((1 - z)(1 - n^2)) (diag(r) W_n + diag(q r (1 - r)) W_r)`.
     - LSTM: that of the state (h, c) stacked, with the blocks dh_t/dh, dh_t/dc above dc_t/dh, dc_t/dc.
 
-    In the reverse direction the state before is the one of t + 1.
+    With layer norm, each product with a W above passes on through the derivative of the normalization, and so does what
+    goes from c_t to h_t. Zoneout and recurrent dropout are as that step had them: drawn in `forward`, so that the
+    Jacobian is of what this sample did. In the reverse direction the state before is the one of t + 1.
 
     Parameters
     ----------

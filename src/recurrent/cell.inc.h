@@ -90,7 +90,7 @@ typedef struct {
 typedef struct {
     void (*step)(const FN(cell_rows) *);
     void (*step_back)(const FN(cell_row) *);
-    void (*factors)(const FN(cell_row) *, double *to); /* (D, H) */
+    void (*factors)(const FN(cell_row) *, const FN(c_norm) *, double *to); /* (D, H); NULL but for layer norm of c_t */
     /* with layer norm of c_t, for a cell that has it: the step in two parts, between which all of c_t is known */
     void (*step_to_c)(const FN(cell_rows) *);
     void (*step_from_c)(const FN(cell_row) *, const FN(c_norm) *);
@@ -102,10 +102,13 @@ typedef struct {
 /* The same for vectors that the step's Jacobian carries along, always in double. A vector v is (P, H), of which h is the first
  * part and c the second; factors is (D, H). */
 typedef struct {
-    void (*carry)(ptrdiff_t H, const double *factors, const double *pre, double *v);      /* v = J v, with pre (G, H) = W_hh v_h */
-    void (*carry_back)(ptrdiff_t H, const double *factors, double *pre, double *v);       /* pre = what W_hh^T is to multiply, and
-                                                                                             v what stays beside it */
+    /* v = J v, with pre (G, H) = W_hh v_h; and the transpose: pre = what W_hh^T is to multiply, and v what stays beside it. With
+     * layer norm of c_t, its c' is given, through which c passes on its way to h; else NULL. */
+    void (*carry)(ptrdiff_t H, const double *factors, const double *normed_c, const double *pre, double *v);
+    void (*carry_back)(ptrdiff_t H, const double *factors, const double *normed_c, double *pre, double *v);
 } jacobian_cell;
+
+static void take_out_norm(ptrdiff_t n, const double *normed, double *y);
 
 #define FACTOR(d) FN(v_get)(factors + (d)*H + j, H - j)
 #define PRE(g) FN(v_get)(pre + (g)*H + j, H - j)

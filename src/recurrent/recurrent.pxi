@@ -98,14 +98,19 @@ cdef int fill_norm(gc_recurrent_norm *norm, list weights, cnp.ndarray kept, int 
     return 0
 
 
+cdef cnp.ndarray fill_zoneout(gc_zoneout *zoneout, noise):
+    """Returns the mask of the noise."""
+    mask, zoneout.p, zoneout.mean, zoneout.key = (None, 0, False, 0) if noise is None else noise
+    if not 0 <= zoneout.p <= 1:
+        raise ValueError(f"kernel argument: expected 0 <= p <= 1, got {zoneout.p}")
+    return mask
+
+
 cdef int fill_noise(gc_recurrent *s, noise, tape, int real) except -1:
     """noise: None or (mask, p, mean, key), recurrent dropout's factors (B, H) or None, and what gc_zoneout has."""
-    s.zoneout.p, s.zoneout.mean, s.zoneout.key = 0, False, 0
-    cdef cnp.ndarray mask = None, h_met = tape[4] if len(tape) > 4 else None
-    if noise is not None:
-        mask, s.zoneout.p, s.zoneout.mean, s.zoneout.key = noise
-    if (mask is not None) != (h_met is not None) or not 0 <= s.zoneout.p <= 1 or (mask is not None and s.h_in == NULL):
-        raise ValueError("kernel argument: expected a mask together with its tape, and 0 <= p <= 1")
+    cdef cnp.ndarray mask = fill_zoneout(&s.zoneout, noise), h_met = tape[4] if len(tape) > 4 else None
+    if (mask is not None) != (h_met is not None) or (mask is not None and s.h_in == NULL):
+        raise ValueError("kernel argument: expected a mask together with its tape")
     cdef Py_ssize_t state_row
     tape_rows(1, s.H, real, &state_row)
     s.mask = pointer(mask, real, s.B * s.H, False)

@@ -13,19 +13,26 @@
 /* Elements that hold the k of all units. */
 INLINE ptrdiff_t FN(zoneout_units)(const gc_recurrent *s) { return (s->H + THREEFRY_WORDS - 1) / THREEFRY_WORDS * THREEFRY_WORDS; }
 
-/* The k of units [u0, u1) of h, part 0, or c, part 1, in one row of the tape; those beside them may be written, too. */
+/* The k of THREEFRY_WORDS units of h, part 0, or c, part 1, from unit `first` on, in one row of the tape. */
+INLINE void FN(zoneout_block)(const gc_zoneout *zoneout, ptrdiff_t H, ptrdiff_t row, int part, ptrdiff_t first, REAL *k)
+{
+    const double p = zoneout->p;
+    uint32_t words[THREEFRY_WORDS];
+    if (zoneout->mean || p == 1) { /* whose limit would be one more than a word holds */
+        for (int i = 0; i < THREEFRY_WORDS; i++) k[i] = (REAL)p;
+        return;
+    }
+    const uint32_t limit = (uint32_t)(p * 0x1p32);
+    const ptrdiff_t blocks = (H + THREEFRY_WORDS - 1) / THREEFRY_WORDS;
+    gc_threefry(zoneout->key, (uint64_t)((2 * row + part) * blocks + first / THREEFRY_WORDS), words);
+    for (int i = 0; i < THREEFRY_WORDS; i++) k[i] = words[i] < limit;
+}
+
+/* The k of units [u0, u1); those beside them may be written, too. */
 static void FN(zoneout_row)(const gc_recurrent *s, ptrdiff_t row, int part, ptrdiff_t u0, ptrdiff_t u1, REAL *k)
 {
-    const double p = s->zoneout.p;
-    const int constant = s->zoneout.mean || p == 1; /* whose limit would be one more than a word holds */
-    const uint32_t limit = constant ? 0 : (uint32_t)(p * 0x1p32);
-    const ptrdiff_t first_block = (2 * row + part) * (FN(zoneout_units)(s) / THREEFRY_WORDS);
-    for (ptrdiff_t j = u0; j < u1 && constant; j++) k[j] = (REAL)p;
-    for (ptrdiff_t j = u0 / THREEFRY_WORDS * THREEFRY_WORDS; j < u1 && !constant; j += THREEFRY_WORDS) {
-        uint32_t words[THREEFRY_WORDS];
-        gc_threefry(s->zoneout.key, (uint64_t)(first_block + j / THREEFRY_WORDS), words);
-        for (int i = 0; i < THREEFRY_WORDS; i++) k[j + i] = words[i] < limit;
-    }
+    for (ptrdiff_t j = u0 / THREEFRY_WORDS * THREEFRY_WORDS; j < u1; j += THREEFRY_WORDS)
+        FN(zoneout_block)(&s->zoneout, s->H, row, part, j, k + j);
 }
 
 /* Of what a factor of 0 stands before nothing is left, be it infinite. */

@@ -1139,7 +1139,7 @@ def test_kernels_refuse_a_tape_or_state_without_all_its_parts(cell: str) -> None
         )
 
     def factors(weights: Any, gates: Any, h_in: Any, c_in: Any, h: Any, c: Any) -> Any:
-        return _kernels.jacobian_factors(kind, H, np.arange(4), gates, h_in, c_in)
+        return _kernels.jacobian_factors(kind, H, np.arange(4), (gates, h_in, c_in))
 
     for kernel in (forward, backward, factors):
         kernel(**whole)
@@ -1155,7 +1155,7 @@ def test_kernels_refuse_a_tape_or_state_without_all_its_parts(cell: str) -> None
         backward(**whole | {"gates": None, "h_in": None, "c_in": None})
     for number in (-1, len(_kernels.cells())):
         with pytest.raises(ValueError, match=r"^kernel argument: expected a cell below"):
-            _kernels.jacobian_factors(number, H, np.arange(4), gates, part, c)
+            _kernels.jacobian_factors(number, H, np.arange(4), (gates, part, c))
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "src/recurrent/cells").glob("*.inc.h")), ids=lambda file: file.name)

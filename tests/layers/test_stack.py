@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tools import Array, as_state, central_difference, parts, random_state, relative_error, same_bits
+from tools import (
+    Array,
+    as_state,
+    central_difference,
+    masks_of,
+    parts,
+    random_state,
+    relative_error,
+    same_bits,
+)
 
 import gradcore
 from gradcore import _kernels, reference
@@ -46,22 +55,6 @@ def batch_for(mode: str, layer: Any, T: int, B: int, seed: int = 3) -> tuple[Arr
     states = [parts(random_state(mode, size, B, layer.hidden_size, seed=n)) for n in (4, 5)]
     state, dstate = (as_state(mode, [part.astype(layer.dtype) for part in one]) for one in states)
     return x.astype(layer.dtype), state, dy.astype(layer.dtype), dstate
-
-
-def masks_of(layer: Any, tape: Any) -> dict[str, Any]:
-    """What the twin needs to know of a forward pass's noise."""
-    trace, batch, H, masks = tape.trace, tape.trace.batch, layer.hidden_size, {}
-    n, T, B = len(trace), batch.T, batch.B
-    if layer.recurrent_dropout:
-        rank = slice(None) if batch.rank is None else batch.rank
-        masks["recurrent_masks"] = np.stack([noise.mask[rank] for noise in trace.noise]).astype(np.float64)
-    if layer.zoneout:
-        keep = np.zeros((len(layer.cell.states), n, T, B, H))
-        for part, k, b in np.ndindex(len(keep), n, B):
-            rows = batch.rows_of(b)
-            keep[part, k, : len(rows), b] = reference.zoneout_mask(trace.noise[k].key, layer.zoneout, part, rows, H)
-        masks["keep"] = list(keep)
-    return masks
 
 
 def in_double(state: Any) -> Any:

@@ -188,7 +188,7 @@ def test_products_along_steps_are_those_with_their_matrices(mode: str, H: int, d
         norms = np.linalg.norm(scaled, axis=2)
         np.testing.assert_allclose(norms, norms > 0, atol=1e-14)
     weight_norm = spectral.spectral_norm(layer.params["weight_hh_l0"])
-    bounds = norm_bounds(layer.cell, factors, weight_norm)
+    bounds = norm_bounds(trajectory, factors, weight_norm)
     assert (np.linalg.norm(dense[1:4], 2, axis=(2, 3)) <= bounds * (1 + 1e-12)).all()
 
 

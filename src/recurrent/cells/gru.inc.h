@@ -61,8 +61,9 @@ static void FN(gru_step_back)(const FN(cell_row) *given)
     for (ptrdiff_t j = row.u0; j < row.u1; j += V) FN(gru_backward)(&row, j);
 }
 
-static void FN(gru_factors)(const FN(cell_row) *p, double *to)
+static void FN(gru_factors)(const FN(cell_row) *p, const FN(c_norm) *norm, double *to)
 {
+    (void)norm;
     const ptrdiff_t H = p->H;
     for (ptrdiff_t j = 0; j < H; j++) {
         const REAL *block = p->gates + j / V * 4 * V + j % V;
@@ -78,8 +79,9 @@ static void FN(gru_factors)(const FN(cell_row) *p, double *to)
 static const FN(cell) FN(gru) = {.step = FN(gru_step), .step_back = FN(gru_step_back), .factors = FN(gru_factors)};
 
 #if GC_BITS == 64
-static void gru_carry(ptrdiff_t H, const double *factors, const double *pre, double *v)
+static void gru_carry(ptrdiff_t H, const double *factors, const double *normed_c, const double *pre, double *v)
 {
+    (void)normed_c;
     for (ptrdiff_t j = 0; j < H; j += V) {
         VEC h = FN(v_mul)(FACTOR(3), FN(v_get)(v + j, H - j));
         h = FN(v_fma)(FACTOR(0), PRE(0), h);
@@ -88,8 +90,9 @@ static void gru_carry(ptrdiff_t H, const double *factors, const double *pre, dou
     }
 }
 
-static void gru_carry_back(ptrdiff_t H, const double *factors, double *pre, double *v)
+static void gru_carry_back(ptrdiff_t H, const double *factors, const double *normed_c, double *pre, double *v)
 {
+    (void)normed_c;
     for (ptrdiff_t j = 0; j < H; j += V) {
         const VEC h = FN(v_get)(v + j, H - j);
         PUT_PRE(0, FN(v_mul)(FACTOR(0), h));

@@ -7,7 +7,8 @@
  *                  di = dc g i (1 - i);   df = dc c_{t-1} f (1 - f);   dg = dc i (1 - g^2);   do = dL/dh_t tanh(c_t) o (1 - o)
  *                  dL/dh_{t-1} = (di, df, dg, do) W_hh
  * layer norm (f4n) h_t = o tanh(n) with n = gain c' + bias and c' as in norm.inc.h; o waits in h_t's place for it
- * Jacobian         with p = W_hh v_h: c' = a_i p_i + a_f p_f + a_g p_g + f v_c,   h' = a_o p_o + d c'
+ * Jacobian         with p = W_hh v_h: c' = a_i p_i + a_f p_f + a_g p_g + f v_c,   h' = a_o p_o + d c'; with layer norm d P c', for
+ *                  which jacobian.inc.h says what P is
  * blocks           K = 4, G = 4: i, f, g, o, as in the weights;   D = 6: a_i, a_f, a_g, a_o, f, d
  * around it        forward.inc.h: input_part and recurrent_part make `pre`; backward.inc.h: step_back makes dL/dh_t and multiplies
  *                  dg by W_hh, weight_part makes dW and db, backward_body walks the steps and makes dL/dx
@@ -122,19 +123,20 @@ static void FN(lstm_step_from_c_back)(const FN(cell_row) *given, const FN(c_norm
     }
 }
 
-static void FN(lstm_factors)(const FN(cell_row) *p, double *to)
+static void FN(lstm_factors)(const FN(cell_row) *p, const FN(c_norm) *norm, double *to)
 {
     const ptrdiff_t H = p->H;
     for (ptrdiff_t j = 0; j < H; j++) {
         const REAL *block = p->gates + j / V * 4 * V + j % V;
         const double i = block[0], f = block[V], g = block[2 * V], o = block[3 * V], c = p->c_in[j];
-        const double squashed = tanh(f * c + i * g);
+        const double n = norm ? (double)norm->gain[j] * norm->c[j / V * norm->group + j % V] + norm->bias[j] : f * c + i * g;
+        const double squashed = tanh(n), through = norm ? (double)norm->gain[j] * norm->scale : 1;
         to[j] = g * i * (1 - i);
         to[H + j] = c * f * (1 - f);
         to[2 * H + j] = i * (1 - g * g);
         to[3 * H + j] = squashed * o * (1 - o);
         to[4 * H + j] = f;
-        to[5 * H + j] = o * (1 - squashed * squashed);
+        to[5 * H + j] = o * (1 - squashed * squashed) * through;
     }
 }
 
@@ -142,7 +144,7 @@ static const FN(cell) FN(lstm) = {FN(lstm_step),        FN(lstm_step_back),     
                                   FN(lstm_step_from_c), FN(lstm_step_from_c_back), FN(lstm_step_to_c_back)};
 
 #if GC_BITS == 64
-static void lstm_carry(ptrdiff_t H, const double *factors, const double *pre, double *v)
+static void lstm_carry(ptrdiff_t H, const double *factors, const double *normed_c, const double *pre, double *v)
 {
     for (ptrdiff_t j = 0; j < H; j += V) {
         VEC c = FN(v_mul)(FACTOR(4), FN(v_get)(v + H + j, H - j));
@@ -152,12 +154,22 @@ static void lstm_carry(ptrdiff_t H, const double *factors, const double *pre, do
         FN(v_put)(v + H + j, c, H - j);
         FN(v_put)(v + j, FN(v_fma)(FACTOR(3), PRE(3), FN(v_mul)(FACTOR(5), c)), H - j);
     }
+    if (!normed_c) return;
+    memcpy(v, v + H, (size_t)H * sizeof *v);
+    take_out_norm(H, normed_c, v);
+    for (ptrdiff_t j = 0; j < H; j += V)
+        FN(v_put)(v + j, FN(v_fma)(FACTOR(3), PRE(3), FN(v_mul)(FACTOR(5), FN(v_get)(v + j, H - j))), H - j);
 }
 
-static void lstm_carry_back(ptrdiff_t H, const double *factors, double *pre, double *v)
+static void lstm_carry_back(ptrdiff_t H, const double *factors, const double *normed_c, double *pre, double *v)
 {
+    if (normed_c) { /* the first block of pre is free until then */
+        for (ptrdiff_t j = 0; j < H; j += V) PUT_PRE(0, FN(v_mul)(FACTOR(5), FN(v_get)(v + j, H - j)));
+        take_out_norm(H, normed_c, pre);
+    }
     for (ptrdiff_t j = 0; j < H; j += V) {
-        const VEC h = FN(v_get)(v + j, H - j), c = FN(v_fma)(FACTOR(5), h, FN(v_get)(v + H + j, H - j));
+        const VEC h = FN(v_get)(v + j, H - j), from_c = FN(v_get)(v + H + j, H - j);
+        const VEC c = normed_c ? FN(v_add)(PRE(0), from_c) : FN(v_fma)(FACTOR(5), h, from_c);
         PUT_PRE(0, FN(v_mul)(FACTOR(0), c));
         PUT_PRE(1, FN(v_mul)(FACTOR(1), c));
         PUT_PRE(2, FN(v_mul)(FACTOR(2), c));

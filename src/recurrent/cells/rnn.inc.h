@@ -46,16 +46,18 @@ static void FN(rnn_relu_step)(const FN(cell_rows) *rows) { FN(rnn_step)(rows, 1)
 static void FN(rnn_tanh_step_back)(const FN(cell_row) *row) { FN(rnn_step_back)(row, 0); }
 static void FN(rnn_relu_step_back)(const FN(cell_row) *row) { FN(rnn_step_back)(row, 1); }
 
-static void FN(rnn_tanh_factors)(const FN(cell_row) *p, double *to)
+static void FN(rnn_tanh_factors)(const FN(cell_row) *p, const FN(c_norm) *norm, double *to)
 {
+    (void)norm;
     for (ptrdiff_t j = 0; j < p->H; j++) {
         const double h = p->gates[j];
         to[j] = 1 - h * h;
     }
 }
 
-static void FN(rnn_relu_factors)(const FN(cell_row) *p, double *to)
+static void FN(rnn_relu_factors)(const FN(cell_row) *p, const FN(c_norm) *norm, double *to)
 {
+    (void)norm;
     for (ptrdiff_t j = 0; j < p->H; j++) {
         const double h = p->gates[j];
         to[j] = (h - h) + (h > 0); /* NaN where h is not finite */
@@ -67,13 +69,15 @@ static const FN(cell) FN(rnn_relu) = {.step = FN(rnn_relu_step), .step_back = FN
 
 #if GC_BITS == 64
 /* h' = s p */
-static void rnn_carry(ptrdiff_t H, const double *factors, const double *pre, double *v)
+static void rnn_carry(ptrdiff_t H, const double *factors, const double *normed_c, const double *pre, double *v)
 {
+    (void)normed_c;
     for (ptrdiff_t j = 0; j < H; j += V) FN(v_put)(v + j, FN(v_mul)(FACTOR(0), PRE(0)), H - j);
 }
 
-static void rnn_carry_back(ptrdiff_t H, const double *factors, double *pre, double *v)
+static void rnn_carry_back(ptrdiff_t H, const double *factors, const double *normed_c, double *pre, double *v)
 {
+    (void)normed_c;
     for (ptrdiff_t j = 0; j < H; j += V) PUT_PRE(0, FN(v_mul)(FACTOR(0), FN(v_get)(v + j, H - j)));
 }
 
