@@ -57,8 +57,8 @@ def jacobian_product(int cell, bint transposed, cnp.ndarray factors, cnp.ndarray
                      cnp.ndarray log_norm, take, list weights=[None] * 4, noise=None):
     """v (B, m, P*H) through the steps of factors (steps, B, ., H), in place; log_norm is (steps, B, m) or None.
 
-    weights and noise are those of `jacobian_factors`, and say what the factors are of. take(n) lends n bytes of scratch,
-    which are returned for the caller to give back.
+    weights and noise are those of `jacobian_factors`, and say what the factors are of. take(n) lends n bytes of
+    scratch, which are returned for the caller to give back.
     """
     cdef gc_jacobian s
     s.cell, s.beside, s.transposed, s.threads = cell, beside(weights, noise), transposed, gc_get_num_threads()
