@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -309,10 +308,13 @@ class Recurrent(Layer):
         cuts = check_reset(reset, (B, T) if self.batch_first else (T, B))
         if cuts is not None and self.batch_first:
             cuts = cuts.T
+        noise = None
+        if self.zoneout or self.recurrent_dropout:
+            noise = self._draw_noise if trains else self._mean_noise
         y, final, trace = run(
             self.cell, self._params.lists(self._names), x, parts, ends, cuts,
             num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout and trains else None,
-            noise=self._noise(trains), keep=keep, pool=self._pool,
+            noise=noise, keep=keep, pool=self._pool,
         )  # fmt: skip
         return self._turned(y), self._as_state(final), trace
 
@@ -324,11 +326,8 @@ class Recurrent(Layer):
         mask: Array = (self._rng.random(shape) < keep_rate) / self.dtype.type(keep_rate or 1)
         return mask.astype(self.dtype)
 
-    def _noise(self, trains: bool) -> Callable[[tuple[int, int]], Noise] | None:
-        """Return what draws the noise of a layer and direction; None if there is none."""
-        if not trains:
-            return (lambda shape: Noise(zoneout=self.zoneout, mean=True)) if self.zoneout else None
-        return self._draw_noise if self.zoneout or self.recurrent_dropout else None
+    def _mean_noise(self, shape: tuple[int, int]) -> Noise:
+        return Noise(zoneout=self.zoneout, mean=True)
 
     def _draw_noise(self, shape: tuple[int, int]) -> Noise:
         mask = self._dropout_mask(shape, self.recurrent_dropout) if self.recurrent_dropout else None

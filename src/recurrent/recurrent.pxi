@@ -84,6 +84,8 @@ cdef int fill_norm(gc_recurrent_norm *norm, list weights, cnp.ndarray kept, int 
                    Py_ssize_t H, bint taped) except -1:
     """Layer norm: weights are then [..., norm_ih, norm_hh, norm_c, norm_c_bias], the last two None without c."""
     norm.ih = norm.hh = norm.c = norm.c_bias = norm.kept = norm.d_ih = norm.d_hh = norm.d_c = norm.d_c_bias = NULL
+    if len(weights) == 4 and kept is None:
+        return 0
     cdef list gains = weights[4:] if len(weights) > 4 else [None] * 4
     cdef bint normed = gains[0] is not None, with_c = normed and cell_of(cell).has_c
     if len(gains) != 4 or (gains[1] is not None) != normed or (gains[2] is not None) != with_c or (
