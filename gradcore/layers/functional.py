@@ -129,8 +129,8 @@ class _Layout(NamedTuple):
 
 
 @cache
-def _layout(dtype: np.dtype[Any], cell: Cell, H: int) -> _Layout:
-    return _Layout(_kernels.isa(), *_kernels.tape_layout(dtype, cell.kind, H))
+def _layout(dtype: np.dtype[Any], kind: int, H: int) -> _Layout:
+    return _Layout(_kernels.isa(), *_kernels.tape_layout(dtype, kind, H))
 
 
 class Trace:
@@ -189,7 +189,7 @@ class Trace:
         self.noise = noise
         self._arrays: list[Rows] = []
         self._pool = pool
-        layout = self._layout = _layout(dtype, cell, H)
+        layout = self._layout = _layout(dtype, cell.kind, H)
         S, line = batch.n_rows, ALIGNMENT // dtype.itemsize
         h_at = -(-S * layout.gates // line) * line  # where the parts of each begin
         c_at = h_at - (-S * layout.state // line) * line
@@ -215,7 +215,7 @@ class Trace:
 
     def check_layout(self) -> None:
         """Raise if it was pickled in a process whose kernels use another instruction set."""
-        here = _layout(self.dtype, self.cell, self.hidden_size)
+        here = _layout(self.dtype, self.cell.kind, self.hidden_size)
         if here != self._layout:
             raise ValueError(
                 f"tape: was made with the instruction set {self._layout.isa}, and this process uses {here.isa}; "

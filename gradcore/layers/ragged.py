@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,16 @@ from gradcore._base.check import Array, check_index, check_room
 from gradcore._base.memory import Pool
 
 __all__: list[str] = []  # for the package only
+
+KEPT_STEPS = 10_000
+
+
+@lru_cache(16)
+def _even_offsets(T: int, B: int) -> Array:
+    """Return where the steps of T B rows begin, read-only."""
+    offsets: Array = np.arange(T + 1, dtype=np.intp) * B
+    offsets.flags.writeable = False
+    return offsets
 
 
 class _Batch:
@@ -25,14 +36,15 @@ class _Batch:
     def __init__(self, T: int, B: int, lengths: Array | None, pool: Pool) -> None:
         self.T, self.B, self.width, self._pool = T, B, B, pool
         self.rows = self.dead = self.order = self.rank = None
-        self.offsets = np.arange(T + 1, dtype=np.intp) * B
+        # made once for the shapes of a training run, whose sequences are short enough to keep
+        self.offsets = _even_offsets(T, B) if T < KEPT_STEPS else _even_offsets.__wrapped__(T, B)
         self.n_rows = T * B
         if lengths is None:
             return
         self.n_rows = int(lengths.sum())
         longest = int(lengths.max(initial=0))
         if (lengths == longest).all():
-            np.minimum(self.offsets, self.n_rows, out=self.offsets)
+            self.offsets = np.minimum(self.offsets, self.n_rows)
             return
         self.order = np.argsort(-lengths, kind="stable")
         self.rank = np.argsort(self.order, kind="stable")
@@ -45,7 +57,7 @@ class _Batch:
         """(T, B, F) -> (S, F)"""
         flat = x.reshape(self.T * self.B, x.shape[2])
         if self.rows is None:
-            return flat[: self.n_rows]
+            return flat if self.n_rows == len(flat) else flat[: self.n_rows]
         packed = self._pool.empty((self.n_rows, x.shape[2]), x.dtype)
         _kernels.copy_rows(flat, self.rows, packed, None)
         return packed
@@ -53,10 +65,10 @@ class _Batch:
     def padded(self, F: int, dtype: np.dtype[Any]) -> Array:
         """Return (T*B, F), zero past each sequence's end; the caller fills the rows `rows`, or the first n_rows."""
         padded = self._pool.empty((self.T * self.B, F), dtype)
-        if self.rows is None:
-            padded[self.n_rows :] = 0
-        else:
+        if self.rows is not None:
             _kernels.copy_rows(None, None, padded, self.dead)
+        elif self.n_rows < len(padded):
+            padded[self.n_rows :] = 0
         return padded
 
     def unpack(self, rows: Array) -> Array:

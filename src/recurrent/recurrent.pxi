@@ -102,7 +102,10 @@ cdef int fill_norm(gc_recurrent_norm *norm, list weights, cnp.ndarray kept, int 
 
 cdef cnp.ndarray fill_zoneout(gc_zoneout *zoneout, noise):
     """Returns the mask of the noise."""
-    mask, zoneout.p, zoneout.mean, zoneout.key = (None, 0, False, 0) if noise is None else noise
+    zoneout.p, zoneout.mean, zoneout.key = 0, False, 0
+    if noise is None:
+        return None
+    mask, zoneout.p, zoneout.mean, zoneout.key = noise
     if not 0 <= zoneout.p <= 1:
         raise ValueError(f"kernel argument: expected 0 <= p <= 1, got {zoneout.p}")
     return mask
