@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from gradcore.layers import dual_cells
 __all__ = ["BY_NAME", "CELLS", "Cell", "Keeping", "Parts"]
 
 Parts = tuple[Array, ...]  # h, or h and c
-Stepper = Callable[[Array, Array, Array, Parts, Parts], tuple[Parts, Parts]]
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,8 @@ class Cell:
         Where the tape has the blocks of `Step.gates`.
     states : tuple of str
         The parts of the state: h, or h and c.
-    step : callable
-        ``step(a, u, du, parts, changes)``: the state (each part of any shape) after a step and its derivative in the
-        direction in which the sums over the states change by `du` and the parts by `changes`. The gates' sums a over x
-        and u over the states, biases included, are (G, ...).
     dual : object
-        The step and the step back on dual numbers, for the derivative of a backward pass.
+        The step and the step back on dual numbers, for the derivative of a step, and of a backward pass.
     keeping : Keeping, optional
         The gate that keeps the state, if the cell has one.
     slope : callable, optional
@@ -88,7 +82,6 @@ class Cell:
     gates: tuple[str, ...]
     kept: tuple[int, ...]
     states: tuple[str, ...]
-    step: Stepper
     dual: dual_cells.DualCell
     keeping: Keeping | None = None
     slope: Callable[[Array], Array] | None = None
@@ -105,49 +98,8 @@ def _tanh_slope(h: Array) -> Array:
     return np.asarray(1 - h**2)
 
 
-def _relu(s: Array) -> Array:
-    return np.asarray(np.maximum(s, 0))
-
-
 def _relu_slope(h: Array) -> Array:
     return np.where(h <= 0, 0.0, 1.0)
-
-
-def _rnn_step(
-    activation: Callable[[Array], Array],
-    slope: Callable[[Array], Array],
-    a: Array,
-    u: Array,
-    du: Array,
-    parts: Parts,
-    changes: Parts,
-) -> tuple[Parts, Parts]:
-    h = activation(a[0] + u[0])
-    return (h,), (slope(h) * du[0],)
-
-
-def _lstm_step(a: Array, u: Array, du: Array, parts: Parts, changes: Parts) -> tuple[Parts, Parts]:
-    from scipy.special import expit
-
-    (_, c), (_, dc) = parts, changes
-    i, f, o = expit((a + u)[[0, 1, 3]])
-    g = np.tanh(a[2] + u[2])
-    di, df, do = i * (1 - i) * du[0], f * (1 - f) * du[1], o * (1 - o) * du[3]
-    dc = f * dc + df * c + di * g + i * (1 - g**2) * du[2]
-    c = f * c + i * g
-    squashed = np.tanh(c)
-    return (o * squashed, c), (do * squashed + o * (1 - squashed**2) * dc, dc)
-
-
-def _gru_step(a: Array, u: Array, du: Array, parts: Parts, changes: Parts) -> tuple[Parts, Parts]:
-    from scipy.special import expit
-
-    (h,), (dh,) = parts, changes
-    r, z = expit(a[:2] + u[:2])
-    dr, dz = r * (1 - r) * du[0], z * (1 - z) * du[1]
-    n = np.tanh(a[2] + r * u[2])
-    dn = (1 - n**2) * (r * du[2] + dr * u[2])
-    return ((1 - z) * n + z * h,), ((1 - z) * dn + (h - n) * dz + z * dh,)
 
 
 def _table(*rows: Cell) -> dict[str, Cell]:
@@ -162,26 +114,19 @@ def _first_rows(rows: Iterable[Cell]) -> dict[str, Cell]:
     return found
 
 
-def _cell(name: str, layer: str, gates: tuple[str, ...], step: Stepper, dual: dual_cells.DualCell, **more: Any) -> Cell:
+def _cell(name: str, layer: str, gates: tuple[str, ...], dual: dual_cells.DualCell, **more: Any) -> Cell:
     """Return a row, with what the kernels know of the cell."""
     its = _kernels.cells()[name.upper()]
     gate_of = [i if i >= 0 else h for i, h in zip(its["ih"], its["hh"], strict=True)]
     kept = tuple(sorted(range(its["kept"]), key=gate_of.__getitem__))
-    return Cell(name, layer, its["kind"], gates, kept, ("h", "c") if its["has_cell"] else ("h",), step, dual, **more)
+    return Cell(name, layer, its["kind"], gates, kept, ("h", "c") if its["has_cell"] else ("h",), dual, **more)
 
 
 CELLS = _table(
-    _cell("rnn_tanh", "RNN", ("h",), partial(_rnn_step, np.tanh, _tanh_slope), dual_cells.RNN_TANH, slope=_tanh_slope),
-    _cell("rnn_relu", "RNN", ("h",), partial(_rnn_step, _relu, _relu_slope), dual_cells.RNN_RELU, slope=_relu_slope),
-    _cell(
-        "lstm",
-        "LSTM",
-        ("i", "f", "g", "o"),
-        _lstm_step,
-        dual_cells.LSTM,
-        keeping=Keeping("forget", gate=1, opposed=(0,)),
-    ),
-    _cell("gru", "GRU", ("r", "z", "n"), _gru_step, dual_cells.GRU, keeping=Keeping("update", gate=1)),
+    _cell("rnn_tanh", "RNN", ("h",), dual_cells.RNN_TANH, slope=_tanh_slope),
+    _cell("rnn_relu", "RNN", ("h",), dual_cells.RNN_RELU, slope=_relu_slope),
+    _cell("lstm", "LSTM", ("i", "f", "g", "o"), dual_cells.LSTM, keeping=Keeping("forget", gate=1, opposed=(0,))),
+    _cell("gru", "GRU", ("r", "z", "n"), dual_cells.GRU, keeping=Keeping("update", gate=1)),
 )
 
 BY_NAME = _first_rows(CELLS.values())  # "rnn", "lstm", "gru"

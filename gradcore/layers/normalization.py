@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from gradcore import _kernels
 from gradcore._base.check import Array, as_list, check_bool, check_dtype, check_int, check_number
 from gradcore._base.memory import Pool
+from gradcore.layers.dual import Dual
+from gradcore.layers.dual_norm import Normalized, move
 from gradcore.layers.layer import Layer, Sequences
 from gradcore.layers.tape import Tape
 
@@ -183,7 +185,7 @@ class FeatureNorm(Normalization):
         _kernels.row_norm_forward(x, *self._affine(), y, math.prod(self._shape), self.eps_used, mean, rstd)
         return y, Tape(self, y.shape, x, mean, rstd)
 
-    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, tuple[Array, ...]]:
+    def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, Normalized]:
         r"""Return how the output changes when x moves in the direction of `x_dot`.
 
         With :math:`\hat x` the normalized x and r what it was divided by, that is
@@ -201,21 +203,19 @@ class FeatureNorm(Normalization):
         -------
         y_dot : ndarray
             The tangent of y, of the shape of y.
-        tangent : tuple of ndarray
+        tangent : object
             What `backward_tangent` needs besides the tape.
         """
         self.check_tape(tape)
         x, mean, rstd = tape.kept
-        u = self._less_mean(self._rows(self.check("x_dot", x_dot, x.shape)))
-        normalized = self._rows(x)
+        x_dot, normalized = self._rows(self.check("x_dot", x_dot, x.shape)), self._rows(x)
         if mean is not None:
             normalized -= mean[:, None]
         normalized *= rstd[:, None]
-        along = _mean(normalized * u)
-        moved = rstd[:, None] * (u - normalized * along)
-        return self._shaped(moved * self._gain(), x), (normalized, moved, along)
+        moved = move(normalized, rstd[:, None], x_dot, self._gain(), centered=self._centered)
+        return self._shaped(moved.output().dot, x), moved
 
-    def backward_tangent(self, tape: Tape, tangent: tuple[Array, ...], dy: Array, dy_dot: Array) -> tuple[Array, Array]:
+    def backward_tangent(self, tape: Tape, tangent: Normalized, dy: Array, dy_dot: Array) -> tuple[Array, Array]:
         """Return how the backward pass changes as x moves, and add how the gradients of the parameters do.
 
         If interrupted or out of memory, it resets `grads` to zero.
@@ -224,7 +224,7 @@ class FeatureNorm(Normalization):
         ----------
         tape : Tape
             The tape from this layer's `forward`.
-        tangent : tuple of ndarray
+        tangent : object
             What `forward_tangent` returned beside the tangent of y.
         dy : ndarray
             The gradient with respect to y.
@@ -239,26 +239,19 @@ class FeatureNorm(Normalization):
             The tangent of dx.
         """
         self.check_tape(tape)
-        (x, _, rstd), (normalized, moved, along) = tape.kept, tangent
-        rows, rows_dot = (self._rows(self.check(n, d, x.shape)) for n, d in (("dy", dy), ("dy_dot", dy_dot)))
-        r, gain = rstd[:, None], self._gain()
-        d, d_dot = rows * gain, rows_dot * gain
-        slope, slope_dot = _mean(d * normalized), _mean(d_dot * normalized + d * moved)
-        dx = r * (self._less_mean(d) - normalized * slope)
-        dx_dot = r * (self._less_mean(d_dot) - moved * slope - normalized * slope_dot) - r * along * dx
-        changes = {"weight": rows_dot * normalized + rows * moved, "bias": rows_dot}
+        x, *_ = tape.kept
+        d = Dual(*(self._rows(self.check(name, a, x.shape)) for name, a in (("dy", dy), ("dy_dot", dy_dot))))
+        dx = tangent.back(d)
+        changes = dict(zip(("weight", "bias"), tangent.back_to_affine(d), strict=True))
         with self._adding_or_zero(), self._adding.lock:
             for name in self._grads:
-                self._grads[name] += changes[name].sum(axis=0).reshape(self._shape)
-        return self._shaped(dx, x), self._shaped(dx_dot, x)
+                self._grads[name] += changes[name].reshape(self._shape)
+        return self._shaped(dx.value, x), self._shaped(dx.dot, x)
 
     # The tangents are NumPy's, in float64, of rows (N, F).
 
     def _rows(self, a: Array) -> Array:
         return a.reshape(math.prod(a.shape[: -len(self._shape)]), math.prod(self._shape)).astype(np.float64)
-
-    def _less_mean(self, rows: Array) -> Array:
-        return rows - _mean(rows) if self._centered else rows
 
     def _gain(self) -> Array | float:
         weight = self._params.get("weight")
@@ -525,14 +518,9 @@ class BatchNorm(Normalization):
 
     def _refuse_without_tangent(self, name: str) -> None:
         raise TypeError(
-            f"{name}: BatchNorm makes the output for one sample depend on the others, so that it has no gradient "
-            "of its own; use LayerNorm"
+            f"{name}: BatchNorm takes the statistics of the batch, so that the output for one sample depends on the "
+            "others and the gradient of a sample is not defined; use LayerNorm"
         )
-
-
-def _mean(rows: Array) -> Array:
-    """Return the mean of each row, (N, 1); 0 for rows of nothing."""
-    return np.asarray(rows.sum(axis=1, keepdims=True) / max(rows.shape[1], 1))
 
 
 def _checked_shape(value: Any) -> tuple[int, ...]:

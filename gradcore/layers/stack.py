@@ -160,14 +160,6 @@ class Recurrent(Layer):
         shape = (self.num_layers * self.num_directions, check_int("batch_size", batch_size), self.hidden_size)
         return self._as_state(tuple(np.zeros(shape, self.dtype) for _ in self.cell.states))
 
-    def _refuse_without_tangent(self, name: str) -> None:
-        super()._refuse_without_tangent(name)
-        if self.layer_norm or self.zoneout or self.recurrent_dropout:
-            raise TypeError(
-                f"{name}: expected a recurrent layer without layer_norm, zoneout and recurrent_dropout, which have no "
-                f"tangents, got {self!r}"
-            )
-
     def _sequences_after(self, where: str, before: Sequences) -> Sequences:
         before.refuse_other_axes(where, self.batch_first)
         return Sequences(where, self.batch_first, self.bidirectional)

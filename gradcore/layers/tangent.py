@@ -6,28 +6,53 @@ Where x changes by ``eps * x_dot``, `run_tangent` says how the output changes, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from gradcore import _kernels
 from gradcore._base.check import Array
 from gradcore._base.lock import Turn
 from gradcore.layers.dual import Dual, zeros
-from gradcore.layers.dual_cells import Duals
+from gradcore.layers.dual_cells import Duals, Show
+from gradcore.layers.dual_norm import Normalized, normalize
 from gradcore.layers.functional import Trace, Weights, dropped
 
 __all__: list[str] = []  # for the package only
 
 
+class Step(NamedTuple):
+    """What a step back needs of a step.
+
+    These are the gates and the parts of the state before it, as dual numbers of (n, H), the h that met W_hh, what layer
+    norm made of W_hh h and of c, and how much of its old value each unit of each part of the state kept.
+    """
+
+    gates: Duals
+    before: Duals
+    met: Dual
+    of_u: Normalized | None
+    of_c: Normalized | None
+    zoned: Sequence[Array]
+
+
+class Run(NamedTuple):
+    """What the way back through a layer and direction needs: what layer norm made of W_ih x, and the steps."""
+
+    of_a: Normalized | None
+    steps: list[Step]
+
+
 class Moved(NamedTuple):
     """What `back_tangent` needs of `run_tangent`.
 
-    `inputs` has the tangent of the rows that each layer read, (S, I_l), and `steps` for each layer and direction the
-    gates and the parts of the state before each step, as dual numbers of (n, H).
+    `inputs` has the tangent of the rows that each layer read, (S, I_l), and `runs` what each layer and direction made.
     """
 
     inputs: list[Array]
-    steps: list[list[tuple[Duals, Duals]]]
+    runs: list[Run]
 
 
 def run_tangent(weights: Weights, trace: Trace, x_dot: Array) -> tuple[Array, Moved]:
@@ -43,7 +68,8 @@ def run_tangent(weights: Weights, trace: Trace, x_dot: Array) -> tuple[Array, Mo
             y = np.empty((trace.batch.n_rows, D * H), trace.dtype)
             for direction in range(D):
                 out = y[:, direction * H : (direction + 1) * H]
-                moved.steps.append(_run(weights[first + direction], trace, first + direction, rows, out))
+                x = Dual(trace.inputs[first // D], rows)
+                moved.runs.append(_run(weights[first + direction], trace, first + direction, x, out))
             rows = y
     return trace.batch.unpack(rows), moved
 
@@ -61,13 +87,9 @@ def back_tangent(
             for direction in range(D):
                 k = layer * D + direction
                 d = d_rows[:, direction * H : (direction + 1) * H]
-                da, du = _back(weights[k], trace, k, moved.steps[k], d)
-                h_dot = np.concatenate(
-                    [np.empty((0, H), trace.dtype), *(before[0].dot for _, before in moved.steps[k])]
-                )
-                h = Dual(trace.arrays[k].h[:, :H], h_dot)
+                da, changes = _back(weights[k], trace, k, moved.runs[k], x, d)
                 with turn.lock:
-                    for grad, change in zip(grads[k], _of_weights(da, du, x, h), strict=True):
+                    for grad, change in zip(grads[k], changes, strict=True):
                         if grad is not None:
                             np.add(grad, change, out=grad)
                 w_ih = weights[k][0]
@@ -91,52 +113,110 @@ def _blocks(sums: Array, G: int) -> Array:
     return np.asarray(sums.reshape(len(sums), G, sums.shape[1] // G).swapaxes(0, 1))
 
 
-def _run(weights: list[Array | None], trace: Trace, k: int, x_dot: Array, y_dot: Array) -> list[tuple[Duals, Duals]]:
-    """Fill y_dot, (S, H), and return the gates and states before each step, as dual numbers."""
-    w_ih, w_hh, *_ = weights
+def _gains(weights: list[Array | None]) -> tuple[Array, Array, Show | None] | None:
+    """Return the gains of W_ih x and W_hh h, and the layer norm of c if the cell has one; None without layer norm."""
+    _, _, _, _, *norms = weights
+    if not norms:
+        return None
+    ih, hh, c, c_bias = norms
+    assert ih is not None
+    assert hh is not None
+    if c is None or c_bias is None:
+        return ih, hh, None
+    return ih, hh, partial(normalize, gain=c, bias=c_bias)
+
+
+def _mask(trace: Trace, k: int) -> Array | None:
+    """Return the factors of recurrent dropout, (B, H)."""
+    return None if trace.noise is None else trace.noise[k].mask
+
+
+def _zoned(weights: list[Array | None], trace: Trace, k: int, rows: slice) -> Sequence[Array]:
+    """Return how much of its old value each unit of each part of the state keeps, (n, H) each; nothing without zoneout.
+
+    The kernels draw these again, as they do for the Jacobians.
+    """
+    if trace.noise is None or not trace.noise[k].zoneout:
+        return ()
+    kind, noise = trace.cell.kind, trace.noise[k]
+    at = np.arange(rows.start, rows.stop)
+    factors = _kernels.jacobian_factors(kind, trace.hidden_size, at, trace.arrays[k], weights, noise)
+    first = _kernels.jacobian_rows(kind, weights, noise)[1]
+    return [factors[:, first + part].astype(trace.dtype) for part in range(len(trace.cell.states))]
+
+
+def _run(weights: list[Array | None], trace: Trace, k: int, x: Dual, y_dot: Array) -> Run:
+    """Fill y_dot, (S, H)."""
+    w_ih, w_hh = weights[:2]
     assert w_ih is not None
     assert w_hh is not None
     cell, H, G = trace.cell, trace.hidden_size, len(trace.cell.gates)
-    _, *kept = (part for part in trace.arrays[k] if part is not None)  # the parts of the state before each row's step
-    da = x_dot @ w_ih.T
+    arrays, gains, mask = trace.arrays[k], _gains(weights), _mask(trace, k)
+    kept = [part for part in (arrays.h, arrays.c) if part is not None]  # the parts of the state before each row's step
+    of_a = None if gains is None else normalize(x @ w_ih.T, gains[0])
+    da = x.dot @ w_ih.T if of_a is None else of_a.output().dot
     state = [np.zeros((trace.batch.width, H), trace.dtype) for _ in kept]
-    found: list[tuple[Duals, Duals]] = [((), ())] * (len(trace.batch.offsets) - 1)
+    found: dict[int, Step] = {}
     for t, rows in _steps(trace, k):
         n = rows.stop - rows.start
         before = [Dual(part[rows, :H], dot[:n].copy()) for part, dot in zip(kept, state, strict=True)]
-        du = before[0].dot @ w_hh.T
-        gates, after = cell.dual.step(trace.gates(k, rows), _blocks(da[rows], G), _blocks(du, G), before)
+        met = before[0] if mask is None else before[0] * mask[:n]
+        of_u = None if gains is None else normalize(met @ w_hh.T, gains[1])
+        du = met.dot @ w_hh.T if of_u is None else of_u.output().dot
+        show = None if gains is None else gains[2]
+        gates, after, of_c = cell.dual.step(trace.gates(k, rows), _blocks(da[rows], G), _blocks(du, G), before, show)
+        zoned = _zoned(weights, trace, k, rows)
+        if zoned:
+            after = [old * z + new * (1 - z) for old, new, z in zip(before, after, zoned, strict=True)]
         for dot, part in zip(state, after, strict=True):
             dot[:n] = part.dot
         y_dot[rows] = after[0].dot
-        found[t] = gates, before
-    return found
+        found[t] = Step(gates, before, met, of_u, of_c, zoned)
+    return Run(of_a, [found[t] for t in sorted(found)])
 
 
-def _back(
-    weights: list[Array | None], trace: Trace, k: int, steps: list[tuple[Duals, Duals]], d: Dual
-) -> tuple[Dual, Dual]:
-    """Return the gradients with respect to A and U of every row, (S, G*H)."""
-    w_hh = weights[1]
+def _back(weights: list[Array | None], trace: Trace, k: int, run: Run, x: Dual, d: Dual) -> tuple[Dual, list[Array]]:
+    """Return the gradient with respect to W_ih x, (S, G*H), and the tangents of those with respect to the weights."""
+    w_hh, mask = weights[1], _mask(trace, k)
     assert w_hh is not None
     H, G, (S, B) = trace.hidden_size, len(trace.cell.gates), (trace.batch.n_rows, trace.batch.width)
-    da, du = zeros(S, G * H, dtype=trace.dtype), zeros(S, G * H, dtype=trace.dtype)
+    da, du, met = (zeros(S, width, dtype=trace.dtype) for width in (G * H, G * H, H))
     arriving = [zeros(B, H, dtype=trace.dtype) for _ in trace.cell.states]  # at each sequence's own last step
+    of_u, of_c = np.zeros((2, G * H), trace.dtype), np.zeros((2, H), trace.dtype)  # of gain and bias
     for t, rows in reversed(_steps(trace, k)):
-        n = rows.stop - rows.start
+        n, step = rows.stop - rows.start, run.steps[t]
         dh, *others = (part[:n] for part in arriving)
-        gates, before = steps[t]
-        its_da, its_du, passed = trace.cell.dual.step_back(gates, before, [d[rows] + dh, *others])
-        for whole, its in ((da, its_da), (du, its_du)):
-            values, dots = _blocks(whole.value[rows], G), _blocks(whole.dot[rows], G)
-            for gate, each in enumerate(its):
+        into = whole = [d[rows] + dh, *others]
+        if step.zoned:
+            into = [part * (1 - z) for part, z in zip(whole, step.zoned, strict=True)]
+        its = trace.cell.dual.step_back(step.gates, step.before, into, step.of_c)
+        for sums, gates in ((da, its.a), (du, its.u)):
+            values, dots = _blocks(sums.value[rows], G), _blocks(sums.dot[rows], G)
+            for gate, each in enumerate(gates):
                 values[gate], dots[gate] = each.value, each.dot
-        for part, its_part in zip(arriving, [passed[0] + du[rows] @ w_hh, *passed[1:]], strict=True):
-            part.value[:n], part.dot[:n] = its_part.value, its_part.dot
-    return da, du
+        if step.of_u is not None:
+            of_u += step.of_u.back_to_affine(du[rows])
+            _put(du, rows, step.of_u.back(du[rows]))
+        if step.of_c is not None and its.of_c is not None:
+            of_c += step.of_c.back_to_affine(its.of_c)
+        into_met = du[rows] @ w_hh
+        passed = [its.before[0] + (into_met if mask is None else into_met * mask[:n]), *its.before[1:]]
+        if step.zoned:
+            passed = [new + old * z for new, old, z in zip(passed, whole, step.zoned, strict=True)]
+        for part, its_part in zip(arriving, passed, strict=True):
+            _put(part, slice(n), its_part)
+        _put(met, rows, step.met)
+    if run.of_a is None:
+        return da, [_product(da, x), _product(du, met), da.dot.sum(axis=0), du.dot.sum(axis=0)]
+    gain_ih, bias_ih = run.of_a.back_to_affine(da)
+    da = run.of_a.back(da)
+    return da, [_product(da, x), _product(du, met), bias_ih, of_u[1], gain_ih, of_u[0], *of_c]
 
 
-def _of_weights(da: Dual, du: Dual, x: Dual, h: Dual) -> tuple[Array, Array, Array, Array]:
-    """Return the tangents of the gradients of w_ih, w_hh, b_ih and b_hh: those of dA^T x, dU^T h, and the sums."""
-    w_ih, w_hh = (d.dot.T @ rows.value + d.value.T @ rows.dot for d, rows in ((da, x), (du, h)))
-    return w_ih, w_hh, da.dot.sum(axis=0), du.dot.sum(axis=0)
+def _put(whole: Dual, rows: slice, part: Dual) -> None:
+    whole.value[rows], whole.dot[rows] = part.value, part.dot
+
+
+def _product(d: Dual, rows: Dual) -> Array:
+    """Return the tangent of d^T rows."""
+    return np.asarray(d.dot.T @ rows.value + d.value.T @ rows.dot)

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradcore._base.check import Array, check_reals
 from gradcore.layers.activations import Activation
+from gradcore.layers.dual import Dual
 from gradcore.layers.linear import Linear
 from gradcore.layers.normalization import FeatureNorm, LayerNorm
 from gradcore.layers.residual import Residual
@@ -388,7 +389,9 @@ def _follow(layer: Any, index: int, series: Array, rng: np.random.Generator) -> 
     for t in range(T):
         a = sigma_v * fields[t] + b_ih
         u, du = sigma_w * of_h.next(parts[0]) + b_hh, sigma_w * of_change.next(changes[0])
-        parts, changes = layer.cell.step(a, u, du, parts, changes)
+        before = [Dual(part, change) for part, change in zip(parts, changes, strict=True)]
+        after = layer.cell.dual.step(layer.cell.dual.gates(a, u), np.zeros_like(a), du, before, None).after
+        parts, changes = (tuple(getattr(part, name) for part in after) for name in ("value", "dot"))
         states[t] = h = parts[0]
         size_now = float(np.mean(sum(np.square(change) for change in changes)))
         log_norm.append(float(safe_log(size_now)) / 2)

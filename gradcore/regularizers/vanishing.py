@@ -27,8 +27,9 @@ class VanishingGradientRegularizer(Hook):
               r_t = \frac{\|(\delta_t W_{hh}) \odot s_{t-1}\|^2}{\|\delta_t\|^2},
 
     the mean over all N pairs of neighboring steps of a sequence whose :math:`\|\delta_t\|^2` is at least `bound`, and
-    the sum over layers and directions. Only the W in :math:`r_t` is differentiated. Deltas and states are held
-    constant, so that the whole gradient is
+    the sum over layers and directions. With recurrent dropout :math:`s_{t-1}` has the factors of the mask on
+    :math:`h_{t-1}`. Only the W in :math:`r_t` is differentiated. Deltas and states are held constant, so that the whole
+    gradient is
 
     .. math:: \frac{\partial \Omega}{\partial W_{hh}} = \frac{4}{N} \sum_{b, t} \frac{r_t - 1}{\|\delta_t\|^2}
               \, \delta_t^T \, ((\delta_t W_{hh}) \odot s_{t-1} \odot s_{t-1}).
@@ -58,6 +59,11 @@ class VanishingGradientRegularizer(Hook):
     and the authors' code have that of squared norms, as here. Their code uses dL/dh in place of dL/da, and counts the
     step from the initial state too. It is meant to be combined with clipping; the authors say that alone it usually
     fails.
+
+    Layers with layer norm or zoneout are refused. Layer norm divides :math:`W_{hh} h` by its deviation, so that r does
+    not change when W is scaled, whereas its derivative with everything else held constant says that it grows with W:
+    the weights would grow without end and without effect. Zoneout carries a part of dL/dh past W, so that
+    :math:`\delta_{t-1}` is not a function of :math:`\delta_t`.
 
     References
     ----------
@@ -116,8 +122,7 @@ class VanishingGradientRegularizer(Hook):
         Raises
         ------
         TypeError
-            If the layer is not an RNN, or has layer norm, zoneout or recurrent dropout: gradients then also flow on
-            other paths than W.
+            If the layer is not an RNN, or has layer norm or zoneout; see the notes of the class.
         TypeError, ValueError
             As for ``layer.backward``. Nothing has been added then.
 
@@ -195,9 +200,11 @@ class VanishingGradientRegularizer(Hook):
                     h = trace.arrays[k].gates[:, :H].astype(np.float64)  # an RNN's only gate: the step's output
                     slope = phi_slope(h)
                     d_rows = rows[:, direction * H : (direction + 1) * H]
-                    delta, carried = _back(batch.offsets, direction == 1, d_rows, slope, W, dstates[k], clip)
+                    mask = None if trace.noise is None else trace.noise[k].mask
+                    delta, carried = _back(batch.offsets, direction == 1, d_rows, slope, W, dstates[k], clip, mask)
                     before = _rows_before(batch.offsets, direction == 1)
-                    omegas[k], gradients[name_hh] = _omega(delta, carried, slope, before, least)
+                    passed = slope if mask is None else slope * mask[_places(batch.offsets)]
+                    omegas[k], gradients[name_hh] = _omega(delta, carried, passed, before, least)
                     if level:
                         below = below + delta @ layer.params[name_ih].astype(np.float64)
                 rows = below * trace.masks[level - 1] if level and trace.masks else below
@@ -217,11 +224,13 @@ def _slope(layer: Any) -> Callable[[Array], Array]:
     slope: Callable[[Array], Array] | None = getattr(getattr(layer, "cell", None), "slope", None)
     if slope is None:
         raise TypeError(f"layer: expected an RNN, whose gradients all pass W_hh, got {type(layer).__name__}")
-    if layer.layer_norm or layer.zoneout or layer.recurrent_dropout:
+    if layer.layer_norm:
         raise TypeError(
-            "layer: expected an RNN without layer_norm, zoneout and recurrent_dropout, whose gradients pass W_hh and "
-            f"nothing else, got {layer!r}"
+            "layer: expected an RNN without layer_norm, with which the scale of W_hh does not change the gradients, "
+            f"got {layer!r}"
         )
+    if layer.zoneout:
+        raise TypeError(f"layer: expected an RNN without zoneout, which passes gradients by W_hh, got {layer!r}")
     return slope
 
 
@@ -231,7 +240,14 @@ def _recurrent_tapes(tape: Any) -> list[RecurrentTape]:
 
 
 def _back(
-    offsets: Array, reverse: bool, d_rows: Array, slope: Array, W: Array, dstate: Array, clip: float
+    offsets: Array,
+    reverse: bool,
+    d_rows: Array,
+    slope: Array,
+    W: Array,
+    dstate: Array,
+    clip: float,
+    mask: Array | None,
 ) -> tuple[Array, Array]:
     """Return delta_t and delta_t W of every packed row, (S, H) each, by backpropagation through time.
 
@@ -249,16 +265,21 @@ def _back(
             norm = np.linalg.norm(dh, axis=1, keepdims=True)
             dh = np.where((norm > clip) & (norm < math.inf), dh * (clip / norm), dh)
         delta[rows] = slope[rows] * dh
-        carried[rows] = arriving[:alive] = delta[rows] @ W
+        carried[rows] = delta[rows] @ W
+        arriving[:alive] = carried[rows] if mask is None else carried[rows] * mask[:alive]
     return delta, carried
+
+
+def _places(offsets: Array) -> Array:
+    """Return the place of every packed row among those of its step, (S,)."""
+    return np.asarray(np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets)))
 
 
 def _rows_before(offsets: Array, reverse: bool) -> Array:
     """Return the row of the step before, in the order of the forward pass, (S,); -1 for a sequence's first step."""
     alive = np.diff(offsets)
     T = len(alive)
-    t = np.repeat(np.arange(T), alive)
-    place = np.arange(len(t)) - offsets[t]
+    t, place = np.repeat(np.arange(T), alive), _places(offsets)
     earlier = t + 1 if reverse else t - 1
     there = (earlier >= 0) & (earlier < T)
     there[there] = place[there] < alive[earlier[there]]

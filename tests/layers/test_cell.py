@@ -13,6 +13,7 @@ import pytest
 import gradcore
 from gradcore import _kernels, init, meanfield, spectral
 from gradcore.layers.cell import BY_NAME, CELLS, Cell
+from gradcore.layers.dual import Dual
 from gradcore.layers.stack import Recurrent
 
 PACKAGE = Path(gradcore.__file__).parent
@@ -65,17 +66,15 @@ def test_step_and_its_derivative_are_those_of_the_layer(row: Cell) -> None:
     def sums(v: Any, weight: Any, bias: Any) -> Any:
         return np.moveaxis((v @ weight.T + bias).reshape(B, G, H), 1, 0)
 
-    found, moved = row.step(
-        sums(x[0], w_ih, b_ih),
-        sums(parts[0][0], w_hh, b_hh),
-        sums(changes[0], w_hh, 0.0),
-        tuple(part[0] for part in parts),
-        changes,
-    )
-    np.testing.assert_allclose(found, [part[0] for part in after], atol=1e-13)
+    a, u, du = sums(x[0], w_ih, b_ih), sums(parts[0][0], w_hh, b_hh), sums(changes[0], w_hh, 0.0)
+    before = [Dual(part[0], change) for part, change in zip(parts, changes, strict=True)]
+    gates = row.dual.gates(a, u)
+    np.testing.assert_allclose(gates, tape.trace.gates(0, slice(0, B)), atol=1e-13)
+    found = row.dual.step(gates, np.zeros_like(a), du, before, None).after
+    np.testing.assert_allclose([part.value for part in found], [part[0] for part in after], atol=1e-13)
     for b in range(B):
         want = spectral.jacobian(layer, tape, 0, b) @ np.concatenate([change[b] for change in changes])
-        np.testing.assert_allclose(np.concatenate([change[b] for change in moved]), want, atol=1e-13)
+        np.testing.assert_allclose(np.concatenate([part.dot[b] for part in found]), want, atol=1e-13)
 
 
 def test_a_new_row_needs_no_change_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

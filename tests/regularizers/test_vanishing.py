@@ -113,6 +113,59 @@ def test_dropout_between_layers() -> None:
     assert tape.omega == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.parametrize("step_clip", [None, 0.5])
+@pytest.mark.parametrize("lengths", [None, [3, 7, 0, 5]], ids=["full", "ragged"])
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrent_dropout_against_finite_differences(
+    mode: str, lengths: list[int] | None, step_clip: float | None
+) -> None:
+    layer, params = build(mode, 3, 5, num_layers=2, bidirectional=True, recurrent_dropout=0.4, rng=3)
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((7, 4, 3)), rng.standard_normal((7, 4, 10))
+    _, tape = layer.forward(x, lengths=lengths)
+    order = slice(None) if tape.trace.batch.rank is None else tape.trace.batch.rank
+    masks = np.array([noise.mask[order] for noise in tape.trace.noise])
+    assert set(np.unique(masks)) == {0.0, 1 / 0.6}
+    _, _, want_tape = reference.recurrent_forward(mode, params, x, lengths=lengths, recurrent_masks=masks)
+    clip = math.inf if step_clip is None else step_clip
+    total = reference.recurrent_backward(want_tape, dy, step_clip=clip).dh
+    deltas, slopes = held(want_tape, total, clip)
+    VanishingGradientRegularizer(2.0)(layer, tape, dy, step_clip=step_clip)
+    for k, omega in enumerate(tape.omega):
+        level, reverse = divmod(k, 2)
+        name = f"weight_hh_l{level}{'_reverse' * reverse}"
+        W = params[name].copy()
+
+        def of(W: Array = W, k: int = k, reverse: int = reverse) -> float:
+            return omega_of(W, deltas[k], slopes[k] * masks[k], want_tape.alive, bool(reverse))
+
+        assert omega == pytest.approx(of(), rel=1e-9)
+        assert relative_error(layer.grads[name], 2 * central_difference(of, W)) < 1e-6
+
+
+def test_layer_norm_and_zoneout_are_refused() -> None:
+    for option in ("layer_norm", "zoneout"):
+        layer = gradcore.RNN(2, 3, **{option: True if option == "layer_norm" else 0.5})
+        y, tape = layer.forward(np.ones((4, 2, 2), np.float32))
+        with pytest.raises(TypeError, match=f"^layer: expected an RNN without {option}, "):
+            VanishingGradientRegularizer(1.0)(layer, tape, y)
+        assert not layer.flat_grads.any()
+
+
+def test_with_layer_norm_the_scale_of_the_weights_changes_no_gradient() -> None:
+    """Why such layers are refused: the formula's derivative says that the ratio grows with W."""
+    layer = gradcore.RNN(3, 32, layer_norm=True, dtype=np.float64, rng=0)
+    x, norms = np.random.default_rng(1).standard_normal((20, 8, 3)), []
+    for _ in range(2):
+        layer.params["weight_hh_l0"] *= 10  # eps does not count
+        y, tape = layer.forward(x)
+        dy = np.zeros_like(y)
+        dy[-1] = 1
+        layer.backward(tape, dy)
+        norms.append(tape.telemetry.dh_norm)
+    assert relative_error(norms[1], norms[0]) < 1e-4
+
+
 def test_it_only_adds_its_gradient_before_or_after_the_backward_pass() -> None:
     layer, _ = build("RNN_TANH", 3, 5, num_layers=2)
     rng = np.random.default_rng(1)
