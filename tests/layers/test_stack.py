@@ -429,3 +429,35 @@ def test_wrong_probabilities_raise_and_are_named(name: str, value: Any) -> None:
 def test_layer_norm_is_a_bool() -> None:
     with pytest.raises(TypeError, match=r"^layer_norm: "):
         gradcore.LSTM(2, 3, layer_norm="yes")
+
+
+@pytest.mark.parametrize("cell", ["RNN_TANH", "LSTM", "GRU"])
+def test_kernels_refuse_layer_norm_and_masks_without_all_their_parts(cell: str) -> None:
+    kind, G, has_cell = (_kernels.cells()[cell][name] for name in ("kind", "gates", "has_cell"))
+    F, H, take = 2, 3, Pool().take
+    weights: list[Any] = [np.zeros(shape, np.float32) for shape in ((G * H, F), (G * H, H), (G * H,), (G * H,))]
+    gain, unit = np.ones(G * H, np.float32), np.ones(H, np.float32)
+    x, y, part, gates, norm = (np.zeros((4, n), np.float32) for n in (F, H, 256, 256, 512))
+    c, unit = part if has_cell else None, unit if has_cell else None
+    steps, out = (kind, False, np.array([0, 4], np.intp), 4), (y, None, 0)
+    noise = np.ones((4, H), np.float32), 0.5, False, 7
+    whole: dict[str, Any] = {"gains": [gain, gain, unit, unit], "norm": norm, "h_met": part, "noise": noise}
+
+    def run(gains: list[Any], norm: Any, h_met: Any, noise: Any) -> None:
+        its, tape = [*weights, *gains], (gates, part, c, norm, h_met)
+        _kernels.recurrent_forward(steps, its, x, tape, out, (part, c), take, noise)
+        limits = 1.0, None, None
+        _kernels.recurrent_backward(steps, (its, its), (x, None, False), tape, out, (part, c), limits, take, noise)
+
+    run(**whole)
+    wrong: list[dict[str, Any]] = [{"gains": [gain, None, unit, unit]}, {"gains": [None] * 4}, {"gains": [gain, gain]}]
+    some: Any = None if has_cell else np.ones(H, np.float32)
+    wrong += [{"gains": [gain, gain, *other]} for other in ((some, unit), (unit, some), (some, some))]
+    wrong += [{"gains": [gain[:2], gain, unit, unit]}, {"norm": None}, {"norm": norm[:1, :64].copy()}, {"h_met": None}]
+    wrong += [{"noise": None}, {"noise": (None, 0.5, False, 7)}, {"noise": (noise[0], 1.5, False, 7)}]
+    wrong += [{"noise": (noise[0][:1], 0.5, False, 7)}, {"noise": (noise[0], np.nan, False, 7)}]
+    for change in wrong:
+        with pytest.raises(ValueError, match=r"^kernel argument: "):
+            run(**whole | change)
+    with pytest.raises(ValueError, match=r"^kernel argument: "):
+        _kernels.recurrent_forward(steps, weights, x, (None,) * 3, out, (part, c), take, noise)
