@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # The long form of tests that a suite of a minute has no time for; the quick form runs otherwise.
 LONG = os.environ.get("GRADCORE_LONG") == "1"
+
+# Bridges, and the libraries that they meet. Where one is missing, its bridge has no doctests.
+BRIDGES = {"torch": "torch"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out the bridges whose libraries are missing."""
+    missing = [bridge for bridge, library in BRIDGES.items() if find_spec(library) is None]
+    package = Path(gradcore.__file__).parent
+    config.option.ignore = [*(config.option.ignore or []), *(str(package / bridge) for bridge in missing)]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -28,9 +28,15 @@ OFF_FOR_MEMBERS = OFF | {"EX01"}
 
 def public_modules() -> list[ModuleType]:
     """The package, and all modules and folders below it whose path has no underscore, but for those that only hold a
-    docstring."""
+    docstring. Bridges to other libraries only where these are installed."""
     names = [name for _, name, _ in pkgutil.walk_packages(gradcore.__path__, "gradcore.") if "._" not in name]
-    modules = [gradcore, *map(importlib.import_module, names)]
+    modules = [gradcore]
+    for name in names:
+        try:
+            modules.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            if (error.name or "gradcore").partition(".")[0] == "gradcore":
+                raise
     return [module for module in modules if hasattr(module, "__all__") or not is_bare(module)]
 
 

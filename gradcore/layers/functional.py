@@ -21,7 +21,7 @@ from gradcore._base.memory import ALIGNMENT, Pool
 from gradcore.layers.cell import Cell, Parts
 from gradcore.layers.ragged import _Batch, laid_out
 
-__all__ = ["Gradients", "Noise", "Rows", "Trace", "Weights", "back", "dropped", "packed_state", "run"]
+__all__ = ["Gradients", "Noise", "Rows", "Trace", "Weights", "back", "dropped", "packed_state", "run", "trace_columns"]
 
 Weights = Sequence[list[Array | None]]
 
@@ -122,15 +122,55 @@ class _Layout(NamedTuple):
     """How the kernels of an instruction set lay out a tape."""
 
     isa: str
+    line: int  # the elements of a cache line, on which each part begins
     gates: int  # the elements of a row
     state: int
     norm: int
     lanes: int  # how many units stand together in a row of the gates
 
+    def places(self, S: Any, has_c: bool, layer_norm: bool = False, masked: bool = False) -> tuple[Any, ...]:
+        """Return where h, c, norm and h_met of S rows begin after the gates, and where the whole ends."""
+        places = [0]
+        for width in (self.gates, self.state, has_c * self.state, layer_norm * self.norm, masked * self.state):
+            places.append(places[-1] + (S * width + self.line - 1) // self.line * self.line)
+        return tuple(places[1:])
+
 
 @cache
 def _layout(dtype: np.dtype[Any], kind: int, H: int) -> _Layout:
-    return _Layout(_kernels.isa(), *_kernels.tape_layout(dtype, kind, H))
+    return _Layout(_kernels.isa(), ALIGNMENT // dtype.itemsize, *_kernels.tape_layout(dtype, kind, H))
+
+
+def trace_columns(cell: Cell, S: Any, H: int, dtype: np.dtype[Any]) -> Any:
+    """Return the columns of `Trace.whole` for S rows, without layer norm and noise.
+
+    Parameters
+    ----------
+    cell : Cell
+        The row of the table of cells.
+    S : int
+        The sum of the lengths; also a symbol.
+    H : int
+        The number of hidden units.
+    dtype : dtype
+        The dtype of all arrays, float32 or float64.
+
+    Returns
+    -------
+    int
+        The number of columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradcore.layers.cell import CELLS
+    >>> from gradcore.layers.functional import run, trace_columns
+    >>> weights = [[np.ones((1, 1)), np.full((1, 1), 0.5), None, None]]
+    >>> y, state, trace = run(CELLS["rnn_relu"], weights, np.ones((3, 1, 1)))
+    >>> trace.whole.shape[1] == trace_columns(CELLS["rnn_relu"], 3, 1, np.dtype(float))
+    True
+    """
+    return _layout(dtype, cell.kind, H).places(S, len(cell.states) > 1)[-1]
 
 
 class Trace:
@@ -159,6 +199,13 @@ class Trace:
         Whether there is layer norm.
     noise : sequence of Noise, optional
         The noise of each layer and direction.
+    whole : ndarray, (n, columns), optional
+        The memory of another trace of the same shapes; borrowed from the pool by default.
+
+    Attributes
+    ----------
+    whole : ndarray, (n, columns)
+        The memory of `arrays`.
 
     Examples
     --------
@@ -182,6 +229,7 @@ class Trace:
         pool: Pool,
         layer_norm: bool = False,
         noise: Sequence[Noise] | None = None,
+        whole: Array | None = None,
     ) -> None:
         self.cell, self.batch, self.num_directions, self.hidden_size, self.dtype = cell, batch, num_directions, H, dtype
         self.inputs: list[Array] = []
@@ -190,22 +238,22 @@ class Trace:
         self._arrays: list[Rows] = []
         self._pool = pool
         layout = self._layout = _layout(dtype, cell.kind, H)
-        S, line = batch.n_rows, ALIGNMENT // dtype.itemsize
-        h_at = -(-S * layout.gates // line) * line  # where the parts of each begin
-        c_at = h_at - (-S * layout.state // line) * line
-        has_c = len(cell.states) > 1
-        norm_at = 2 * c_at - h_at if has_c else c_at
-        met_at = norm_at + layer_norm * (-(-S * layout.norm // line) * line)
+        S, has_c = batch.n_rows, len(cell.states) > 1
         masked = noise is not None and noise[0].mask is not None
-        whole = pool.empty((n, met_at + masked * (c_at - h_at)), dtype)  # comes back when its last view is gone
+        h_at, c_at, norm_at, met_at, end = layout.places(S, has_c, layer_norm, masked)
+        # borrowed memory comes back when its last view is gone
+        self.whole = pool.empty((n, end), dtype) if whole is None else whole
         for k in range(n):
-            own = whole[k]
+            own = self.whole[k]
             gates = own[: S * layout.gates].reshape(S, layout.gates)
             h = own[h_at : h_at + S * layout.state].reshape(S, layout.state)
             c = own[c_at : c_at + S * layout.state].reshape(S, layout.state) if has_c else None
             norm = own[norm_at : norm_at + S * layout.norm].reshape(S, layout.norm) if layer_norm else None
             h_met = own[met_at : met_at + S * layout.state].reshape(S, layout.state) if masked else None
             self._arrays.append(Rows(gates, h, c, norm, h_met))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "whole"}  # a pickle has its parts
 
     @property
     def arrays(self) -> list[Rows]:
@@ -258,8 +306,8 @@ class Gradients(NamedTuple):
 
     Parameters
     ----------
-    dx : ndarray, (T, B, I)
-        The gradient with respect to x.
+    dx : ndarray, like x, or None
+        The gradient with respect to x, unless it was not asked for.
     dstate : tuple of ndarray, (L*D, B, H)
         Those with respect to the parts of the initial state.
     dh_norm : ndarray of float64, (L*D, S)
@@ -280,7 +328,7 @@ class Gradients(NamedTuple):
     (array([[0.25, 0.5 , 1.  ]]), array([0.125]))
     """
 
-    dx: Array
+    dx: Array | None
     dstate: Parts
     dh_norm: Array
     dc_norm: Array | None
@@ -340,8 +388,7 @@ def run(
     weights: Weights,
     x: Array,
     state: Parts | None = None,
-    lengths: Array | None = None,
-    reset: Array | None = None,
+    batch: _Batch | None = None,
     *,
     num_directions: int = 1,
     draw_mask: Callable[[tuple[int, int]], Array] | None = None,
@@ -357,14 +404,12 @@ def run(
         The row of the table of cells.
     weights : sequence of list of ndarray
         ``[w_ih (G*H, I_l), w_hh (G*H, H), b_ih (G*H,), b_hh (G*H,)]`` of each layer and direction.
-    x : ndarray, (T, B, I)
+    x : ndarray, (T, B, I), or (S, I) where the layout is that of packed rows
         The sequences. If it is contiguous, `back` reads it in place.
     state : tuple of ndarray, (L*D, B, H), optional
         The parts of the initial state, which are not changed; zeros by default.
-    lengths : ndarray of int, (B,), optional
-        The length of each sequence, T by default.
-    reset : ndarray of bool, (T, B), optional
-        Where a sequence is cut before a step: the state is zero there, and no gradient passes.
+    batch : object, optional
+        The layout of the sequences; by default all have T steps.
     num_directions : {1, 2}
         D, the number of directions.
     draw_mask : callable, optional
@@ -379,7 +424,7 @@ def run(
 
     Returns
     -------
-    y : ndarray, (T, B, D*H)
+    y : ndarray, (T, B, D*H), or (S, D*H)
         The outputs of the last layer, zero past each sequence's end.
     state : tuple of ndarray, (L*D, B, H)
         The parts of the final state.
@@ -402,11 +447,11 @@ def run(
     array([[3.]])
     """
     pool = Pool() if pool is None else pool
-    (T, B, _), D, n = x.shape, num_directions, len(weights)
+    D, n = num_directions, len(weights)
     w_hh = weights[0][1]
     assert w_hh is not None
     H, dtype = w_hh.shape[1], x.dtype
-    batch = laid_out(T, B, lengths, reset, pool)
+    batch = laid_out(x.shape[0], x.shape[1], None, None, pool) if batch is None else batch
     states = packed_state(cell, state, batch, D, (n, H), dtype, final=False)
     drawn = None if noise is None else [noise((batch.width, H)) for _ in weights]
     trace = Trace(cell, batch, n, D, H, dtype, pool, len(weights[0]) > 4, drawn) if keep else None
@@ -430,7 +475,7 @@ def run(
             its = None if drawn is None else drawn[k]
             pool.give(_kernels.recurrent_forward(steps, weights[k], rows, tape, out, hc, pool.take, its))
         rows = y
-    return rows.reshape(T, B, D * H), batch.unsort(states, D, final=True), trace
+    return rows.reshape(*x.shape[:-1], D * H), batch.unsort(states, D, final=True), trace
 
 
 def back(
@@ -442,6 +487,7 @@ def back(
     *,
     step_clip: float = math.inf,
     turn: Turn | None = None,
+    needs_dx: bool = True,
 ) -> Gradients:
     """Propagate the gradient back through time, and add dL/d(weights) to `grads`.
 
@@ -455,7 +501,7 @@ def back(
         Arrays like the weights, which are added to.
     trace : Trace
         What `run` returned.
-    dy : ndarray, (T, B, D*H)
+    dy : ndarray, like y
         The gradient with respect to y.
     dstate : tuple of ndarray, (L*D, B, H), optional
         That with respect to the parts of the final state, which are not changed; zeros by default.
@@ -463,6 +509,8 @@ def back(
         The limit to which each sequence's dL/dh_t is rescaled while it is propagated.
     turn : Turn, optional
         Whose lock is held while something is added to `grads`.
+    needs_dx : bool
+        Whether to compute the gradient with respect to x.
 
     Returns
     -------
@@ -488,10 +536,10 @@ def back(
     dstates = packed_state(cell, dstate, batch, D, (n, H), trace.dtype, final=True)
     dh_norm = np.zeros((n, batch.n_rows))
     dc_norm = np.zeros((n, batch.n_rows)) if len(dstates) > 1 else None
-    d_rows, y_at = dy.reshape(batch.T * batch.B, D * H), batch.rows
+    d_rows, y_at = dy.reshape(-1, D * H), batch.rows
     for layer in reversed(range(n // D)):
         rows = trace.inputs[layer]
-        dx = pool.empty(rows.shape, trace.dtype)
+        dx = pool.empty(rows.shape, trace.dtype) if layer or needs_dx else None
         for direction in range(D):
             k = layer * D + direction
             steps = cell.kind, direction == 1, batch.offsets, batch.width
@@ -503,7 +551,6 @@ def back(
             with turn.lock:
                 work = _kernels.recurrent_backward(steps, its, ins, arrays[k], out, hc, limits, pool.take, noise)
             pool.give(work)
-        if layer and trace.masks:
-            dx = dropped(dx, trace.masks[layer - 1])
-        d_rows, y_at = dx, None
-    return Gradients(batch.unpack(d_rows), batch.unsort(dstates, D), dh_norm, dc_norm)
+        if dx is not None:
+            d_rows, y_at = dropped(dx, trace.masks[layer - 1]) if layer and trace.masks else dx, None
+    return Gradients(batch.unpack(d_rows) if needs_dx else None, batch.unsort(dstates, D), dh_norm, dc_norm)

@@ -79,6 +79,10 @@ class _Batch:
             _kernels.copy_rows(rows, None, padded, np.arange(self.n_rows) if self.rows is None else self.rows)
         return padded.reshape(self.T, self.B, F)
 
+    def in_time(self, rows: Array) -> Array:
+        """(S, F) -> (T, B, F) with the sequences in the caller's order, zero past each one's end"""
+        return self.unpack(rows)
+
     def sort(self, state: Array, num_directions: int, *, final: bool = False) -> Array:
         """Return a copy, (L*D, width, H), of initial or final states with the sequences in packed order."""
         return state.copy() if self.order is None else state.take(self.order, axis=1)
@@ -104,6 +108,40 @@ class _Batch:
     def cuts_of(self, b: int) -> Array:
         """Return the steps of sequence b before which the state is set to zero."""
         return np.empty(0, np.intp)
+
+
+class _PackedBatch(_Batch):
+    """Take rows as they lie: x and y are (S, F), and the caller has packed them, the longest sequence first.
+
+    States are in the order of the rows too. Row i of a step belongs to the caller's sequence ``order[i]``, or to
+    sequence i if `order` is None.
+    """
+
+    def __init__(self, batch_sizes: Array, order: Array | None, pool: Pool) -> None:
+        super().__init__(len(batch_sizes), int(batch_sizes.max(initial=0)), None, pool)
+        self.offsets = np.concatenate([[0], np.cumsum(batch_sizes)]).astype(np.intp)
+        self.n_rows = int(self.offsets[-1])
+        self._packed_order = order
+
+    def pack(self, x: Array) -> Array:
+        """(S, F) -> (S, F)"""
+        return x
+
+    def padded(self, F: int, dtype: np.dtype[Any]) -> Array:
+        """Return (S, F); the caller fills all rows."""
+        return self._pool.empty((self.n_rows, F), dtype)
+
+    def unpack(self, rows: Array) -> Array:
+        """(S, F) -> (S, F)"""
+        return rows
+
+    def in_time(self, rows: Array) -> Array:
+        """(S, F) -> (T, B, F) with the sequences in the caller's order, zero past each one's end"""
+        lengths = (np.arange(self.B)[:, None] < np.diff(self.offsets)).sum(axis=1)
+        padded = _Batch(self.T, self.B, lengths, self._pool).unpack(rows)
+        if self._packed_order is None:
+            return padded
+        return padded.take(np.argsort(self._packed_order), axis=1)
 
 
 class _CutBatch(_Batch):

@@ -25,7 +25,7 @@ from gradcore._base.memory import Pool
 from gradcore.layers.cell import Cell, Parts
 from gradcore.layers.functional import Noise, Trace, back, run
 from gradcore.layers.layer import Layer, Sequences
-from gradcore.layers.ragged import _Batch
+from gradcore.layers.ragged import _Batch, laid_out
 from gradcore.layers.recurrent_tape import RecurrentTape, State
 from gradcore.layers.tangent import Moved, back_tangent, run_tangent
 from gradcore.layers.telemetry import Telemetry
@@ -304,7 +304,7 @@ class Recurrent(Layer):
         if self.zoneout or self.recurrent_dropout:
             noise = self._draw_noise if trains else self._mean_noise
         y, final, trace = run(
-            self.cell, self._params.lists(self._names), x, parts, ends, cuts,
+            self.cell, self._params.lists(self._names), x, parts, laid_out(T, B, ends, cuts, self._pool),
             num_directions=self.num_directions, draw_mask=self._draw_mask if self.dropout and trains else None,
             noise=noise, keep=keep, pool=self._pool,
         )  # fmt: skip
@@ -392,6 +392,7 @@ class Recurrent(Layer):
             tape.given = dy, dstate, step_clip
         tape.dstate = self._as_state(found.dstate)
         tape.telemetry = Telemetry(batch, self.num_directions, clip, found.dh_norm, found.dc_norm)
+        assert found.dx is not None
         return self._turned(found.dx)
 
     def forward_tangent(self, tape: RecurrentTape, x_dot: Array) -> tuple[Array, Moved]:

@@ -56,7 +56,7 @@ class Telemetry:
         self._dh, self._dc = dh, dc  # (L*D, S)
 
     def _padded(self, norms: Array) -> Array:
-        padded: Array = self._batch.unpack(np.ascontiguousarray(norms.T)).transpose(2, 0, 1)
+        padded: Array = self._batch.in_time(np.ascontiguousarray(norms.T)).transpose(2, 0, 1)
         return padded
 
     @cached_property

@@ -9,8 +9,10 @@ import pytest
 
 import gradcore
 from gradcore import reference
+from gradcore._base.memory import Pool
 from gradcore.layers.cell import CELLS
 from gradcore.layers.functional import back, run
+from gradcore.layers.ragged import laid_out
 
 T, B, I, H = 6, 4, 3, 5
 
@@ -52,8 +54,8 @@ def test_run_and_back_are_the_layer_bit_for_bit(
     dx = layer.backward(tape, dy, public[1], step_clip=1.5)
 
     weights, grads = blocks(layer, layer.params), blocks(layer, twin.grads)
-    ends = None if lengths is None else np.array(lengths)
-    found_y, final, trace = run(cell, weights, x, state, ends, num_directions=D, draw_mask=twin._draw_mask)
+    batch = laid_out(T, B, None if lengths is None else np.array(lengths), None, Pool())
+    found_y, final, trace = run(cell, weights, x, state, batch, num_directions=D, draw_mask=twin._draw_mask)
     assert trace is not None
     found = back(weights, grads, trace, dy, dstate, step_clip=1.5)
     assert np.array_equal(found_y, y)

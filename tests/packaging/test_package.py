@@ -31,7 +31,7 @@ FLOORS = [
     {"training"},
     {"diagnosis", "viewer"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "torch"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
