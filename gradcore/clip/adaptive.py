@@ -75,8 +75,8 @@ def clip_grad_units_(
     r"""Clip each unit's gradient in place relative to the norm of its parameters: adaptive gradient clipping (AGC).
 
     If :math:`\|G_i\| > \lambda \max(\|W_i\|, \epsilon)`, unit i gets :math:`G_i \leftarrow \lambda \max(\|W_i\|,
-    \epsilon)\, G_i / \|G_i\|`; all other units keep their exact bits [1]_. A unit is an index along `axis`. In an array
-    with fewer than two dimensions each entry is a unit.
+    \epsilon)\, G_i / \|G_i\|`; all other units keep their exact bits [1]_. A unit is an index along `axis`; a vector,
+    such as a bias, is one unit.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def clip_grad_units_(
 
     Notes
     -----
-    The authors' code takes a vector as one unit, and leaves out the last layer of a network.
+    The authors leave out the last layer of a network: pass the pairs of the others.
 
     References
     ----------
@@ -142,7 +142,7 @@ def clip_grad_units_(
     if position is not None:
         if nonfinite == "raise":
             raise nonfinite_error(f"gradient of {labels[place]}", grads[place][position], position, n_nan, n_inf)
-        worst = keys[place], position[axis if len(position) > 1 else 0] if position else 0
+        worst = keys[place], position[axis] if len(position) > 1 else 0
         if nonfinite == "skip":
             return UnitClip(by_key(keys, counts), math.nan if n_nan else math.inf, worst, n_nan, n_inf, True)
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
@@ -185,7 +185,7 @@ class AdaptiveClip(Hook):
     >>> optimizer, agc = gradcore.optim.SGD(model, lr=1.0), gradcore.AdaptiveClip(0.01)
     >>> history = gradcore.fit(model, [batch], gradcore.losses.mse, optimizer, epochs=1, hooks=[agc])
     >>> agc.last.n_clipped
-    {'weight': 2, 'bias': 2}
+    {'weight': 2, 'bias': 1}
     """
 
     def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3, axis: int = 0) -> None:
@@ -233,16 +233,12 @@ def _nonfinite(arrays: list[Array]) -> tuple[int, int, int, tuple[int, ...] | No
 
 def _by_unit(a: Array, axis: int) -> tuple[Array, Array]:
     """Return the array with its units first, and as contiguous rows, copied if its layout requires it."""
-    first = a if a.ndim < 2 else np.moveaxis(a, axis, 0)
-    n = first.shape[0] if a.ndim else 1
-    return first, contiguous(first).reshape(n, math.prod(first.shape[1:]))
+    first = a.reshape(1, -1) if a.ndim < 2 else np.moveaxis(a, axis, 0)
+    return first, contiguous(first).reshape(first.shape[0], math.prod(first.shape[1:]))
 
 
 def _norms(rows: Array) -> tuple[Array, Array]:
     """Return root and unit of the norm of each row's finite entries; their product may overflow float64."""
-    if rows.shape[1] == 1:  # a vector: there may be a million rows
-        root = np.abs(rows[:, 0], dtype=np.float64)
-        return np.where(np.isfinite(root), root, 0.0), np.ones(len(rows))
     each = _kernels.norm(list(rows), 2.0)[-1]
     return each[:, 2], each[:, 3]
 
@@ -260,15 +256,11 @@ def _clip_array(weight: Array, grad: Array, factor: float, least: float, axis: i
     bad = ~np.isfinite(rows).all(axis=1)
     if not (cut.any() or bad.any()):
         return 0, ratios
-    if rows.shape[1] == 1:
-        rows[cut, 0] = np.copysign(limits[cut], rows[cut, 0])
-        rows[bad] = 0
-    else:
-        touched = np.flatnonzero(cut | bad)
-        factors = np.ones((len(touched), 2))
-        for i, j in enumerate(touched):
-            if cut[j]:
-                factors[i] = coefficient(float(limits[j]), float(root[j]), float(unit[j]))[1:]
-        _kernels.scale([rows[j] for j in touched], factors)
+    touched = np.flatnonzero(cut | bad)
+    factors = np.ones((len(touched), 2))
+    for i, j in enumerate(touched):
+        if cut[j]:
+            factors[i] = coefficient(float(limits[j]), float(root[j]), float(unit[j]))[1:]
+    _kernels.scale([rows[j] for j in touched], factors)
     _kernels.together(copies_back([rows.reshape(first.shape)], [first]))
     return int(cut.sum()), ratios
