@@ -1,4 +1,4 @@
-# The jobs of continuous integration, each also by itself; they need: pip install -e ".[test]", and `peers` PyTorch as well.
+# The jobs of continuous integration, each also by itself; they need: pip install -e ".[test]", and `peers` the extra `peers` as well.
 # A job whose name is a marker of pytest runs the tests that `pytest` alone leaves out.
 JOBS = lint test isa blas c leaks wheel browser peers
 .PHONY: all $(JOBS) docstrings

@@ -28,7 +28,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 LONG = os.environ.get("GRADCORE_LONG") == "1"
 
 # Bridges, and the libraries that they meet. Where one is missing, its bridge has no doctests.
-BRIDGES = {"torch": "torch"}
+BRIDGES = {"onnx": "onnx", "torch": "torch"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +43,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Make `pytest -m peers` fail where a comparison is skipped: whoever asks for them has to have PyTorch."""
     report = yield
     if report.skipped and item.config.option.markexpr == "peers":
+        report.outcome, report.longrepr = "failed", f"skipped, although asked for: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Make `pytest -m peers` fail where a whole file is skipped because its library is missing."""
+    report = yield
+    if report.skipped and collector.config.option.markexpr == "peers":
         report.outcome, report.longrepr = "failed", f"skipped, although asked for: {report.longrepr}"
     return report
 

@@ -31,7 +31,7 @@ FLOORS = [
     {"training"},
     {"diagnosis", "viewer"},
     {"cli"},
-    {"__main__", "torch"},
+    {"__main__", "onnx", "torch"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -112,7 +112,7 @@ def test_other_attributes_are_missing() -> None:
 
 def test_import_loads_no_optional_package() -> None:
     optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "hypothesis", "pytest")
-    optional += ("bokeh", "duckdb", "openpyxl", "charset_normalizer")
+    optional += ("bokeh", "duckdb", "openpyxl", "charset_normalizer", "onnx")
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -175,6 +175,11 @@ def test_no_flag_that_ships_what_only_this_machine_runs() -> None:
     assert not re.search(r"march=native|ffast-math|Ofast", code)
 
 
+def peers_of(code: str) -> list[str]:
+    """The libraries that an example needs besides what the tests need."""
+    return re.findall(r"^import (torch|onnxruntime)\b", code, flags=re.M)
+
+
 class TestPages:
     """The pages of the project: README.md, docs/ and what lies beside them."""
 
@@ -189,14 +194,14 @@ class TestPages:
     @pytest.mark.parametrize(
         "code",
         [
-            pytest.param(code, id=f"{page.stem}-{i}", marks=[pytest.mark.peers] if "import torch" in code else [])
+            pytest.param(code, id=f"{page.stem}-{i}", marks=[pytest.mark.peers] if peers_of(code) else [])
             for page in pages
             for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S))
         ],
     )
     def test_an_example_runs_as_printed(self, code: str, tmp_path: Path) -> None:
-        if "import torch" in code:
-            pytest.importorskip("torch")
+        for peer in peers_of(code):
+            pytest.importorskip(peer)
         words, env = [sys.executable, "-W", "error", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
         run = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
         assert run.returncode == 0, run.stderr
