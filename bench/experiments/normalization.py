@@ -71,6 +71,11 @@ at {LR:g} on a function of eight numbers, clipped at 1; the loss is in units of 
 constant. Median of {results["seeds"]} seeds, and the extremes.
 
 {table(header, rows)}
+
+In wide layers batch norm lets the squared norm of a gradient grow by pi / (pi - 1) in each layer, whatever the gain
+(Yang et al., "A mean field theory of batch normalization", 2019): {DEPTH} layers multiply the norm by
+{(math.pi / (math.pi - 1)) ** (DEPTH / 2):,.0f}. After layer norm and RMS norm the factor on the squared norm is 1, but
+for 1 or 2 of {WIDTH} directions. `meanfield.forecast` says so for a model of your own.
 """
 
 

@@ -128,6 +128,8 @@ class FeatureNorm(Normalization):
         The last axes of x.
     eps : float or None
         What is added to the variance or the mean square.
+    centered : bool
+        Whether the mean is taken out first.
 
     Examples
     --------
@@ -137,7 +139,7 @@ class FeatureNorm(Normalization):
     """
 
     eps: float | None
-    _centered: ClassVar[bool]
+    centered: ClassVar[bool]
 
     def __init__(
         self, normalized_shape: int | Sequence[int], names: Sequence[str], *, dtype: DTypeLike = np.float32
@@ -180,7 +182,7 @@ class FeatureNorm(Normalization):
         x = self.check("x", x, (..., *self._shape))
         y = self._pool.empty(x.shape, self.dtype)
         rows = (math.prod(x.shape[: -len(self._shape)]),)
-        mean = self._pool.empty(rows, np.dtype(np.float64)) if self._centered else None
+        mean = self._pool.empty(rows, np.dtype(np.float64)) if self.centered else None
         rstd = self._pool.empty(rows, np.dtype(np.float64))
         _kernels.row_norm_forward(x, *self._affine(), y, math.prod(self._shape), self.eps_used, mean, rstd)
         return y, Tape(self, y.shape, x, mean, rstd)
@@ -212,7 +214,7 @@ class FeatureNorm(Normalization):
         if mean is not None:
             normalized -= mean[:, None]
         normalized *= rstd[:, None]
-        moved = move(normalized, rstd[:, None], x_dot, self._gain(), centered=self._centered)
+        moved = move(normalized, rstd[:, None], x_dot, self._gain(), centered=self.centered)
         return self._shaped(moved.output().dot, x), moved
 
     def backward_tangent(self, tape: Tape, tangent: Normalized, dy: Array, dy_dot: Array) -> tuple[Array, Array]:
@@ -300,7 +302,7 @@ class LayerNorm(FeatureNorm):
     (array([-1.342, -0.447,  0.447,  1.342], dtype=float32), array([2., 2., 2., 2.], dtype=float32))
     """
 
-    _centered = True
+    centered = True
 
     def __init__(
         self,
@@ -349,7 +351,7 @@ class RMSNorm(FeatureNorm):
     (array([[0.2, 1.4]], dtype=float32), array([0.2, 1.4], dtype=float32))
     """
 
-    _centered = False
+    centered = False
 
     def __init__(
         self,

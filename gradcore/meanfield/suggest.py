@@ -20,12 +20,13 @@ GAINS = (1 / 64, 64.0)  # where `suggest_gain` looks
 def suggest_gain(layer: Any, x: Array, target: float = 0.0) -> float:
     """Find the factor on recurrent weights that makes gradients grow at a given rate on data.
 
-    With this factor on every weight_hh, `spectral.predict_growth` on x, over all its steps, gives the target rate. It
-    is found by doubling or halving from 1 on, between 1/64 and 64, and then by Brent's method on its logarithm. If
-    several factors do, it is one near 1. The layer is not changed; to apply the factor::
+    With this factor on every weight_hh, `spectral.predict_growth` on x, over all its steps, gives the target rate. With
+    layer norm, which divides by the size of what weight_hh makes, it is a factor on every norm_hh_weight. It is found
+    by doubling or halving from 1 on, between 1/64 and 64, and then by Brent's method on its logarithm. If several
+    factors do, it is one near 1. The layer is not changed; to apply the factor::
 
         for name in layer.params:
-            if name.startswith("weight_hh"):
+            if name.startswith("norm_hh_weight" if layer.layer_norm else "weight_hh"):
                 layer.params[name] *= factor
 
     Parameters
@@ -70,11 +71,12 @@ def suggest_gain(layer: Any, x: Array, target: float = 0.0) -> float:
     if not given.size:
         raise ValueError(f"x: expected at least 1 sample and 2 steps, got B = {given.shape[1]}, T = {len(given)}")
     horizon = len(given)
+    scaled = "norm_hh_weight" if layer.layer_norm else "weight_hh"
     lowest = wanted - 100.0  # instead of rates of -inf, which Brent's method cannot use
 
     def miss(log_factor: float) -> float:
         for name, weight in layer.params.items():
-            if name.startswith("weight_hh"):
+            if name.startswith(scaled):
                 trial.params[name][...] = weight * layer.dtype.type(math.exp(log_factor))
         return max(spectral.predict_growth(trial, x, horizon=horizon).rate, lowest) - wanted
 

@@ -211,6 +211,11 @@ def _fixed_point(step: Callable[[float], float]) -> float:
     return math.inf if excess > 0 else 0.0
 
 
+def correlated(values: Array, correlation: float) -> float:
+    """Return E[f(z) f(z')] of a function given at Z, for normal z and z' of this correlation, from 0 to 1."""
+    return float(np.polynomial.Polynomial(_hermite_squares(values))(correlation))
+
+
 def _hermite_squares(y: Array) -> Array:
     """Return (SERIES,) squared Hermite coefficients of a function at Z, normalized; the last one has the rest."""
     before, now, squares = np.zeros_like(Z), np.ones_like(Z), []

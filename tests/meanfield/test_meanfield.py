@@ -401,16 +401,126 @@ def test_pre_norm_grows_as_a_power_of_depth_and_not_exponentially() -> None:
 
 
 def test_blocks_that_the_theory_does_not_cover() -> None:
-    with pytest.raises(TypeError, match=r"model: expected a linear layer in the branch of the Residual at 1, got none"):
-        meanfield.forecast(gradcore.Sequential(gradcore.Linear(3, 3), gradcore.Residual(gradcore.Tanh())))
-    with pytest.raises(TypeError, match=r"model: expected linear layers, .*, got BatchNorm at 0"):
-        meanfield.forecast(gradcore.Sequential(gradcore.BatchNorm(3)))
+    bias = gradcore.LayerNorm(3)
+    bias.params["bias"][...] = 1
+    for layer, name in ((gradcore.BatchNorm(3), "BatchNorm"), (bias, "LayerNorm")):
+        block = gradcore.Residual(gradcore.Tanh(), gradcore.Residual(layer))
+        with pytest.raises(TypeError, match=rf"linear layer in the residual branch with the {name} at 1\.1\.0, "):
+            meanfield.forecast(gradcore.Sequential(gradcore.Linear(3, 3), block))
+    with pytest.raises(TypeError, match=r"model: expected linear layers, .*, got LastStep at 0"):
+        meanfield.forecast(gradcore.Sequential(gradcore.LastStep()))
+    alike = gradcore.Sequential(gradcore.Linear(3, 3, bias=False), gradcore.BatchNorm(3, 0.0))
+    with pytest.raises(ValueError, match="model: expected an input of 1 with some variance, got none"):
+        meanfield.forecast(alike, np.ones((5, 3)))
     with pytest.raises(ValueError, match="model: expected an input of 0 with some variance, got none"):
         meanfield.forecast(gradcore.Sequential(gradcore.RMSNorm(3, 0.0)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 3\)"):
         meanfield.forecast(gradcore.Residual(gradcore.LayerNorm(3), gradcore.Linear(3, 3)), np.ones((2, 4)))
     alone = meanfield.forecast(gradcore.LayerNorm(10, bias=False))
     assert alone.layers[0].chi == pytest.approx(0.8, rel=1e-4)
+
+
+BATCH_NORM = {  # the growth of the squared norm a layer, by Yang et al., 2019
+    "relu": (gradcore.ReLU, math.pi / (math.pi - 1)),
+    "identity": (gradcore.Identity, 1.0),
+    "leaky_relu": (lambda: gradcore.LeakyReLU(0.3), (1 + 0.09) / (1 + 0.09 - 0.49 / math.pi)),
+    "abs": (lambda: gradcore.LeakyReLU(-1.0), math.pi / (math.pi - 2)),
+}
+
+
+def normalized_by_batch(rng: np.random.Generator, gain: float, phi: Any, depth: int) -> Any:
+    return gradcore.Sequential(
+        *(layer for _ in range(depth) for layer in (normal_linear(rng, gain), gradcore.BatchNorm(N), phi()))
+    )
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+@pytest.mark.parametrize("name", BATCH_NORM)
+def test_growth_under_batch_norm_is_that_of_the_activation(name: str, gain: float) -> None:
+    """Whatever the weights and the input; eps is all that the scale changes."""
+    phi, want = BATCH_NORM[name]
+    model = normalized_by_batch(np.random.default_rng(0), gain, phi, 6)
+    for layer in model.layers[1::3]:
+        layer.eps = 0.0
+    rng = np.random.default_rng(1)
+    for x in (None, rng.standard_normal((100, N)), 5 + rng.standard_normal((100, N))):
+        steps = np.diff(meanfield.forecast(model, x).log_norm[1::3])  # from BatchNorm to BatchNorm
+        np.testing.assert_allclose(np.exp(-2 * steps[1:]), want, rtol=0.02)  # the weights drawn
+
+
+@pytest.mark.parametrize(("name", "depth"), [("relu", 12), ("identity", 4), ("tanh", 4)])
+def test_batch_norm_stacks(name: str, depth: int) -> None:
+    """Forward and back, samples that begin with much in common; the mean of two networks.
+
+    Without ReLU, samples come to lie in fewer directions from layer to layer, L / N of them, and variances scatter.
+    """
+    phi = {"tanh": gradcore.Tanh}.get(name) or BATCH_NORM[name][0]
+    rng, B, found = np.random.default_rng(0), 256, []
+    for _ in range(2):
+        model = normalized_by_batch(rng, 1.5, phi, depth)
+        for layer in model.layers[1::3]:
+            layer.params["weight"] += 0.3 * rng.standard_normal(N).astype(np.float32)
+            layer.params["bias"] += 0.3 * rng.standard_normal(N).astype(np.float32)
+        x = (1 + 0.5 * rng.standard_normal((B, N))).astype(np.float32)
+        told = meanfield.forecast(model, x)
+        y, tape = model.forward(x)
+        squares = [float(np.mean(its.kept[0] ** 2)) for its in tape.tapes[3::3]]  # what the linear layers read
+        model.backward(tape, rng.standard_normal(y.shape).astype(y.dtype))
+        found.append(
+            [
+                np.log(tape.d_norm / tape.d_norm[-1])[1::3] - told.log_norm[1::3],
+                np.log([*squares, np.mean(y**2)]) - np.log([layer.q for layer in told.layers[2::3]]),
+            ]
+        )
+    norms, q = np.mean(found, axis=0)
+    np.testing.assert_allclose(norms, 0, atol=0.1)
+    np.testing.assert_allclose(q, 0, atol=0.1)
+
+
+def test_batch_norm_of_50_layers_lets_gradients_grow_by_thousands() -> None:
+    """The first layer, whose input is not that of a ReLU, halves the squared norm; 49 multiply it by pi / (pi - 1)."""
+    told = meanfield.forecast(normalized_by_batch(np.random.default_rng(0), math.sqrt(2), gradcore.ReLU, 50))
+    assert told.verdict == "explodes"
+    assert told.log_norm[0] == pytest.approx((49 * math.log(math.pi / (math.pi - 1)) - math.log(2)) / 2, abs=0.05)
+
+
+PLAIN_BRANCHES: dict[str, Callable[[], list[Any]]] = {
+    "tanh": lambda: [gradcore.Tanh()],
+    "two activations": lambda: [gradcore.Tanh(), gradcore.ReLU()],
+    "norm": lambda: [gradcore.LayerNorm(N), gradcore.GELU()],
+    "a block within": lambda: [gradcore.RMSNorm(N), gradcore.Residual(gradcore.Sigmoid(), scale=2.0)],
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_BRANCHES)
+@pytest.mark.parametrize("scale", [1.0, -0.3])
+def test_residual_branches_without_weights(name: str, scale: float) -> None:
+    """A branch that is a function of each unit is no independent part of the sum."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(4):
+        model = gradcore.Sequential(
+            *(
+                layer
+                for _ in range(3)
+                for layer in (normal_linear(rng, 1.4), gradcore.Residual(*PLAIN_BRANCHES[name](), scale=scale))
+            )
+        )
+        x = rng.standard_normal((32, N)).astype(np.float32)
+        told = meanfield.forecast(model, x)
+        squares, log_norm = measured(model, x, rng)
+        found.append([log_norm - told.log_norm, np.log([1, *squares]) - np.log([1, *(own.q for own in told.layers)])])
+    norms, q = np.abs(np.mean(found, axis=0))
+    assert norms.max() < 0.05
+    assert q.max() < 0.1
+
+
+def test_activations_that_follow_each_other_share_their_units() -> None:
+    """A unit that one ReLU lets pass the next one lets pass, too."""
+    told = meanfield.forecast(gradcore.Sequential(gradcore.Linear(8, 8, rng=0), gradcore.ReLU(), gradcore.ReLU()))
+    assert [layer.chi for layer in told.layers[1:]] == [pytest.approx(0.5), pytest.approx(1.0)]
+    # a linear function of a block: one that is 3 v, whose squares are 9 times those of v
+    tripled = meanfield.forecast(gradcore.Residual(gradcore.Identity(), scale=2.0))
+    assert (tripled.layers[0].q, tripled.layers[0].chi) == (pytest.approx(9.0), pytest.approx(9.0))
 
 
 def test_forecast_refuses_what_it_cannot_answer() -> None:
@@ -504,6 +614,29 @@ def test_forecast_of_recurrent_layers(mode: str, seed: int, gain: float) -> None
         assert told.verdict == ("explodes" if measured_rate > 0 else "vanishes")
 
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "layer norm": {"layer_norm": True},
+    "zoneout": {"zoneout": 0.3},
+    "both": {"layer_norm": True, "zoneout": 0.2},
+}
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 2.0] if LONG else [2.0])
+@pytest.mark.parametrize("options", BESIDE)
+@pytest.mark.parametrize("mode", CELLS)
+def test_forecast_of_layer_norm_and_zoneout(mode: str, options: str, gain: float) -> None:
+    rng, x = np.random.default_rng(0), np.random.default_rng(1).standard_normal((100, 8, 4))
+    layer = CELLS[mode](4, H, dtype=np.float64, rng=3, **BESIDE[options])
+    weight = layer.params["weight_hh_l0"]
+    weight[...] = rng.standard_normal(weight.shape) * gain / math.sqrt(H)
+    for name, factor in (("norm_ih_weight_l0", 0.5), ("norm_hh_weight_l0", gain)):
+        if name in layer.params:
+            layer.params[name] *= factor
+    told = meanfield.forecast(layer, x)
+    scatter = 0.15 if mode == "RNN_RELU" else 0.04  # three times that of such layers
+    assert told.rate == pytest.approx(spectral.predict_growth(layer, x, horizon=100).rate, abs=scatter)
+
+
 @pytest.mark.parametrize("gain", [1.5, 2.0, 3.0])
 def test_followed_units_agree_with_the_closed_form(gain: float) -> None:
     layer = random_layer("RNN_TANH", H, gain, 0)
@@ -569,6 +702,16 @@ def test_suggested_gain_gives_the_rate(mode: str, target: float) -> None:
     np.testing.assert_array_equal(layer.flat_params, params)
     layer.params["weight_hh_l0"] *= factor
     assert spectral.predict_growth(layer, x, horizon=60).rate == pytest.approx(target, abs=0.002)
+
+
+@pytest.mark.parametrize("mode", CELLS)
+def test_suggested_gain_under_layer_norm_is_that_of_the_norm(mode: str) -> None:
+    x = np.random.default_rng(1).standard_normal((40, 8, 4))
+    layer = CELLS[mode](4, 32, dtype=np.float64, rng=0, layer_norm=True)
+    factor = meanfield.suggest_gain(layer, x, -0.2)
+    layer.params["norm_hh_weight_l0"] *= factor
+    jump = 5e-3 if mode == "RNN_RELU" else 1e-4  # of the rate, where a unit turns off
+    assert spectral.predict_growth(layer, x, horizon=40).rate == pytest.approx(-0.2, abs=jump)
 
 
 def test_suggested_gain_of_a_linear_layer_in_closed_form() -> None:
