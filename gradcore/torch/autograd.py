@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcore.torch.operators import compiled_sequences
 from gradcore.torch.passes import Grads, Plan, backward, forward
 
 __all__: list[str] = []  # for the package only
@@ -19,6 +20,8 @@ __all__: list[str] = []  # for the package only
 
 def sequences(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return y and the parts of the final state, with gradients where an input has."""
+    if torch.compiler.is_compiling():
+        return compiled_sequences(plan, x, *tensors)
     if torch._C._are_functorch_transforms_active():
         found = _TransformedForward.apply(plan, x, *tensors)
     elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
 from typing import Any
 
 import torch
@@ -75,6 +74,8 @@ class _Recurrent(torch.nn.RNNBase):
             The final state.
         """
         packed = isinstance(input, PackedSequence)
+        if packed and torch.compiler.is_compiling():
+            return _outside_the_graph(self, input, hx)
         x, sizes, order, inverse = input if packed else (input, None, None, None)
         state = () if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)
         weights = [getattr(self, name) for names in self._all_weights for name in names]
@@ -129,7 +130,7 @@ class _Recurrent(torch.nn.RNNBase):
             return "forward-mode differentiation"
         if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
             return "export"
-        if _get_current_dispatch_mode() is not None:
+        if not torch.compiler.is_compiling() and _get_current_dispatch_mode() is not None:
             return "dispatch mode"
         return "" if self._fits(x, sizes, state, weights) else "arguments"
 
@@ -155,7 +156,12 @@ class _Recurrent(torch.nn.RNNBase):
         return len(state) == (2 if self.mode == "LSTM" else 1) and all(part.shape == shape for part in state)
 
 
-@cache
+@torch.compiler.disable
+def _outside_the_graph(layer: _Recurrent, input: PackedSequence, hx: Any) -> Any:
+    """Return what the layer does where torch.compile breaks the graph: the number of sequences is a value, no shape."""
+    return layer.forward(input, hx)
+
+
 def _shapes(G: int, I: int, H: int, L: int, D: int, bias: bool) -> list[tuple[int, ...]]:
     """Return the shapes of the weights, in the order of their names."""
     biases = [(G * H,), (G * H,)] if bias else []

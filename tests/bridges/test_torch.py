@@ -629,6 +629,72 @@ class TestHabits:
             close(found[k], want[k], 1e-12)
 
 
+class TestCompile:
+    """torch.compile, which has a switch of its own for recurrent layers."""
+
+    @pytest.fixture(autouse=True)
+    def dynamo(self) -> Iterator[None]:
+        importlib.import_module("torch._dynamo").reset()
+        with torch._dynamo.config.patch(allow_rnn=True):
+            yield
+        torch._dynamo.reset()
+
+    @each_kind
+    @pytest.mark.parametrize("batch_first", [True, False])
+    def test_whole_with_states_dropout_and_frozen_weights(self, kind: str, batch_first: bool) -> None:
+        layer, _ = twins(kind, 3, 4, 2, bidirectional=True, dropout=0.3, batch_first=batch_first)
+        layer.bias_hh_l0.requires_grad_(False)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for T, reads_x in ((5, True), (7, False)):
+            x = torch.randn(2, T, 3, dtype=torch.float64)
+            x = (x if batch_first else x.transpose(0, 1)).requires_grad_(reads_x)
+            state = [torch.randn(4, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+            state = state if kind == "LSTM" else state[:1]
+            variables = [v for v in (x, *state, *layer.parameters()) if v.requires_grad]
+            found = []
+            for f in (compiled, layer):
+                torch.manual_seed(3)
+                outputs = flat(f(x, as_hx(kind, state)))
+                grads = torch.autograd.grad(sum(y.sin().sum() for y in outputs), variables)
+                found.append([*(y.detach() for y in outputs), *grads])
+                assert layer.telemetry.dh_norm.shape == (4, T)
+            close(*found, 1e-13)
+        assert not layer.fallbacks
+
+    @each_kind
+    def test_packed_sequences_break_the_graph(self, kind: str) -> None:
+        layer, _ = twins(kind, 3, 4)
+        packed = rnn.pack_sequence([torch.ones(n, 3, dtype=torch.float64) for n in (4, 2)])
+        compiled = torch.compile(layer, backend="aot_eager")
+        close(flat(compiled(packed)), flat(layer(packed)), 0)
+        assert not layer.fallbacks
+
+    @each_kind
+    def test_a_model_without_the_switch_breaks_the_graph(self, kind: str) -> None:
+        class Model(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer, self.head = getattr(bridge, kind)(3, 4), torch.nn.Linear(4, 1)
+
+            def forward(self, x: Any) -> Any:
+                return self.head(self.layer(x)[0])
+
+        model, x = Model(), torch.ones(5, 2, 3)
+        with torch._dynamo.config.patch(allow_rnn=False):
+            close([torch.compile(model, backend="aot_eager")(x)], [model(x)], 1e-6)
+        assert not model.layer.fallbacks
+
+    @each_kind
+    def test_operators(self, kind: str) -> None:
+        """PyTorch's own checks of operators: schema, fake tensors, gradients."""
+        operators = importlib.import_module("gradcore.torch.operators")
+        layer, _ = twins(kind, 3, 4, 2, bias=False)
+        x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+        arguments = (x, list(layer.parameters()), kind.lower().replace("rnn", "rnn_tanh"), 2, 1, False, 0, 0, 0)
+        found = torch.library.opcheck(operators._recurrent, arguments)
+        assert set(found.values()) == {"SUCCESS"}
+
+
 def test_without_torch_the_message_names_the_extra() -> None:
     code = "import sys; sys.modules['torch'] = None; import gradcore.torch"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
