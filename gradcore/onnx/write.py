@@ -361,7 +361,7 @@ class _Graph:
 
     def feature_norm(self, layer: FeatureNorm, prefix: str, x: str) -> str:
         axes = list(range(-len(layer.normalized_shape), 0))
-        if layer._centered:
+        if layer.centered:
             x = self.add("Sub", x, self.add("ReduceMean", x, axes=axes, keepdims=1))
         square = self.add("ReduceMean", self.add("Pow", x, self.number(2)), axes=axes, keepdims=1)
         deviation = self.add("Sqrt", self.add("Add", square, self.number(layer.eps_used)))
