@@ -43,8 +43,9 @@ def spread(values: Iterable[float]) -> str:
     numbers = np.asarray(list(values), np.float64)
     if numbers.size == 1:
         return cell(float(numbers[0]))
-    low, middle, high = np.sort(numbers)[[0, numbers.size // 2, -1]]  # NaN counts as the largest
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    ordered, half = np.sort(numbers), numbers.size // 2  # NaN counts as the largest
+    middle = ordered[[half - 1 + numbers.size % 2, half]].mean()
+    return f"{middle:.3g} ({ordered[0]:.3g} to {ordered[-1]:.3g})"
 
 
 def filled(text: str) -> str:
