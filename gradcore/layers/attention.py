@@ -211,18 +211,13 @@ class MultiheadAttention(Layer):
         steps = (*rows.steps, self.num_heads, causal)
         dmixed, dqkv, dx = self._empty(*mixed.shape), self._empty(*qkv.shape), self._empty(*x.shape)
         take, give, params, grads = self._pool.take, self._pool.give, self._params, self._grads
-        self._refuse_reentry()
-        try:
-            with self._adding.lock:
-                out, inner = params["out_proj.weight"], params["in_proj_weight"]
-                dout, dinner = grads["out_proj.weight"], grads["in_proj_weight"]
-                dout_bias, dinner_bias = grads.get("out_proj.bias"), grads.get("in_proj_bias")
-                give(_kernels.linear_backward(mixed, out, dy, dmixed, dout, dout_bias, rows.n, take))
-                give(_kernels.attention_backward(steps, qkv, mixed, largest, total, dmixed, dqkv, take))
-                give(_kernels.linear_backward(x, inner, dqkv, dx, dinner, dinner_bias, rows.n, take))
-        except BaseException:
-            self._drop_gradients()
-            raise
+        with self._adding_or_zero(), self._adding.lock:
+            out, inner = params["out_proj.weight"], params["in_proj_weight"]
+            dout, dinner = grads["out_proj.weight"], grads["in_proj_weight"]
+            dout_bias, dinner_bias = grads.get("out_proj.bias"), grads.get("in_proj_bias")
+            give(_kernels.linear_backward(mixed, out, dy, dmixed, dout, dout_bias, rows.n, take))
+            give(_kernels.attention_backward(steps, qkv, mixed, largest, total, dmixed, dqkv, take))
+            give(_kernels.linear_backward(x, inner, dqkv, dx, dinner, dinner_bias, rows.n, take))
         return dx
 
     def forward_tangent(self, tape: Tape, x_dot: Array) -> tuple[Array, tuple[Dual, Dual, Dual]]:

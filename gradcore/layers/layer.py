@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -462,15 +461,9 @@ class Layer:
         with self._adding.lock:
             self.flat_grads += other.flat_grads
 
-    @contextmanager
-    def _adding_or_zero(self) -> Iterator[None]:
+    def _adding_or_zero(self) -> _AddingOrZero:
         """Set the gradients to zero if what adds to them in this context does not reach its end."""
-        self._refuse_reentry()
-        try:
-            yield
-        except BaseException:
-            self._drop_gradients()
-            raise
+        return _AddingOrZero(self)
 
     def _refuse_reentry(self) -> None:
         """Raise if this thread is adding to the gradients already, before a backward pass has done anything."""
@@ -552,6 +545,22 @@ class Layer:
             elif repr(value) != repr(np.dtype(default).name if name == "dtype" else default):
                 written.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(written)})"
+
+
+class _AddingOrZero:
+    """What `Layer._adding_or_zero` returns; a generator would take longer than the backward pass of a small layer."""
+
+    __slots__ = ("_layer",)
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def __enter__(self) -> None:
+        self._layer._refuse_reentry()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._layer._drop_gradients()
 
 
 def _assign(name: str, flat: Array, values: Any) -> None:

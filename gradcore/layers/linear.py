@@ -137,13 +137,8 @@ class Linear(Layer):
         dx = self._pool.empty(x.shape, self.dtype)
         weight, dw, db = self._params["weight"], self._grads["weight"], self._grads.get("bias")
         n = math.prod(tape.shape[:-1])
-        self._refuse_reentry()
-        try:
-            with self._adding.lock:
-                work = _kernels.linear_backward(x, weight, dy, dx, dw, db, n, self._pool.take)
-        except BaseException:
-            self._drop_gradients()
-            raise
+        with self._adding_or_zero(), self._adding.lock:
+            work = _kernels.linear_backward(x, weight, dy, dx, dw, db, n, self._pool.take)
         self._pool.give(work)
         return dx
 

@@ -138,52 +138,11 @@ class Residual(Sequential):
         tape.kept = (self.scale,)
         return self._add(x, branch), tape
 
-    def backward(
-        self, tape: SequentialTape, dy: Array | None, dstate: Any = None, *, step_clip: float | None = None
-    ) -> Array:
-        """Return the gradient with respect to x, and add those of the parameters to `grads`.
-
-        It sets `tape.d_norm` and `tape.dstate`. If interrupted or out of memory, it resets `grads` to zero.
-
-        Parameters
-        ----------
-        tape : SequentialTape
-            The tape from this block's `forward`.
-        dy : ndarray or None
-            The gradient with respect to y; None for zeros, if `dstate` is given.
-        dstate : tuple, optional
-            The gradient with respect to the final state of each recurrent layer, in order; None for zeros.
-        step_clip : float, optional
-            The limit of each sequence's dL/dh_t, for the recurrent layers.
-
-        Returns
-        -------
-        ndarray
-            The gradient with respect to x, of the shape of x.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another dtype or shape than y, if the tape comes from another layer, or if no layer takes
-            `step_clip`.
-        RuntimeError
-            If a signal handler calls it in the middle of a backward pass of one of the layers.
-
-        Examples
-        --------
-        >>> import numpy as np, gradcore
-        >>> block = gradcore.Residual(gradcore.ReLU())
-        >>> y, tape = block.forward(np.float32([-1, 1]))
-        >>> block.backward(tape, np.float32([5, 5]))
-        array([ 5., 10.], dtype=float32)
-        """
-        self.check_tape(tape)
-        if dy is None:
-            return super().backward(tape, None, dstate, step_clip=step_clip)
+    def _backward(self, tape: SequentialTape, dy: Array, dstates: list[Any], given: dict[str, Any]) -> Array:
         (scale,) = tape.kept  # as it was in `forward`
         dy = self.check("dy", dy, tape.shape)
         scaled = dy if scale == 1 else self._sum(None, scale, dy)
-        return self._sum(dy, 1.0, super().backward(tape, scaled, dstate, step_clip=step_clip))
+        return self._sum(dy, 1.0, super()._backward(tape, scaled, dstates, given))
 
     def forward_tangent(self, tape: SequentialTape, x_dot: Array) -> tuple[Array, list[Any]]:
         """Return how the output changes when x moves in the direction of `x_dot`.

@@ -208,13 +208,9 @@ class VanishingGradientRegularizer(Hook):
                     if level:
                         below = below + delta @ layer.params[name_ih].astype(np.float64)
                 rows = below * trace.masks[level - 1] if level and trace.masks else below
-            try:
-                with layer._adding.lock:
-                    for name, gradient in gradients.items():
-                        layer.grads[name] += (self.weight * scale * gradient).astype(layer.dtype)
-            except BaseException:
-                layer._drop_gradients()
-                raise
+            with layer._adding_or_zero(), layer._adding.lock:
+                for name, gradient in gradients.items():
+                    layer.grads[name] += (self.weight * scale * gradient).astype(layer.dtype)
         tape.omega = omegas
         return float(omegas.sum())
 
