@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -15,7 +15,7 @@ from gradcore._base.files import DAMAGE
 from gradcore.layers import activations
 from gradcore.layers.layer import Layer
 from gradcore.layers.linear import Linear
-from gradcore.layers.normalization import RMSNorm
+from gradcore.layers.normalization import FeatureNorm, LayerNorm, RMSNorm
 from gradcore.layers.pooling import FinalState, LastStep, MeanPool
 from gradcore.layers.residual import Residual
 from gradcore.layers.sequential import Sequential
@@ -33,13 +33,13 @@ _FREE = (29, 31, 37, 41, 43)  # the sizes that axes without one get while elemen
 
 def model_of(proto: ModelProto) -> Layer:
     """Return the model of a chain of nodes."""
-    first: Refusal | None = None
-    for sizes in _guesses(proto.graph):
+    last = Refusal("the graph has no input")
+    for shapes in _guesses(proto.graph):
         try:
-            return _Reader(proto, sizes).model()
+            return _Reader(proto, shapes).model()
         except Refusal as refusal:
-            first = first or refusal
-    raise first or Refusal("the graph has no input")
+            last = refusal
+    raise last
 
 
 def _free_inputs(graph: Any) -> list[Any]:
@@ -53,31 +53,39 @@ def _dims(value: Any) -> list[int | str]:
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or f"{value.name}.{i}" for i, d in dims]
 
 
-def _guesses(graph: Any) -> Iterator[dict[str, int]]:
-    """Yield sizes of the axes that inputs leave free.
+def _guesses(graph: Any) -> Iterator[list[list[int]]]:
+    """Yield shapes of the inputs under which to follow the elements of x.
 
-    An axis of a state that has no name of its own can be either of the first two of x. Where y has a size on an axis
-    that x leaves free, as in files of PyTorch that unroll something over time, the graph is right for that size alone.
+    At first the axes of x before the features have sizes that no file has by chance: what is right for them is right
+    for any. But a graph may be right only for the sizes that it states, in x or, where that leaves an axis free, in y,
+    as in files of PyTorch that unroll something over time. An axis of a state that has no name of its own can be either
+    of the first two of x.
     """
     inputs = _free_inputs(graph)
     if not inputs:
         return
-    x, others = _dims(inputs[0]), list(itertools.chain.from_iterable(map(_dims, inputs[1:])))
-    free = dict(zip((n for n in x if isinstance(n, str)), _FREE, strict=False))
-    unnamed = [n for n in others if isinstance(n, str) and n not in free]
-    leading = [free.get(n, 0) if isinstance(n, str) else n for n in x[:2]]
-    for size in dict.fromkeys(reversed(leading)):
-        yield free | dict.fromkeys(unnamed, size)
+    x, *others = map(_dims, inputs)
+    n = len(x) - (inputs[0].type.tensor_type.elem_type in _REALS)
+    free = list(_FREE[:n])
+    stated = [a if isinstance(a, int) else size for a, size in zip(x, free, strict=False)]
+    guesses = [free, stated]
     y = _dims(graph.output[0])
-    fixed = {a: b for a, b in zip(x, y, strict=False) if isinstance(a, str) and isinstance(b, int)}
-    if fixed and all(a == b or a in fixed for a, b in zip(x[:-1], y[:-1], strict=False)):
-        yield free | fixed | dict.fromkeys(unnamed, leading[-1])
+    if len(y) == len(x) and all(isinstance(b, int) or a == b for a, b in zip(x[:n], y, strict=False)):
+        pairs = zip(x, y, stated, strict=False)
+        guesses.append([size if isinstance(a, int) or isinstance(b, str) else b for a, b, size in pairs])
+    for leading in [guess for i, guess in enumerate(guesses) if guess not in guesses[:i] and len(guess) == n]:
+        sizes = {name: size for name, size in zip(x, leading, strict=False) if isinstance(name, str)}
+        unnamed = {name for name in itertools.chain(*others) if isinstance(name, str)} - sizes.keys()
+        for size in dict.fromkeys(reversed(leading[:2])) if unnamed else (0,):
+            sizes |= dict.fromkeys(unnamed, size)
+            rest = [[sizes[a] if isinstance(a, str) else a for a in dims] for dims in others]
+            yield [[*leading, *(a if isinstance(a, int) else 0 for a in x[n:])], *rest]
 
 
 class _Reader:
     """Follow the elements of x through a graph, and note what happens to them."""
 
-    def __init__(self, proto: ModelProto, sizes: dict[str, int]) -> None:
+    def __init__(self, proto: ModelProto, shapes: list[list[int]]) -> None:
         self.graph, self.opset, self.sources = proto.graph, opset_of(proto), Sources()
         self.time: int | None = None  # which of x's axes is time
         self.lengths = ""  # the input that has them, if a layer takes any
@@ -89,8 +97,7 @@ class _Reader:
             kind not in _REALS and any(a is not None and a.dtype == np.float64 for a in self.values.values())
         )
         self.kind, self.dtype = kind, np.dtype(np.float64 if double else np.float32)
-        for i, value in enumerate(inputs):
-            shape = [sizes.get(n, 0) if isinstance(n, str) else n for n in _dims(value)]
+        for i, (value, shape) in enumerate(zip(inputs, shapes, strict=True)):
             if not shape or 0 in shape:
                 raise Refusal(f"{value.name}: expected an input of known rank with at least one element, got {shape}")
             role = "input" if i else "chain" if kind in _REALS else "integers"
@@ -278,19 +285,24 @@ class _Reader:
         """Return the source whose elements an array has, all of them, after the layer that chose some if need be."""
         array = value.array
         source = self.sources.of(array)
-        if source.role == "chain" and _holds(array, source.numbers) is not None:
+        whole = source.role == "chain" and _holds(array, source.numbers) is not None
+        if whole and array.ndim >= len(source.shape):  # of one step alone, the last one can be all
             return source, array
         if source.final is not None:
             chosen = source.final.transpose(1, 0, 2).reshape(source.final.shape[1], -1)
             place = _holds(array, chosen)
             if place is not None:
                 return self.after_pooling(source, chosen.shape, place, len(source.final) == 2)
-        if source.role == "chain" and len(source.shape) == 3 and self.time is not None and not self.lengths:
-            chosen = source.numbers.take(-1, axis=self.time)
-            place = _holds(array, chosen)
-            if place is not None:
-                return self.after_pooling(source, chosen.shape, place, False)
-        raise Refusal("expected all of an array, or the last step of each sequence; got another part of it")
+        if source.role == "chain" and len(source.shape) == 3 and not self.lengths:
+            for axis in (0, 1) if self.time is None else (self.time,):
+                chosen = source.numbers.take(-1, axis=axis)
+                place = _holds(array, chosen)
+                if place is not None:
+                    self.set_time(axis)
+                    return self.after_pooling(source, chosen.shape, place, False)
+        if not whole:
+            raise Refusal("expected all of an array, or the last step of each sequence; got another part of it")
+        return source, array
 
     def after_pooling(self, source: Source, shape: Any, place: Array, both: bool) -> tuple[Source, Array]:
         key = id(source), both
@@ -415,13 +427,11 @@ class _Reader:
             if parts.fits(number, n):
                 layer = parts.linear(last.layer.params["weight"], number)
                 return self.each(Step(tag(node), layer), self.before(source), array)
-        if op == "Mul" and isinstance(last.layer, RMSNorm) and not last.layer.elementwise_affine and number is not None:
-            n = last.layer.normalized_shape[0]
-            self.check_features(source, array, axis=array.ndim - 1, n=n)
-            if number.shape == (n,):
-                gained = RMSNorm(n, last.layer.eps, dtype=self.dtype)
-                gained.params["weight"] = number
-                return self.each(Step(tag(node), gained), self.before(source), array)
+        if isinstance(last.layer, FeatureNorm) and number is not None:
+            scaled = _scaled(last.layer, op, number)
+            if scaled is not None:
+                self.check_features(source, array, axis=array.ndim - 1, n=number.size)
+                return self.each(Step(tag(node), scaled), self.before(source), array)
         if number is not None and number.size != 1:
             raise Refusal("a constant array is not supported here")
         value = None if number is None else float(str(number.reshape(-1)[0]))  # the shortest decimal
@@ -462,20 +472,28 @@ class _Reader:
         elif node.op_type == "Mul" and _are(rest, "Div", "Erf", "Add") and _close(rest, math.sqrt(2), None, 1):
             step.op = "doubled GELU"
         elif _are(rest, "Pow", "ReduceMean", "Add", "Sqrt", *(["Reciprocal"] * (node.op_type == "Mul"))):
-            if rest[0].value != 2 or y.shape != (*x.shape[:-1], 1):
+            if rest[0].value != 2:
                 raise Refusal("is not supported")
-            self.check_features(x, its, axis=its.ndim - 1, n=x.shape[-1])
-            step.layer = RMSNorm(x.shape[-1], rest[2].value, elementwise_affine=False, dtype=self.dtype)
-            others = others - y.base
-            its_samples = self.samples(x, its)
-            if others.shape != its_samples.shape or (others != its_samples).any():
-                raise Refusal("joins elements of different samples")
+            self.check_samples(x, its, y, others)
+            centered = bool(x.steps) and x.steps[-1].op == "centered"
+            norm = LayerNorm if centered else RMSNorm
+            step.layer = norm(x.shape[-1], rest[2].value, elementwise_affine=False, dtype=self.dtype)
+            return self.each(step, self.before(x) if centered else x, its)
+        elif node.op_type == "Sub" and _are(rest, "ReduceMean"):
+            self.check_samples(x, its, y, others)
+            step.op = "centered"
             return self.each(step, x, its)
         else:
             raise Refusal("joins two values in a way that no layer does")
         if x.shape != y.shape or its.shape != others.shape or (its - x.base != others - y.base).any():
             raise Refusal("joins elements at different places")
         return self.each(step, x, its)
+
+    def check_samples(self, x: Source, its: Array, y: Source, others: Array) -> None:
+        """Raise unless the second array has one number for each sample of the first"""
+        self.check_features(x, its, axis=its.ndim - 1, n=x.shape[-1])
+        if not np.array_equal(others - y.base, self.samples(x, its)):
+            raise Refusal("joins elements of different samples")
 
     def mean(self, node: Any, inputs: list[Any]) -> Traced:
         given = attributes(node)
@@ -578,6 +596,23 @@ def _close(steps: Sequence[Step], *values: float | None) -> bool:
         value is None or math.isclose(step.value, value, rel_tol=1e-6)
         for step, value in zip(steps, values, strict=True)
     )
+
+
+def _scaled(norm: Any, op: str, number: Array) -> Layer | None:
+    """Return a norm with a weight, or with a bias, that it has not yet; None if the number is not one."""
+    (n,) = norm.normalized_shape
+    if number.shape != (n,) or op not in ("Mul", "Add"):
+        return None
+    if op == "Mul" and not norm.params:
+        options = {"bias": False} if isinstance(norm, LayerNorm) else {}
+        after = type(norm)(n, norm.eps, dtype=norm.dtype, **options)
+        after.params["weight"] = number
+        return cast(Layer, after)
+    if op == "Add" and isinstance(norm, LayerNorm) and list(norm.params) == ["weight"]:
+        with_bias = LayerNorm(n, norm.eps_used, dtype=norm.dtype)
+        with_bias.params["weight"], with_bias.params["bias"] = norm.params["weight"], number
+        return with_bias
+    return None
 
 
 _READERS: dict[str, Callable[[_Reader, Any, list[Any]], Traced]] = {

@@ -174,8 +174,11 @@ def torch_modules() -> dict[str, tuple[Any, Any, str]]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
-@pytest.mark.parametrize("name", ["all outputs", "last step", "final state", "text", "residual"])
+FILES = [(name, False) for name in ("all outputs", "last step", "final state", "text", "residual")]
+FILES += [(name, True) for name in ("all outputs", "residual")]  # each of which takes seconds
+
+
+@pytest.mark.parametrize(("name", "dynamo"), FILES)
 def test_files_of_pytorch(name: str, dynamo: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     module, inputs, want = torch_modules()[name]
@@ -433,6 +436,46 @@ def test_graphs_that_are_no_chain_of_layers(nodes: Any, n: Any) -> None:
     array = array.astype(np.float32) if array.dtype.kind == "f" else array
     with pytest.raises(ValueError, match=r"^model: y\b"):
         gradcore.onnx.load(sequence_graph(*made, y=None, weights={"n": array}))
+
+
+def test_a_number_of_steps_that_a_graph_fixes() -> None:
+    """PyTorch writes one where it unrolls something; the y that the file states says so. The model leaves it free."""
+    tail = [("Transpose", ["Y"], ["t"], {"perm": [0, 2, 1, 3]}), ("Reshape", ["t", "n"], ["y"], {})]
+    made = [helper.make_node(op, ins, outs, **attributes) for op, ins, outs, attributes in tail]
+    weights = {"n": np.array([5, -1, 4])}
+    assert repr(gradcore.onnx.load(sequence_graph(*made, y=(5, "B", 4), weights=weights))) == "RNN(3, 4, bias=False)"
+    for y in (("T", "B", 4), (5, "T", 4), (5, "x", 4)):
+        with pytest.raises(ValueError, match=r"^model: y \(Reshape\)"):
+            gradcore.onnx.load(sequence_graph(*made, y=y, weights=weights))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 1, 3), (4, 4, 3)])
+def test_sizes_that_the_file_states(shape: tuple[int, ...]) -> None:
+    """One step or one sequence hides which axis is which, unless other sizes are tried."""
+    for tail, y, want in (
+        (
+            [("Transpose", ["x"], ["u"], {"perm": [1, 0, 2]})],
+            (*shape[:2], 4),
+            "RNN(3, 4, bias=False, batch_first=True)",
+        ),
+        ([("Identity", ["x"], ["u"], {})], (shape[1], 4), "Sequential(RNN(3, 4, bias=False), LastStep())"),
+    ):
+        after = [("Squeeze", ["Y", "one"], ["s"], {}), ("Transpose", ["s"], ["y"], {"perm": [1, 0, 2]})]
+        if len(y) == 2:
+            after[1:] = [("Gather", ["s", "minus"], ["y"], {})]
+        proto = sequence_graph(*[helper.make_node(op, i, o, **a) for op, i, o, a in after], y=y, weights={})
+        op, ins, outs, attributes = tail[0]
+        proto.graph.node[0].input[0] = "u"
+        proto.graph.node.insert(0, helper.make_node(op, ins, outs, **attributes))
+        proto.graph.input[0].CopyFrom(info("x", shape))
+        assert repr(gradcore.onnx.load(proto)) == want
+
+
+def test_layer_norm_in_parts() -> None:
+    """As files of before opset 17 have it, and those of export."""
+    for options in ({}, {"bias": False}, {"elementwise_affine": False}):
+        model = chain(gradcore.GRU(3, 4), gradcore.LayerNorm(4, 1e-3, **options), gradcore.Tanh())
+        check_same_models(model, gradcore.onnx.load(without_plan(written(model))))
 
 
 def test_the_last_step_is_none_where_sequences_differ_in_length() -> None:
