@@ -31,8 +31,12 @@ blas:
 	echo "OPENBLAS_CORETYPE: $$other in place of $$here"; \
 	OPENBLAS_CORETYPE=$$other pytest -q -k "test_reference or test_meanfield or test_losses or test_init or test_tasks"
 
-c leaks peers:
+c leaks:
 	pytest -q -n 2 -m $@
+
+peers:
+	pytest -q -n 2 -m $@
+	pytest -q gradcore/onnx gradcore/torch tests/test_docstrings.py
 
 wheel browser:
 	pytest -q -m $@

@@ -28,7 +28,7 @@ __all__: list[str] = []  # for the package only
 
 _REALS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
-_FREE = (29, 31, 37, 41, 43)  # the sizes that axes without one get while elements are followed
+_FREE = (19, 23, 29, 31, 37)  # the sizes that axes without one get while elements are followed
 
 
 def model_of(proto: ModelProto) -> Layer:
@@ -285,7 +285,7 @@ class _Reader:
         """Return the source whose elements an array has, all of them, after the layer that chose some if need be."""
         array = value.array
         source = self.sources.of(array)
-        whole = source.role == "chain" and _holds(array, source.numbers) is not None
+        whole = source.role == "chain" and source.is_whole(array)
         if whole and array.ndim >= len(source.shape):  # of one step alone, the last one can be all
             return source, array
         if source.final is not None:

@@ -60,6 +60,10 @@ class Source:
     def __post_init__(self) -> None:
         self.numbers = np.arange(self.base, self.base + math.prod(self.shape)).reshape(self.shape)
 
+    def is_whole(self, array: Array) -> bool:
+        """Whether an array of elements of this source has each of them once."""
+        return array.size == self.numbers.size and bool(np.bincount(array.reshape(-1) - self.base).all())
+
     def places(self, array: Array) -> tuple[Array, ...]:
         """Return the index along each axis of every element."""
         return np.unravel_index(array - self.base, self.shape)
