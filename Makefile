@@ -36,7 +36,7 @@ c leaks:
 
 peers:
 	pytest -q -n 2 -m $@
-	pytest -q gradcore/onnx gradcore/torch tests/test_docstrings.py
+	pytest -q gradcore/onnx gradcore/torch
 
 wheel browser:
 	pytest -q -m $@
