@@ -130,10 +130,12 @@ class _Layout(NamedTuple):
 
     def places(self, S: Any, has_c: bool, layer_norm: bool = False, masked: bool = False) -> tuple[Any, ...]:
         """Return where h, c, norm and h_met of S rows begin after the gates, and where the whole ends."""
-        places = [0]
-        for width in (self.gates, self.state, has_c * self.state, layer_norm * self.norm, masked * self.state):
-            places.append(places[-1] + (S * width + self.line - 1) // self.line * self.line)
-        return tuple(places[1:])
+        line = self.line
+        h_at = (S * self.gates + line - 1) // line * line
+        state = (S * self.state + line - 1) // line * line
+        norm_at = h_at + (1 + has_c) * state
+        met_at = norm_at + ((S * self.norm + line - 1) // line * line if layer_norm else 0)
+        return h_at, h_at + state, norm_at, met_at, met_at + masked * state
 
 
 @cache

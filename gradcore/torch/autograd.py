@@ -24,7 +24,7 @@ def sequences(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         return compiled_sequences(plan, x, *tensors)
     if torch._C._are_functorch_transforms_active():
         found = _TransformedForward.apply(plan, x, *tensors)
-    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
+    elif torch.is_grad_enabled() and (x.requires_grad or any([tensor.requires_grad for tensor in tensors])):
         found = _Forward.apply(plan, x, *tensors)
     else:
         found = forward(plan, x, *tensors, keep=False)
@@ -33,11 +33,12 @@ def sequences(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 def gradients(plan: Plan, needs: Sequence[bool], x: Tensor, *rest: Tensor | None) -> Grads:
     """Return what `backward` does, with gradients where they are asked for."""
-    tensors, _, d = plan.parts(rest)
-    if any(dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy) for dy in d):  # is_grads_batched
-        with torch.enable_grad():
-            given = [tensor.view_as(tensor) for tensor in (x, *tensors)]
-            return _composite_gradients(plan, needs, given, d)
+    for dy in rest[-plan.n_outputs :]:
+        if dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy):  # is_grads_batched
+            tensors, _, d = plan.parts(rest)
+            with torch.enable_grad():
+                given = [tensor.view_as(tensor) for tensor in (x, *tensors)]
+                return _composite_gradients(plan, needs, given, d)
     if torch._C._are_functorch_transforms_active():
         return tuple(_TransformedBackward.apply(plan, needs, x, *rest))
     if torch.is_grad_enabled():

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from gradcore.layers.cell import CELLS
 from gradcore.layers.telemetry import Telemetry
 from gradcore.torch.autograd import sequences
-from gradcore.torch.passes import Plan, Record
+from gradcore.torch.passes import DTYPES, Plan, Record
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
 PLAIN = (Tensor, torch.nn.Parameter)
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -78,7 +77,9 @@ class _Recurrent(torch.nn.RNNBase):
             return _outside_the_graph(self, input, hx)
         x, sizes, order, inverse = input if packed else (input, None, None, None)
         state = () if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)
-        weights = [getattr(self, name) for names in self._all_weights for name in names]
+        own = self._parameters  # directly, which is quicker, unless a weight is no parameter of the layer itself
+        names = [name for names in self._all_weights for name in names]
+        weights = [own[name] if name in own else getattr(self, name) for name in names]
         reason = self._obstacle(x, sizes, state, weights)
         if reason:
             found = super().forward(input, hx)
@@ -116,57 +117,55 @@ class _Recurrent(torch.nn.RNNBase):
         """Return why the kernels cannot do a pass, or an empty string."""
         if self.proj_size:
             return "projection"
-        if any(type(tensor) not in PLAIN for tensor in (x, *state, *weights)):
-            return "subclass of Tensor"
-        if any(tensor.device.type != "cpu" for tensor in (x, *state, *weights)):
-            return "device"
+        for tensor in (x, *state, *weights):
+            if type(tensor) not in PLAIN:
+                return "subclass of Tensor"
+            if not tensor.is_cpu:
+                return "device"
         if x.layout is not torch.strided:
             return "layout"
-        if x.dtype not in (torch.float32, torch.float64):
+        if x.dtype not in DTYPES:
             return "dtype"
         if torch.is_autocast_enabled("cpu"):
             return "autocast"
         if forward_ad._current_level >= 0:
             return "forward-mode differentiation"
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return "export"
-        if not torch.compiler.is_compiling() and _get_current_dispatch_mode() is not None:
+        if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
             return "dispatch mode"
         return "" if self._fits(x, sizes, state, weights) else "arguments"
 
     def _fits(self, x: Tensor, sizes: Tensor | None, state: tuple[Any, ...], weights: list[Tensor]) -> bool:
         """Whether dtypes and shapes are as expected; torch.nn says what is wrong with others."""
-        dims = x.dim()
+        dtype, dims = x.dtype, x.dim()
         if dims not in ((2, 3) if sizes is None else (2,)) or x.shape[-1] != self.input_size:
             return False
-        if any(tensor.dtype != x.dtype for tensor in (*state, *weights)):
-            return False
-        D = 2 if self.bidirectional else 1
-        G = len(CELLS[self.mode.lower()].gates)
-        expected = _shapes(G, self.input_size, self.hidden_size, self.num_layers, D, self.bias)
-        if any(weight.shape != shape for weight, shape in zip(weights, expected, strict=True)):
-            return False
+        H, D = self.hidden_size, 2 if self.bidirectional else 1
+        rows, n, size = GATES[self.mode] * H, 4 if self.bias else 2, self.input_size
+        for k, weight in enumerate(weights):
+            if k == n * D:
+                size = D * H
+            part = k % n
+            shape = (rows, size) if part == 0 else (rows, H) if part == 1 else (rows,)
+            if weight.shape != shape or weight.dtype is not dtype:
+                return False
         if not state:
             return True
         if sizes is not None:
             B: tuple[int, ...] = (int(sizes[0]),)
         else:
             B = () if dims == 2 else (x.shape[0 if self.batch_first else 1],)
-        shape = (self.num_layers * D, *B, self.hidden_size)
-        return len(state) == (2 if self.mode == "LSTM" else 1) and all(part.shape == shape for part in state)
+        shape = (self.num_layers * D, *B, H)
+        if len(state) != (2 if self.mode == "LSTM" else 1):
+            return False
+        return all(part.shape == shape and part.dtype is dtype for part in state)
 
 
 @torch.compiler.disable
 def _outside_the_graph(layer: _Recurrent, input: PackedSequence, hx: Any) -> Any:
     """Return what the layer does where torch.compile breaks the graph: the number of sequences is a value, no shape."""
     return layer.forward(input, hx)
-
-
-def _shapes(G: int, I: int, H: int, L: int, D: int, bias: bool) -> list[tuple[int, ...]]:
-    """Return the shapes of the weights, in the order of their names."""
-    biases = [(G * H,), (G * H,)] if bias else []
-    inputs = [I] * D + [D * H] * (D * (L - 1))
-    return [shape for size in inputs for shape in ((G * H, size), (G * H, H), *biases)]
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):

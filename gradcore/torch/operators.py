@@ -4,16 +4,13 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradcore.layers.functional import trace_columns
-from gradcore.torch.passes import Plan, backward, forward
+from gradcore.torch.passes import DTYPES, Plan, backward, forward
 
 __all__: list[str] = []  # for the package only
-
-DTYPES: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 def compiled_sequences(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

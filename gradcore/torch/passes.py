@@ -25,6 +25,7 @@ __all__: list[str] = []  # for the package only
 Grads = tuple[Tensor | None, ...]
 
 POOL = Pool()
+DTYPES: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 class Record:
@@ -68,7 +69,7 @@ class Plan(NamedTuple):
     @property
     def n_outputs(self) -> int:
         """How many tensors y and the final state are."""
-        return 1 + len(self.cell.states)
+        return 3 if self.cell_name == "lstm" else 2
 
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], list[list[Any]]]:
         """Return the state, the masks, and the weights of each layer and direction."""
@@ -93,14 +94,15 @@ class Plan(NamedTuple):
         return _PackedBatch(sizes.numpy(), None if order is None else order.numpy(), POOL)
 
 
-def array(tensor: Tensor) -> Array:
-    """Return a contiguous array, in the tensor's memory if that is contiguous."""
-    found: Array = tensor.contiguous().numpy(force=True)
-    return found
+def arrays(tensors: Sequence[Tensor]) -> list[Array]:
+    """Return contiguous arrays, in the memory of those tensors that are contiguous."""
+    return [tensor.contiguous().numpy(force=True) for tensor in tensors]
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return zeros in the pool's memory."""
+    """Return zeros, in the pool's memory if they are many."""
+    if math.prod(shape) * dtype.itemsize <= POOL.SMALL:
+        return np.zeros(shape, dtype)
     found = POOL.empty(shape, dtype)
     found.fill(0)
     return found
@@ -108,8 +110,8 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 def forward(plan: Plan, x: Tensor, *tensors: Tensor, keep: bool = True) -> tuple[Tensor, ...]:
     """Return y, the final state, and with `keep` what `backward` needs."""
-    rows = array(x)
-    state, masks, weights = plan.split([array(tensor) for tensor in tensors])
+    rows, *given = arrays((x, *tensors))
+    state, masks, weights = plan.split(given)
     drawn = iter(masks)
     y, final, trace = run(
         plan.cell, weights, rows, tuple(state) or None, plan.batch(rows), num_directions=plan.num_directions,
@@ -126,25 +128,25 @@ def backward(plan: Plan, needs: Sequence[bool], x: Tensor, *rest: Tensor | None)
     zeros.
     """
     tensors, kept, (dy, *d_final) = plan.parts(rest)
-    rows = array(x)
-    state, masks, weights = plan.split([array(tensor) for tensor in tensors])
-    whole, *inputs = map(array, kept)
+    rows, *own = arrays((x, *tensors))
+    state, masks, weights = plan.split(own)
+    whole, *inputs = arrays(kept)
     batch, D = plan.batch(rows), plan.num_directions
-    H = weights[0][1].shape[1]
-    trace = Trace(plan.cell, batch, len(weights), D, H, rows.dtype, POOL, whole=whole)
+    n, H, dtype = len(weights), weights[0][1].shape[1], rows.dtype
+    trace = Trace(plan.cell, batch, n, D, H, dtype, POOL, whole=whole)
     trace.inputs, trace.masks = [batch.pack(rows), *inputs], list(masks)
 
-    def given(d: Tensor | None, *shape: int) -> Array:
-        return zeros(shape, rows.dtype) if d is None else array(d)
+    def given(d: Tensor | None, shape: tuple[int, ...]) -> Array:
+        return zeros(shape, dtype) if d is None else arrays((d,))[0]
 
     dstate: Parts | None = None
-    if any(d is not None for d in d_final):
-        dstate = tuple(given(d, len(weights), batch.B, H) for d in d_final)
-    grads = [[None if weight is None else zeros(weight.shape, rows.dtype) for weight in own] for own in weights]
-    found = back(weights, grads, trace, given(dy, *rows.shape[:-1], D * H), dstate, needs_dx=needs[0])
+    if d_final != [None] * len(d_final):
+        dstate = tuple([given(d, (n, batch.B, H)) for d in d_final])
+    grads = [[None if weight is None else zeros(weight.shape, dtype) for weight in each] for each in weights]
+    found = back(weights, grads, trace, given(dy, (*rows.shape[:-1], D * H)), dstate, needs_dx=needs[0])
     record = Record.by_key.get(plan.key)
     if record is not None:
         record.telemetry = Telemetry(batch, D, math.inf, found.dh_norm, found.dc_norm)
-    of_weights = (grad for own in grads for grad in own if grad is not None)
-    arrays = (found.dx, *found.dstate[: len(state)], *[None] * len(masks), *of_weights)
-    return tuple(torch.from_numpy(a) if need else None for a, need in zip(arrays, needs, strict=True))
+    results = [found.dx, *found.dstate[: len(state)], *[None] * len(masks)]
+    results += [grad for each in grads for grad in each if grad is not None]
+    return tuple([torch.from_numpy(a) if need else None for a, need in zip(results, needs, strict=True)])
