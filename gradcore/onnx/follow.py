@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
 from gradcore._base.check import Array
 from gradcore._base.files import DAMAGE
@@ -96,10 +96,12 @@ class _Reader:
         double = kind == TensorProto.DOUBLE or (
             kind not in _REALS and any(a is not None and a.dtype == np.float64 for a in self.values.values())
         )
-        self.kind, self.dtype = kind, np.dtype(np.float64 if double else np.float32)
+        self.dtype = np.dtype(np.float64 if double else np.float32)
+        self.kinds = {"": kind}  # of the graph's inputs by name, that of x by no name
         for i, (value, shape) in enumerate(zip(inputs, shapes, strict=True)):
             if not shape or 0 in shape:
                 raise Refusal(f"{value.name}: expected an input of known rank with at least one element, got {shape}")
+            self.kinds[value.name] = value.type.tensor_type.elem_type
             role = "input" if i else "chain" if kind in _REALS else "integers"
             self.values[value.name] = Traced(self.sources.new(shape, role=role, name=value.name).numbers)
 
@@ -402,8 +404,10 @@ class _Reader:
 
     def cast(self, node: Any, inputs: list[Any]) -> Traced:
         value: Traced = inputs[0]
-        to, role = attributes(node).get("to"), self.sources.of(value.array).role
-        if to != self.kind if role == "chain" else to not in _INTEGERS:
+        source, to = self.sources.of(value.array), attributes(node).get("to")
+        kind = self.kinds.get(source.name)
+        same = (self.kinds[""], helper.np_dtype_to_tensor_dtype(self.dtype)) if source.role == "chain" else (kind,)
+        if to not in (_INTEGERS if kind in _INTEGERS else same):
             raise Refusal("a change of dtype is not supported")
         return value
 
@@ -471,9 +475,7 @@ class _Reader:
             step.layer = activations.SiLU(dtype=self.dtype)
         elif node.op_type == "Mul" and _are(rest, "Div", "Erf", "Add") and _close(rest, math.sqrt(2), None, 1):
             step.op = "doubled GELU"
-        elif _are(rest, "Pow", "ReduceMean", "Add", "Sqrt", *(["Reciprocal"] * (node.op_type == "Mul"))):
-            if rest[0].value != 2:
-                raise Refusal("is not supported")
+        elif _are(rest, *_ROOT.get(node.op_type, ())) and rest[0].value == 2:
             self.check_samples(x, its, y, others)
             centered = bool(x.steps) and x.steps[-1].op == "centered"
             norm = LayerNorm if centered else RMSNorm
@@ -485,7 +487,7 @@ class _Reader:
             return self.each(step, x, its)
         else:
             raise Refusal("joins two values in a way that no layer does")
-        if x.shape != y.shape or its.shape != others.shape or (its - x.base != others - y.base).any():
+        if x.shape != y.shape or not np.array_equal(its - x.base, others - y.base):
             raise Refusal("joins elements at different places")
         return self.each(step, x, its)
 
@@ -527,9 +529,10 @@ class _Reader:
         same = c.steps[:n] == b.steps[:n] == a.steps and a.shape == b.shape == c.shape
         if not same or not _are(above, "Greater") or len(smooth) != 1 or above[0].value is None:
             raise Refusal("chooses in a way that no layer does")
-        if not isinstance(smooth[0].layer, activations.Softplus) or first.shape != second.shape != third.shape:
+        if not isinstance(smooth[0].layer, activations.Softplus):
             raise Refusal("chooses in a way that no layer does")
-        if (first - c.base != second - a.base).any() or (third - b.base != second - a.base).any():
+        places = second - a.base
+        if not np.array_equal(first - c.base, places) or not np.array_equal(third - b.base, places):
             raise Refusal("joins elements at different places")
         layer = activations.Softplus(threshold=above[0].value, dtype=self.dtype)
         return self.each(Step(tag(node), layer), a, second)
@@ -547,6 +550,10 @@ class _Reader:
             if each and np.array_equal(x.array, given) and np.array_equal(y.array, source.numbers):
                 return y
         raise Refusal("chooses in a way that no layer does")
+
+
+# The steps from x to its root mean square, or to the inverse of that, by how x is joined with it.
+_ROOT = {"Div": ("Pow", "ReduceMean", "Add", "Sqrt"), "Mul": ("Pow", "ReduceMean", "Add", "Sqrt", "Reciprocal")}
 
 
 def _holds(array: Array, numbers: Array) -> Array | None:

@@ -175,7 +175,7 @@ def torch_modules() -> dict[str, tuple[Any, Any, str]]:
 
 
 FILES = [(name, False) for name in ("all outputs", "last step", "final state", "text", "residual")]
-FILES += [(name, True) for name in ("all outputs", "residual")]  # each of which takes seconds
+FILES += [(name, True) for name in ("all outputs", "last step", "final state", "text", "residual")]
 
 
 @pytest.mark.parametrize(("name", "dynamo"), FILES)
@@ -377,7 +377,7 @@ def test_initializers_that_are_inputs_too() -> None:
     assert repr(gradcore.onnx.load(proto)) == "LSTM(3, 4)"
 
 
-@pytest.mark.parametrize("opset", [15, 18, 21, 22])
+@pytest.mark.parametrize("opset", [15, 18, 21, 22, onnx.defs.onnx_opset_version()])
 def test_other_opsets(opset: int) -> None:
     model = gradcore.GRU(3, 4, 2, bidirectional=True, rng=0)
     proto = onnx.version_converter.convert_version(gradcore.onnx.export(model), opset)
@@ -506,6 +506,46 @@ def test_layer_norm_in_parts() -> None:
     for options in ({}, {"bias": False}, {"elementwise_affine": False}):
         model = chain(gradcore.GRU(3, 4), gradcore.LayerNorm(4, 1e-3, **options), gradcore.Tanh())
         check_same_models(model, gradcore.onnx.load(without_plan(written(model))))
+
+
+@pytest.mark.parametrize(("op", "inverse"), [("Sub", []), ("Mul", []), ("Greater", []), ("Div", ["Reciprocal"])])
+def test_what_only_looks_like_a_norm(op: str, inverse: list[str]) -> None:
+    """x and its root mean square, joined in another way than by a division"""
+    steps = [("Pow", ["s", "two"]), ("ReduceMean", ["a0", "last"]), ("Add", ["a1", "eps"]), ("Sqrt", ["a2"])]
+    steps += [(name, ["a3"]) for name in inverse]
+    nodes = [helper.make_node(name, ins, [f"a{i}"]) for i, (name, ins) in enumerate(steps)]
+    nodes = [
+        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
+        *nodes,
+        helper.make_node(op, ["s", nodes[-1].output[0]], ["y"]),
+    ]
+    weights = {"two": np.float32(2), "last": np.array([-1]), "eps": np.float32(1e-3)}
+    with pytest.raises(ValueError, match=rf"^model: y \({op}\)"):
+        gradcore.onnx.load(sequence_graph(*nodes, weights={name: np.asarray(a) for name, a in weights.items()}))
+
+
+def test_states_that_become_integers() -> None:
+    proto = without_plan(gradcore.onnx.export(gradcore.GRU(3, 4, rng=0)))
+    proto.graph.node.insert(0, helper.make_node("Cast", ["h_0"], ["h"], to=INT64))
+    (node,) = [node for node in proto.graph.node if node.op_type == "GRU"]
+    node.input[5] = "h"
+    with pytest.raises(ValueError, match=r"h \(Cast\): a change of dtype"):
+        gradcore.onnx.load(proto)
+
+
+def test_nodes_that_share_weights_and_models_that_learn() -> None:
+    """Each layer has weights of its own, which can be trained."""
+    proto = without_plan(
+        gradcore.onnx.export(chain(gradcore.GRU(4, 4, rng=0), gradcore.Tanh(), gradcore.GRU(4, 4, rng=0)))
+    )
+    (second,) = [node for node in proto.graph.node if node.name == "/2.GRU_l0"]
+    second.input[1:4] = [f"0.{name}_l0" for name in "WRB"]
+    model: Any = gradcore.onnx.load(proto)
+    assert np.array_equal(model[0].flat_params, model[2].flat_params)
+    y, tape = model.forward(np.ones((5, 2, 4), np.float32))
+    model.backward(tape, np.ones_like(y))
+    gradcore.optim.SGD(model, lr=0.1).step()
+    assert not np.array_equal(model[0].flat_params, model[2].flat_params)
 
 
 def test_the_last_step_is_none_where_sequences_differ_in_length() -> None:
