@@ -8,22 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from gradcore._base.check import FLOAT32, FLOAT64, Array, as_array, check_array, check_names, check_room, describe_shape
+from gradcore._base.check import (
+    FLOAT32,
+    FLOAT64,
+    Array,
+    as_array,
+    check_array,
+    check_names,
+    check_reals,
+    check_room,
+    describe_shape,
+)
 
 __all__ = ["Standardizer"]
 
 CONSTANT = 1e-12  # a series whose standard deviation is at most this share of its largest value does not vary
 
 
-def center_and_scale(values: Array) -> tuple[float, float]:
+def center_and_scale(values: Array, weight: Array | None = None) -> tuple[float, float]:
     """Return mean and standard deviation of what is finite; 0 of one that does not vary. Squares may overflow."""
-    known = values[np.isfinite(values)].astype(FLOAT64)
+    counts = np.isfinite(values)
+    known = values[counts].astype(FLOAT64)
+    weight = None if weight is None or not known.size else weight[counts]
     largest = float(np.abs(known).max(initial=0.0)) or 1.0
     scaled = known / largest
-    deviation = float(scaled.std()) if known.size else 0.0
+    mean = float(np.average(scaled, weights=weight)) if known.size else 0.0
+    deviation = math.sqrt(np.average(np.square(scaled - mean), weights=weight)) if known.size else 0.0
     if not deviation > CONSTANT * float(np.abs(scaled).max(initial=0.0)):
         deviation = 0.0
-    return (float(scaled.mean()) * largest if known.size else 0.0), deviation * largest
+    return mean * largest, deviation * largest
 
 
 class Standardizer:
@@ -56,13 +69,15 @@ class Standardizer:
         self.mean: Array | None = None
         self.std: Array | None = None
 
-    def fit(self, x: Any) -> Standardizer:
+    def fit(self, x: Any, *, weight: Any = None) -> Standardizer:
         """Find mean and standard deviation of each feature.
 
         Parameters
         ----------
         x : ndarray, (..., F), or (n,) for one feature
             What the model is trained on, float32 or float64.
+        weight : array_like, of the shape of x but for F, optional
+            How often each row counts, at least 0; where it is 0 the row is left out.
 
         Returns
         -------
@@ -72,7 +87,7 @@ class Standardizer:
         Raises
         ------
         TypeError, ValueError
-            If x has another dtype, or no axis.
+            If x has another dtype, or no axis, or the weights do not fit.
 
         Examples
         --------
@@ -80,12 +95,21 @@ class Standardizer:
         >>> from gradcore.data import Standardizer
         >>> Standardizer().fit(np.array([1.0, 3.0])).mean
         array([2.])
+        >>> Standardizer().fit(np.array([1.0, 3.0]), weight=[1, 3]).mean
+        array([2.5])
         """
         given = _reals("x", x)
         if not given.ndim:
             raise ValueError("x: expected shape (n,) or (..., F), got ()")
         rows = given[:, None] if given.ndim == 1 else given
-        found = [center_and_scale(rows[..., k]) for k in range(rows.shape[-1])]
+        if weight is not None:
+            weight = check_reals("weight", weight)
+            if weight.shape != rows.shape[:-1]:
+                raise ValueError(f"weight: expected shape {describe_shape(rows.shape[:-1])}, got {weight.shape}")
+            if not ((weight >= 0) & (weight < np.inf)).all():
+                raise ValueError("weight: expected finite numbers of at least 0")
+            rows, weight = rows[weight > 0], weight[weight > 0]
+        found = [center_and_scale(rows[..., k], weight) for k in range(rows.shape[-1])]
         self.mean = np.array([mean for mean, _ in found], FLOAT64)
         self.std = np.array([std or 1.0 for _, std in found], FLOAT64)
         return self

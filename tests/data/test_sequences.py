@@ -295,6 +295,30 @@ def test_a_feature_that_does_not_vary_is_only_shifted() -> None:
     assert data.Standardizer().fit(np.zeros((0, 2))).transform(np.ones((1, 2))).tolist() == [[1, 1]]
 
 
+def test_a_weight_says_how_often_a_row_counts() -> None:
+    x = np.array([[1.0, 5.0], [np.nan, 7.0], [3.0, 5.0], [8.0, 1e300]])
+    times = [3, 1, 2, 0]
+    weighted, repeated = data.Standardizer().fit(x, weight=times), data.Standardizer().fit(np.repeat(x, times, axis=0))
+    np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-14)
+    np.testing.assert_allclose(weighted.std, repeated.std, rtol=1e-14)
+    ones = data.Standardizer().fit(x, weight=np.ones(4))
+    np.testing.assert_array_equal(ones.std, data.Standardizer().fit(x).std)
+    assert data.Standardizer().fit(x, weight=np.zeros(4)).std.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, 2.0], r"weight: expected shape \(3,\), got \(2,\)"),
+        ([1.0, -1.0, 1.0], "weight: expected finite numbers of at least 0"),
+        ([1.0, np.nan, 1.0], "weight: expected finite numbers of at least 0"),
+    ],
+)
+def test_invalid_weights_of_a_standardizer(weight: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.Standardizer().fit(np.ones((3, 2)), weight=weight)
+
+
 @both_dtypes
 def test_large_values_do_not_overflow(dtype: Any) -> None:
     big = np.finfo(dtype).max / 8
