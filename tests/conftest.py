@@ -28,7 +28,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 LONG = os.environ.get("GRADCORE_LONG") == "1"
 
 # Bridges, and the libraries that they meet. Where one is missing, its bridge has no doctests.
-BRIDGES = {"onnx": "onnx", "torch": "torch"}
+BRIDGES = {"onnx": "onnx", "sklearn": "sklearn", "torch": "torch"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

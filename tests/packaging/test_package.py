@@ -31,7 +31,7 @@ FLOORS = [
     {"training"},
     {"diagnosis", "viewer"},
     {"cli"},
-    {"__main__", "onnx", "torch"},
+    {"__main__", "onnx", "sklearn", "torch"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -112,7 +112,7 @@ def test_other_attributes_are_missing() -> None:
 
 def test_import_loads_no_optional_package() -> None:
     optional = ("torch", "jax", "matplotlib", "safetensors", "typer", "rich", "click", "hypothesis", "pytest")
-    optional += ("bokeh", "duckdb", "openpyxl", "charset_normalizer", "onnx")
+    optional += ("bokeh", "duckdb", "openpyxl", "charset_normalizer", "onnx", "sklearn")
     code = f"import sys, gradcore; print([name for name in {optional} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -177,7 +177,7 @@ def test_no_flag_that_ships_what_only_this_machine_runs() -> None:
 
 def peers_of(code: str) -> list[str]:
     """The libraries that an example needs besides what the tests need."""
-    return re.findall(r"^import (torch|onnxruntime)\b", code, flags=re.M)
+    return re.findall(r"^(?:import|from) (torch|onnxruntime|sklearn)\b", code, flags=re.M)
 
 
 class TestPages:
