@@ -431,6 +431,24 @@ def test_layer_norm_is_a_bool() -> None:
         gradcore.LSTM(2, 3, layer_norm="yes")
 
 
+def test_zoneout_leaves_nothing_of_what_it_does_not_take() -> None:
+    """A factor of 0 makes 0 of infinity, forward and back."""
+    kept = gradcore.RNN(1, 2, nonlinearity="relu", zoneout=1.0)  # every unit keeps its old value
+    kept.params["weight_ih_l0"][...] = 1e30
+    h = np.ones((1, 3, 2), np.float32)
+    x = np.full((4, 3, 1), 1e30, np.float32)
+    y, tape = kept.forward(x, h)
+    for found in (y, tape.state, *kept(x, h)):
+        assert (found == 1).all()
+
+    taken = gradcore.RNN(1, 2, nonlinearity="relu", zoneout=1e-12)  # none does
+    taken.params["weight_ih_l0"][...] = 1
+    y, tape = taken.forward(np.full((1, 3, 1), -100, np.float32), h)
+    assert not y.any()
+    taken.backward(tape, np.full_like(y, np.inf))
+    assert not tape.dstate.any()
+
+
 @pytest.mark.parametrize("cell", ["RNN_TANH", "LSTM", "GRU"])
 def test_kernels_refuse_layer_norm_and_masks_without_all_their_parts(cell: str) -> None:
     kind, G, has_cell = (_kernels.cells()[cell][name] for name in ("kind", "gates", "has_cell"))
