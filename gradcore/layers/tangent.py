@@ -167,7 +167,7 @@ def _run(weights: list[Array | None], trace: Trace, k: int, x: Dual, y_dot: Arra
         gates, after, of_c = cell.dual.step(trace.gates(k, rows), _blocks(da[rows], G), _blocks(du, G), before, show)
         zoned = _zoned(weights, trace, k, rows)
         if zoned:
-            after = [old * z + new * (1 - z) for old, new, z in zip(before, after, zoned, strict=True)]
+            after = [_part(old, z) + _part(new, 1 - z) for old, new, z in zip(before, after, zoned, strict=True)]
         for dot, part in zip(state, after, strict=True):
             dot[:n] = part.dot
         y_dot[rows] = after[0].dot
@@ -188,7 +188,7 @@ def _back(weights: list[Array | None], trace: Trace, k: int, run: Run, x: Dual, 
         dh, *others = (part[:n] for part in arriving)
         into = whole = [d[rows] + dh, *others]
         if step.zoned:
-            into = [part * (1 - z) for part, z in zip(whole, step.zoned, strict=True)]
+            into = [_part(new, 1 - z) for new, z in zip(whole, step.zoned, strict=True)]
         its = trace.cell.dual.step_back(step.gates, step.before, into, step.of_c)
         for sums, gates in ((da, its.a), (du, its.u)):
             values, dots = _blocks(sums.value[rows], G), _blocks(sums.dot[rows], G)
@@ -202,7 +202,7 @@ def _back(weights: list[Array | None], trace: Trace, k: int, run: Run, x: Dual, 
         into_met = du[rows] @ w_hh
         passed = [its.before[0] + (into_met if mask is None else into_met * mask[:n]), *its.before[1:]]
         if step.zoned:
-            passed = [new + old * z for new, old, z in zip(passed, whole, step.zoned, strict=True)]
+            passed = [new + _part(old, z) for new, old, z in zip(passed, whole, step.zoned, strict=True)]
         for part, its_part in zip(arriving, passed, strict=True):
             _put(part, slice(n), its_part)
         _put(met, rows, step.met)
@@ -211,6 +211,11 @@ def _back(weights: list[Array | None], trace: Trace, k: int, run: Run, x: Dual, 
     gain_ih, bias_ih = run.of_a.back_to_affine(da)
     da = run.of_a.back(da)
     return da, [_product(da, x), _product(du, met), bias_ih, of_u[1], gain_ih, of_u[0], *of_c]
+
+
+def _part(d: Dual, share: Array) -> Dual:
+    """Return the share of zoneout, which leaves nothing of infinity where it is 0, as in the kernels."""
+    return Dual(*(np.where(share > 0, share * part, 0) for part in (d.value, d.dot)))
 
 
 def _put(whole: Dual, rows: slice, part: Dual) -> None:

@@ -440,6 +440,9 @@ def test_zoneout_leaves_nothing_of_what_it_does_not_take() -> None:
     y, tape = kept.forward(x, h)
     for found in (y, tape.state, *kept(x, h)):
         assert (found == 1).all()
+    y_dot, tangent = kept.forward_tangent(tape, x)
+    assert not y_dot.any()
+    assert not any(part.any() for part in kept.backward_tangent(tape, tangent, y, x[:, :, [0, 0]]))
 
     taken = gradcore.RNN(1, 2, nonlinearity="relu", zoneout=1e-12)  # none does
     taken.params["weight_ih_l0"][...] = 1
