@@ -27,7 +27,7 @@ class _Recurrent(torch.nn.RNNBase):
 
     _record: Record
 
-    def __new__(cls, *args: Any, **options: Any) -> _Recurrent:
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Recurrent:
         """Return a layer with a record of its own, which a constructor, a copy and a pickle fill further."""
         layer: _Recurrent = object.__new__(cls)
         layer.__dict__["_record"] = Record()
@@ -44,7 +44,13 @@ class _Recurrent(torch.nn.RNNBase):
         return self._record.fallbacks
 
     def extra_repr(self) -> str:
-        """Return what torch.nn's layer prints, and the fallbacks."""
+        """Return what torch.nn's layer prints, and the fallbacks.
+
+        Returns
+        -------
+        str
+            The text between the brackets of `repr`.
+        """
         fallbacks = ", ".join(f"{reason}: {n}" for reason, n in self.fallbacks.items())
         theirs: str = super().extra_repr()
         return theirs + (f", fallbacks={{{fallbacks}}}" if fallbacks else "")

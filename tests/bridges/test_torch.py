@@ -609,6 +609,24 @@ class TestHabits:
                 np.testing.assert_allclose(got, want, rtol=1e-12, atol=0)
         assert type(layer.telemetry) is type(tape.telemetry)
 
+    def test_workers_of_a_data_loader(self) -> None:
+        """They are forked after the kernels have had threads of their own."""
+        layer, theirs = twins("GRU", 3, 4)
+        x = torch.ones(5, 1, 3, dtype=torch.float64)
+        want = theirs(x)[0].detach()
+        layer(x)[0].sum().backward()
+
+        def trained(items: list[int]) -> Any:
+            y, _ = layer(x)
+            y.sum().backward()
+            return y.detach()
+
+        loader = torch.utils.data.DataLoader(
+            range(4), 2, collate_fn=trained, num_workers=2, multiprocessing_context="fork"
+        )
+        for y in loader:
+            close([y], [want], 1e-14)
+
     def test_threads(self) -> None:
         """One layer in several threads, each with its own graph."""
         layer, theirs = twins("LSTM", 3, 16)
