@@ -133,9 +133,10 @@ class _Layout(NamedTuple):
         line = self.line
         h_at = (S * self.gates + line - 1) // line * line
         state = (S * self.state + line - 1) // line * line
-        norm_at = h_at + (1 + has_c) * state
-        met_at = norm_at + ((S * self.norm + line - 1) // line * line if layer_norm else 0)
-        return h_at, h_at + state, norm_at, met_at, met_at + masked * state
+        c_at = h_at + state
+        norm_at = c_at + state if has_c else c_at
+        met_at = norm_at + (S * self.norm + line - 1) // line * line if layer_norm else norm_at
+        return h_at, c_at, norm_at, met_at, met_at + state if masked else met_at
 
 
 @cache
