@@ -26,6 +26,7 @@ from gradcore.layers.cell import BY_NAME
 from gradcore.sklearn.sequences import Batches, Sequences, from_sequences, from_table
 from gradcore.sklearn.start import begin
 from gradcore.training.early_stopping import EarlyStopping
+from gradcore.training.findings import Finding
 from gradcore.training.history import History
 from gradcore.training.monitor import GradientMonitor
 
@@ -33,6 +34,7 @@ __all__ = ["RNNClassifier", "RNNRegressor"]
 
 BATCH = 32  # sequences in a batch by default
 FIRST, TIMES = 20, 10.0  # clip at so many times the median of so many first norms
+LOOKS = 200  # of the monitor in a training: at every step it would cost a small network half of its time
 AT_ONCE = 2**16  # steps of all sequences together that are predicted at once
 REALS = [np.float64, np.float32]  # dtypes of X that need no conversion
 
@@ -158,13 +160,15 @@ class _Recurrent(BaseEstimator):
         if len(held_out):
             held["validation"] = Batches(*given, held_out, sequences.at_once(AT_ONCE))
             held["metrics"] = {"score": self._score(target[held_out], weight[held_out])}
-        monitor = GradientMonitor()
+        epochs = self.max_iter if epochs is None else epochs
+        batches = Batches(*given, train, self._size, self._order)
+        monitor = _Glances(every=max(1, epochs * len(batches) // LOOKS))
         history = gradcore.fit(
             self.model_,
-            Batches(*given, train, self._size, self._order),
+            batches,
             self._loss,
             self._optimizer,
-            epochs=self.max_iter if epochs is None else epochs,
+            epochs=epochs,
             max_norm=self._limit,
             step_clip=self.step_clip,
             hooks=[_Lines()] if self.verbose else [],
@@ -254,7 +258,9 @@ class _Recurrent(BaseEstimator):
         self.loss_curve_: list[float] = []
 
     def _keep(self, history: History, monitor: GradientMonitor) -> None:
-        self.history_, self.findings_ = history, monitor.findings
+        self.history_ = history
+        automatic = self.max_norm == "auto"  # made to clip next to nothing
+        self.findings_ = [found for found in monitor.findings if not (automatic and found.kind == "never_clipping")]
         curve = np.bincount(history.epoch, history.loss) / np.bincount(history.epoch)
         self.loss_curve_ += curve.tolist()
         self.n_iter_ = len(curve)
@@ -269,6 +275,17 @@ class _Recurrent(BaseEstimator):
         sequences = self._scaled(self._read(X, anew=False))
         parts = np.array_split(np.arange(len(sequences)), range(0, len(sequences), sequences.at_once(AT_ONCE))[1:])
         return np.concatenate([self.model_(**sequences.batch(part)) for part in parts])
+
+
+class _Glances(GradientMonitor):
+    """Look at one step of so many."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self._every = every
+
+    def update(self, step: int, *given: Any, **more: Any) -> list[Finding]:
+        return [] if step % self._every else super().update(step, *given, **more)
 
 
 class _Lines(Hook):
@@ -382,7 +399,7 @@ class RNNClassifier(ClassifierMixin, _Recurrent):
     growth_ : gradcore.spectral.GrowthPrediction or None
         The forecast for the start that was chosen; None where no sequence has two steps.
     findings_ : list of gradcore.monitor.Finding
-        What was wrong with the gradients in the last training, with advice.
+        What was wrong with the gradients in the last training, with advice, of about 200 steps that were looked at.
     history_ : gradcore.History
         Every step of the last training.
     n_features_in_ : int
@@ -667,7 +684,7 @@ class RNNRegressor(RegressorMixin, _Recurrent):
     growth_ : gradcore.spectral.GrowthPrediction or None
         The forecast for the start that was chosen; None where no sequence has two steps.
     findings_ : list of gradcore.monitor.Finding
-        What was wrong with the gradients in the last training, with advice.
+        What was wrong with the gradients in the last training, with advice, of about 200 steps that were looked at.
     history_ : gradcore.History
         Every step of the last training.
     n_features_in_ : int

@@ -369,6 +369,9 @@ def test_what_a_training_tells(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(estimator.history_) == 10
     assert estimator.growth_.verdict == "vanishes"
     assert estimator.findings_ == []
+    long = classifier(max_iter=250, n_iter_no_change=250).fit(X, LABELS)
+    assert len(long.history_) == 500
+    assert long.findings_ == []
     broken = classifier(learning_rate_init=1e6, max_norm=None, max_iter=40).fit(X, LABELS)
     assert {"diverged", "huge_steps", "large_weights"} & {finding.kind for finding in broken.findings_}
 
