@@ -36,7 +36,7 @@ c leaks:
 
 peers:
 	pytest -q -n 2 -m $@
-	pytest -q gradcore/onnx gradcore/torch
+	pytest -q -n 2 gradcore/onnx gradcore/sklearn gradcore/torch tests/test_docstrings.py  # what is skipped without the libraries
 
 wheel browser:
 	pytest -q -m $@
