@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import platform
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -19,8 +20,9 @@ import numpy as np
 from gradcore._base.threads import info
 from gradcore.diagnosis.config import Config, configure
 from gradcore.diagnosis.report_draw import COLORS, Key, Panel
-from gradcore.diagnosis.report_figures import RAMP, eigenvalues, factor, heat_map, time_steps, training, trials
+from gradcore.diagnosis.report_figures import RAMP, Course, eigenvalues, factor, heat_map, time_steps, training, trials
 from gradcore.diagnosis.wording import number
+from gradcore.training.history import History
 from gradcore.training.monitor import Finding
 
 __all__: list[str] = []  # for the package only
@@ -33,6 +35,7 @@ HEADS = {
     "nothing_to_learn": "Nothing was learned",
 }
 MISSING = 'a report needs bokeh: pip install "gradcore[cli]"'
+NORMS = "Of the gradient of each parameter, and of dL/dh at both ends of the sequence; logarithmic."
 MOST_FINDINGS = 30
 MOST_COLUMNS = 6  # of a table that a phone shows whole; one with more scrolls in its own box
 POLICY = (
@@ -81,6 +84,34 @@ def page(found: Any) -> str:
     ImportError
         If bokeh is not installed.
     """
+    return _page(_title(found), partial(_study if hasattr(found, "trials") else _diagnosis, found))
+
+
+def run_page(history: History, findings: Sequence[Finding]) -> str:
+    """Write a training run as a page.
+
+    Parameters
+    ----------
+    history : History
+        Its record.
+    findings : sequence of Finding
+        What a monitor has found.
+
+    Returns
+    -------
+    str
+        HTML that holds all it needs.
+
+    Raises
+    ------
+    ImportError
+        If bokeh is not installed.
+    """
+    return _page("Training run", partial(_run, history, findings))
+
+
+def _page(title: str, parts: Callable[[dict[str, Panel]], Iterable[str]]) -> str:
+    """Put the parts, which name their figures, into a page."""
     try:
         from bokeh.embed import components
         from bokeh.resources import Resources
@@ -88,15 +119,16 @@ def page(found: Any) -> str:
         raise ImportError(MISSING) from None
     panels: dict[str, Panel] = {}
     with np.errstate(all="ignore"):  # numbers that are not finite are among what is shown
-        body = "\n".join(_study(found, panels) if hasattr(found, "trials") else _diagnosis(found, panels))
-    script, places = components({name: panel.figure for name, panel in panels.items()})
+        body = "\n".join(parts(panels))
+    figures = {name: panel.figure for name, panel in panels.items()}
+    script, places = components(figures) if figures else ("", {})
     for name, place in places.items():
         body = body.replace(_place(name), place.strip())
     resources = Resources(mode="inline", components=["bokeh"])
     here = files(__package__)
     return PAGE.format(
         policy=POLICY,
-        title=escape(f"{_title(found)} - gradcore"),
+        title=escape(f"{title} - gradcore"),
         css=(here / "report.css").read_text("utf-8"),
         library="\n".join(f"<script>\n{code}\n</script>" for code in resources.js_raw),
         body=body,
@@ -106,6 +138,21 @@ def page(found: Any) -> str:
 
 
 # ---- the parts in their order ----------------------------------------------------------------------------------------
+
+
+def _run(history: History, findings: Sequence[Finding], panels: dict[str, Panel]) -> Iterator[str]:
+    """The page of a training run."""
+    yield f'<p class="over">gradcore {info()["version"]}</p>\n<h1>Training run</h1>'
+    if len(history):
+        loss, norm = training(Course(history, findings, float(history.loss[-1])), None)
+        figures = _figure("loss", loss, panels), _figure("norm", norm, panels)
+        yield _section("Training", *figures, _findings(findings))
+        norms = heat_map(history)
+        if norms is not None:
+            yield _section("Norms by layer and training step", _figure("norms", norms, panels, NORMS))
+    else:
+        yield _section("Training", _note("No steps were made."), _findings(findings))
+    yield _section("Machine and versions", _facts(_machine(info())))
 
 
 def _diagnosis(found: Any, panels: dict[str, Panel]) -> Iterator[str]:
@@ -135,8 +182,7 @@ def _study(found: Any, panels: dict[str, Panel]) -> Iterator[str]:
     )
     norms = heat_map(configured.history)
     if norms is not None:
-        what = "Of the gradient of each parameter, and of dL/dh at both ends of the sequence; logarithmic."
-        yield _section("Norms by layer and training step", _figure("norms", norms, panels, what))
+        yield _section("Norms by layer and training step", _figure("norms", norms, panels, NORMS))
     yield _matrices(found, panels)
     yield _section("Trials", _figure("trials", trials(found), panels), _suggestions(found.suggestions))
     yield _section("Other lengths", _lengths(found.lengths))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from gradcore.diagnosis.report_draw import (
 from gradcore.diagnosis.trials import Trial
 from gradcore.diagnosis.wording import BASELINES, number
 from gradcore.training.history import History
+from gradcore.training.monitor import Finding
 
 __all__: list[str] = []  # for the package only
 
@@ -97,7 +98,15 @@ def factor(rate: float) -> str:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def training(trial: Trial, threshold: float) -> tuple[Panel, Panel]:
+class Course(NamedTuple):
+    """What `training` draws, of a run that is no trial."""
+
+    history: History
+    findings: Sequence[Finding]
+    loss: float
+
+
+def training(trial: Trial | Course, threshold: float | None) -> tuple[Panel, Panel]:
     """Loss and gradient norm over the training steps, with the findings as numbered marks."""
     history, n = trial.history, len(trial.history)
     loss, norm = np.asarray(history.loss), np.asarray(history.grad_norm)
@@ -110,13 +119,13 @@ def training(trial: Trial, threshold: float) -> tuple[Panel, Panel]:
         )
     panels, captions = [], (_loss_caption(trial), _norm_caption(trial))
     for i, (label, values) in enumerate((("loss", loss), ("gradient norm, before clipping", norm))):
-        limits = [np.array([threshold])] if i else []
+        limits = [np.array([threshold])] if i and threshold is not None else []
         log = bool(i or (values[np.isfinite(values)] > 0).all())
         low, high = span([values, *limits], log=log)
         top = _between(low, high, 0.97, log=log)
         plot = draw("training step", label, (0, max(n - 1, 1)), (low, _between(low, high, 1.12, log=log)), log=log)
         keys = [Key(label, "accent")]
-        if i:
+        if i and threshold is not None:
             line(plot, [0, max(n - 1, 1)], drawable([threshold] * 2, log=True), "muted", "dashed", width=1.5)
             keys.append(Key(f"suggested threshold, {number(threshold)}", "muted", "dashed"))
         values_drawn = drawable(values, log=log)
@@ -140,7 +149,7 @@ def _between(low: float, high: float, share: float, *, log: bool) -> float:
     return (1 - share) * low + share * high
 
 
-def _loss_caption(trial: Trial) -> str:
+def _loss_caption(trial: Trial | Course) -> str:
     loss = np.asarray(trial.history.loss)
     lost = int((~np.isfinite(loss)).sum())
     if lost:
@@ -152,7 +161,7 @@ def _loss_caption(trial: Trial) -> str:
     return f"{way}, by way of {number(peak)}." if peak > 3 * max(abs(loss[0]), abs(trial.loss)) else f"{way}."
 
 
-def _norm_caption(trial: Trial) -> str:
+def _norm_caption(trial: Trial | Course) -> str:
     norm = np.asarray(trial.history.grad_norm)
     finite = norm[np.isfinite(norm)]
     if not finite.size:
@@ -164,7 +173,7 @@ def _norm_caption(trial: Trial) -> str:
     return f"The median gradient norm is {number(float(np.median(finite)))}, the largest {most}{lost}."
 
 
-def _marks(plot: Any, trial: Trial, values: Array, top: float) -> bool:
+def _marks(plot: Any, trial: Trial | Course, values: Array, top: float) -> bool:
     """Mark where each finding begins."""
     at: dict[int, list[int]] = {}
     for i, finding in enumerate(trial.findings, 1):

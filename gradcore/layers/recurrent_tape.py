@@ -120,9 +120,8 @@ class RecurrentTape(Tape):
         Profile
             The name, the direction and the norms.
         """
-        for index, norms in enumerate(() if self.telemetry is None else self.telemetry.dh_norm):
-            layer, reverse = divmod(index, self.layer.num_directions)
-            yield Profile(f"l{layer}{'_reverse' * reverse}", reverse == 1, norms)
+        if self.telemetry is not None:
+            yield from self.telemetry.profiles()
 
     @property
     def nbytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -78,6 +79,18 @@ class Telemetry:
     def dc_norm(self) -> Array | None:
         """The L2 norm over batch and hidden units of dL/dc_t, (L*D, T); None but for LSTM."""
         return None if self.dc_norm_per_sample is None else _norm_over_batch(self.dc_norm_per_sample)
+
+    def profiles(self) -> Iterator[Profile]:
+        """Yield |dL/dh_t| of each layer and direction.
+
+        Yields
+        ------
+        Profile
+            The name, the direction and the norms.
+        """
+        for index, norms in enumerate(self.dh_norm):
+            layer, reverse = divmod(index, self.num_directions)
+            yield Profile(f"l{layer}{'_reverse' * reverse}", reverse == 1, norms)
 
     @property
     def has_limit(self) -> bool:

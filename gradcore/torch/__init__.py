@@ -11,5 +11,6 @@ except ModuleNotFoundError as error:
 
 from gradcore.torch.convert import convert, restore
 from gradcore.torch.layers import GRU, LSTM, RNN
+from gradcore.torch.watch import watch
 
-__all__ = ["GRU", "LSTM", "RNN", "convert", "restore"]
+__all__ = ["GRU", "LSTM", "RNN", "convert", "restore", "watch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -93,7 +94,7 @@ class GradientMonitor:
     def update(
         self,
         step: int,
-        loss: float,
+        loss: float | None,
         grad_norm: float,
         model: Any = None,
         tape: Any = None,
@@ -109,8 +110,8 @@ class GradientMonitor:
         ----------
         step : int
             The number of the step.
-        loss : float
-            The loss.
+        loss : float or None
+            The loss; None where it is not known, which is no fault.
         grad_norm : float or GradNorm
             The norm before clipping. A `GradNorm` also tells what was clipped, skipped and not finite.
         model : optional
@@ -143,7 +144,9 @@ class GradientMonitor:
         >>> [finding.kind for finding in monitor.update(1, 0.9, grad_norm=5000.0)]
         ['large_gradients']
         """
-        now = Step(check_int("step", step), check_real("loss", loss), check_real("grad_norm", grad_norm), grad_norm)
+        value = math.nan if loss is None else check_real("loss", loss)
+        now = Step(check_int("step", step), value, check_real("grad_norm", grad_norm), grad_norm)
+        now.has_loss = loss is not None
         now.max_norm = None if max_norm is None else check_real("max_norm", max_norm)
         now.y = None if y is None else check_reals("y", y)
         now.model, now.seen = model, StepTelemetry.of(tape)

@@ -14,7 +14,6 @@ import numpy as np
 from gradcore._base.check import Array, check_bool, check_int, check_names, check_real
 from gradcore._base.hook import TrainingStep
 from gradcore.layers.layer import Layer
-from gradcore.layers.stack import Recurrent
 from gradcore.layers.telemetry import StepTelemetry
 from gradcore.training.findings import Thresholds
 
@@ -64,6 +63,12 @@ class Step:
     max_norm: float | None = None
     record: TrainingStep | None = None
     criterion: Callable[..., Any] | None = None
+    has_loss: bool = True
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is a loss, and it is not finite."""
+        return self.has_loss and not math.isfinite(self.loss)
 
     @cached_property
     def outputs(self) -> Outputs | None:
@@ -87,7 +92,7 @@ class Step:
     @cached_property
     def bad_data(self) -> list[BadData]:
         """What of the batch is not finite, if that may be why the loss is not."""
-        if math.isfinite(self.loss):
+        if not self.lost:
             return []
         bad = {name: np.argwhere(~np.isfinite(value)) for name, value in self.data.items()}
         shapes = {name: value.shape for name, value in self.data.items()}
@@ -111,9 +116,9 @@ class Step:
         """Return the name of the gate that keeps the state of the recurrent layer with this name; None without one."""
         place, _, _ = where.rpartition(".")
         for member in self.seen.members:
-            if member.name == place and isinstance(member.tape.layer, Recurrent):
-                keeping = member.tape.layer.cell.keeping
-                return None if keeping is None else str(keeping.name)
+            cell = getattr(member.tape.layer, "cell", None)
+            if member.name == place and cell is not None:
+                return None if cell.keeping is None else str(cell.keeping.name)
         return None
 
     def loss_after(self) -> float:

@@ -725,3 +725,11 @@ def test_outputs_whose_distance_their_dtype_cannot_hold_are_not_constant(y: Any)
     for step in range(5):
         monitor.update(step, 1.0, 1.0, y=y)
     assert not [finding for finding in monitor.findings if finding.kind == "constant_outputs"]
+
+
+def test_a_loss_that_is_not_known_is_no_fault() -> None:
+    monitor = GradientMonitor()
+    for step in range(8):
+        monitor.update(step, None, grad_norm=1.0)
+    assert monitor.findings == []
+    assert [finding.kind for finding in monitor.update(8, float("nan"), grad_norm=1.0)] == ["nan_loss"]

@@ -95,7 +95,7 @@ def nonfinite_gradient(run: Run, now: Step) -> Iterator[Symptom]:
     n_nan, n_inf = int(getattr(now.grad_norm, "n_nan", 0)), int(getattr(now.grad_norm, "n_inf", 0))
     if n_nan + n_inf == 0 and math.isfinite(now.norm):
         return
-    if now.scale > 1 and math.isfinite(now.loss):  # it overflowed because of the scale, which is now smaller
+    if now.scale > 1 and not now.lost:  # it overflowed because of the scale, which is now smaller
         return
     numbers: dict[str, Any] = {"grad_norm": now.norm, "n_nan": n_nan, "n_inf": n_inf}
     message = f"The gradient norm became {now.norm}"
@@ -117,9 +117,12 @@ def nonfinite_gradient(run: Run, now: Step) -> Iterator[Symptom]:
     "batches are meant to add up; then divide by their number."
 )
 def accumulated_gradients(run: Run, now: Step) -> Iterator[Symptom]:
-    t, flat = run.thresholds, getattr(now.model, "flat_grads", None)
+    t = run.thresholds
     after_look = run.n_steps % t.check_weights_every
-    if after_look > 1 or flat is None or flat.size == 0 or not now.norm < math.inf:
+    if after_look > 1 or not now.norm < math.inf:
+        return
+    flat = getattr(now.model, "flat_grads", None)
+    if flat is None or flat.size == 0:
         return
     grads = flat[:: -(-flat.size // 4096)].astype(np.float64)
     before, run.grads = run.grads, grads

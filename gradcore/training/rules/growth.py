@@ -44,6 +44,8 @@ def growth_in_layers(run: Run, now: Step) -> Iterator[Symptom]:
     if not now.seen.members and isinstance(per_array, Mapping):
         norms = [float(norm) for name, norm in per_array.items() if "weight" in str(name)]
         growth = [log_ratio(*pair) for pair in pairwise(norms)]
+    if not growth:  # nobody has looked
+        return
     known = [g for g in growth if not math.isnan(g)]  # behind a gradient of zero there is nothing to compare
     yield from _growth(run, now, "layers", "", total=sum(known) if known else math.nan, n=len(growth))
 

@@ -28,7 +28,7 @@ _CLIPPED = (
     inf_loss="Lower the learning rate, clip the gradient norm, and scale inputs and targets to about 1.",
 )
 def nonfinite_loss(run: Run, now: Step) -> Iterator[Symptom]:
-    if math.isfinite(now.loss):
+    if not now.lost:
         return
     before, nan = run.losses[-1] if run.losses else math.nan, math.isnan(now.loss)
     yield Symptom(
@@ -46,6 +46,8 @@ def nonfinite_loss(run: Run, now: Step) -> Iterator[Symptom]:
     "this step, or start again."
 )
 def diverged(run: Run, now: Step) -> Iterator[Symptom]:
+    if not now.has_loss:
+        return
     t = run.thresholds
     # Early on, the loss has only its first value to be compared with, and that is not small by chance if all others are
     # far above it.
