@@ -26,11 +26,13 @@ from gradcore.training.monitor import Finding
 
 __all__ = [
     "Comparison",
+    "Depth",
     "Diagnosis",
     "LayerRates",
     "Length",
     "Matrix",
     "Measurement",
+    "ModuleDiagnosis",
     "Spectrum",
     "Start",
     "Study",
@@ -436,6 +438,56 @@ class Diagnosis:
     def _given(self) -> dict[str, Any]:
         """What the document has beside the parts."""
         return {}
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What one layer of a model does to the gradient on its way back.
+
+    Parameters
+    ----------
+    name : str
+        The name of the layer.
+    dx_norm, dy_norm : float
+        The L2 norms of the gradient at its input and at its output; NaN where there is none.
+
+    Examples
+    --------
+    >>> from gradcore.diagnosis.parts import Depth
+    >>> Depth("head", 0.5, 1.0).dx_norm
+    0.5
+    """
+
+    name: str
+    dx_norm: float
+    dy_norm: float
+
+
+@dataclass(frozen=True, repr=False)
+class ModuleDiagnosis(Diagnosis):
+    """What `gradcore.diagnose` found in a model of PyTorch.
+
+    Parameters
+    ----------
+    forecast : TimeForecast
+        From the weights and the states that they lead through.
+    measurement : Measurement
+        From a backward pass.
+    comparison : Comparison
+        Both by layer.
+    verdict : Conclusion
+        What is wrong, and what to do.
+    depth : tuple of Depth
+        The layers in the order in which they were called, and the gradient of the whole loss there.
+    remedies : tuple of str
+        What may help, in words.
+    python : str
+        The same as code of PyTorch, for a `model` and its `optimizer`.
+    """
+
+    depth: tuple[Depth, ...]
+    remedies: tuple[str, ...]
+    python: str
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -61,8 +62,8 @@ def diagnose(
 
     Parameters
     ----------
-    model : Layer
-        A recurrent layer, or a model that has some.
+    model : Layer or torch.nn.Module
+        A recurrent layer, or a model that has some. Of models of PyTorch see `gradcore.torch.diagnose`.
     batches : iterable or callable
         As for `gradcore.fit`, of which the first batch is used. Of sequences of different lengths, those with the
         largest length are used.
@@ -93,15 +94,15 @@ def diagnose(
     >>> found.verdict.kind, found.forecast.rate < 0, found.measurement.rate < 0
     ('vanishes', True, True)
     """
+    torch = sys.modules.get("torch")  # who has a model of PyTorch has imported it
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from gradcore.torch.diagnose import diagnose as diagnose_module
+
+        return diagnose_module(model, batches, loss, horizon=horizon)
     if not isinstance(model, Layer):
-        given = type(model)
-        raise TypeError(f"model: expected a layer or model of gradcore, got {given.__module__}.{given.__qualname__}")
-    if not callable(loss):
-        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
-    if not isinstance(batches, Iterable) and not callable(batches):
-        raise TypeError(f"batches: expected an iterable or a callable, got {type(batches).__name__}")
-    if horizon is not None:
-        horizon = check_int("horizon", horizon, least=1)
+        given = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise TypeError(f"model: expected a layer or model of gradcore, or a torch.nn.Module, got {given}")
+    horizon = check_given(batches, loss, horizon)
     model = copy.deepcopy(model)
     x, target, steps = _sample(model, batches)
     horizon = max(steps - 1, 1) if horizon is None else horizon
@@ -110,6 +111,15 @@ def diagnose(
     kind = kind_of_gradient(expected, measured)
     verdict = Conclusion(kind, finding(kind, expected, measured), ADVICE[kind])
     return Diagnosis(expected, measured, compare(expected, measured), verdict)
+
+
+def check_given(batches: Any, loss: Any, horizon: Any) -> int | None:
+    """Check what `diagnose` is given beside the model, and return the horizon."""
+    if not callable(loss):
+        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
+    if not isinstance(batches, Iterable) and not callable(batches):
+        raise TypeError(f"batches: expected an iterable or a callable, got {type(batches).__name__}")
+    return None if horizon is None else check_int("horizon", horizon, least=1)
 
 
 def _sample(model: Any, batches: Any) -> tuple[Array, Any, int]:

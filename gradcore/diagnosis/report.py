@@ -158,7 +158,14 @@ def _run(history: History, findings: Sequence[Finding], panels: dict[str, Panel]
 def _diagnosis(found: Any, panels: dict[str, Panel]) -> Iterator[str]:
     """The page of a model of the user's own."""
     yield _head(found, f"gradcore {info()['version']}")
+    if hasattr(found, "python"):
+        items = "".join(f"<li>{escape(text)}</li>" for text in found.remedies)
+        yield _section("What may help", f"<ul>{items}</ul>" if items else "", _code(found.python))
     yield _growth(found, panels)
+    if hasattr(found, "depth"):
+        rows = [(each.name, number(each.dx_norm), number(each.dy_norm)) for each in found.depth]
+        note = _note("Norms of the gradient of the whole loss, at the input and at the output of each layer.")
+        yield _section("Layer by layer", note, _table(("layer", "dL/d(input)", "dL/d(output)"), rows))
     yield _matrices(found, panels)
     yield _section("Machine and versions", _facts(_machine(info())))
 

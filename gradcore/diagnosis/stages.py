@@ -19,6 +19,7 @@ from gradcore.diagnosis.parts import Comparison, LayerRates, Matrix, Measurement
 from gradcore.diagnosis.problem import Problem
 from gradcore.diagnosis.trials import Trial
 from gradcore.diagnosis.wording import times
+from gradcore.layers.tape import Profile
 from gradcore.spectral.members import recurrent_tapes
 from gradcore.spectral.verdict import judge
 from gradcore.training.fit import fit
@@ -133,7 +134,24 @@ def forecast(model: Any, x: Array, horizon: int) -> TimeForecast:
     >>> found.verdict, [matrix.name for matrix in found.matrices]
     ('vanishes', ['0.weight_hh_l0'])
     """
-    found = predict(model, x, horizon)
+    return forecast_of(predict(model, x, horizon), horizon)
+
+
+def forecast_of(found: Sequence[tuple[str, Any, Array, spectral.GrowthPrediction]], horizon: int) -> TimeForecast:
+    """Put the forecasts of recurrent layers together.
+
+    Parameters
+    ----------
+    found : sequence of (str, Layer, ndarray, GrowthPrediction)
+        What `predict` returns.
+    horizon : int
+        Number of steps back.
+
+    Returns
+    -------
+    TimeForecast
+        The forecast.
+    """
     matrices: list[Matrix] = []
     spectra: list[Spectrum] = []
     growths: list[spectral.LayerGrowth] = []
@@ -156,7 +174,7 @@ def forecast(model: Any, x: Array, horizon: int) -> TimeForecast:
             shown = [*fastest, *shown]
             for upper, one in zip(above, own, strict=False):
                 upper.append(one)
-    curves = np.full((len(shown), _steps(found[0][1], x)), np.nan)
+    curves = np.full((len(shown), max(_steps(layer, inside) for _, layer, inside, _ in found)), np.nan)
     for row, growing in zip(curves, shown, strict=True):
         with np.errstate(over="ignore"):
             row[len(row) - len(growing.log_norm) :] = np.exp(growing.log_norm[::-1])
@@ -245,6 +263,24 @@ def measure(
     if any(row.reverse for row in rows):
         other_way = _carried_back(model, x, target, loss, 0)
         rows = [back if row.reverse else row for row, back in zip(rows, other_way, strict=True)]
+    return measurement_of(rows, horizon)
+
+
+def measurement_of(rows: Sequence[Row], horizon: int) -> Measurement:
+    """Put what was measured in each layer and direction together.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        The norms, from the first layer, each with as many steps.
+    horizon : int
+        Number of steps back.
+
+    Returns
+    -------
+    Measurement
+        The norms and their growth.
+    """
     names, norms, rates = zip(*((row.name, row.norms, row.rate) for row in rows), strict=True)
     rate = max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
     found = Measurement(names, np.array(norms), rates, rate, times(rate, horizon), judge(rate, horizon))
@@ -261,7 +297,7 @@ def measure(
     return dataclasses.replace(found, n_sequences=each.size, n_growing=growing, median_rate=float(np.median(each)))
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """The norms of dL/dh in one layer and direction, and their growth."""
 
     name: str
@@ -286,7 +322,7 @@ def _rate(traveled: Array, tiny: float) -> float:
 
 def _carried_back(
     model: Any, x: Array, target: Any, loss: Callable[[Array, Any], tuple[float, Array]], step: int
-) -> list[_Row]:
+) -> list[Row]:
     """Carry back the share of the loss that one step has, or all of it where y has no axis of time."""
     model.zero_grad()
     y, tape = model.forward(x)
@@ -299,20 +335,56 @@ def _carried_back(
         dy = share
     model.backward(tape, dy)
     model.zero_grad()
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for own, path in found:
         for index, profile in enumerate(own.profiles()):
             name = _place(path) + profile.name
             rate = spectral.measure_growth(own, index=index)
-            tiny = float(np.finfo(own.layer.dtype).tiny)
-            way = slice(None) if profile.reverse else slice(None, None, -1)
-            log_factor = _rate(profile.dh_norm[way], tiny) * (len(profile.dh_norm) - 1)
             assert own.telemetry is not None
-            each = own.telemetry.dh_norm_per_sample[index, way]
-            rates = np.array([_rate(one, tiny) for one in each.T])
-            rows.append(
-                _Row(name, name.removesuffix("_reverse"), profile.reverse, profile.dh_norm, rate, log_factor, rates)
-            )
+            each = own.telemetry.dh_norm_per_sample[index]
+            rows.append(row_of(profile._replace(name=name), each, rate, float(np.finfo(own.layer.dtype).tiny)))
+    return without_others(rows)
+
+
+def row_of(profile: Profile, each: Array, rate: float, tiny: float) -> Row:
+    """Return the norms of one layer and direction, and what they grow by.
+
+    Parameters
+    ----------
+    profile : Profile
+        The norms of dL/dh, with the full name.
+    each : ndarray, (T, B)
+        The norms of each sequence.
+    rate : float
+        The slope of the norms.
+    tiny : float
+        The smallest normal number of their dtype.
+
+    Returns
+    -------
+    Row
+        All of it.
+    """
+    name, reverse, norms = profile
+    way = slice(None) if reverse else slice(None, None, -1)
+    log_factor = _rate(norms[way], tiny) * (len(norms) - 1)
+    rates = np.array([_rate(one, tiny) for one in each[way].T])
+    return Row(name, name.removesuffix("_reverse"), reverse, norms, rate, log_factor, rates)
+
+
+def without_others(rows: list[Row]) -> list[Row]:
+    """Leave out the rates of layers whose growth cannot be told from that of others.
+
+    Parameters
+    ----------
+    rows : list of Row
+        The layers and directions, from the first.
+
+    Returns
+    -------
+    list of Row
+        The same, with NaN as the rate of those.
+    """
     # What has been carried through time above, the other way, arrives at every step: its growth is not this layer's.
     return [
         row._replace(rate=math.nan)
@@ -322,7 +394,7 @@ def _carried_back(
     ]
 
 
-def _above(row: _Row, rows: list[_Row]) -> list[_Row]:
+def _above(row: Row, rows: list[Row]) -> list[Row]:
     last = max(i for i, other in enumerate(rows) if other.level == row.level)
     return rows[last + 1 :]
 

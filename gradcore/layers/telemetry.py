@@ -73,12 +73,12 @@ class Telemetry:
     @cached_property
     def dh_norm(self) -> Array:
         """The L2 norm over batch and hidden units of the total derivative dL/dh_t, (L*D, T)."""
-        return _norm_over_batch(self.dh_norm_per_sample)
+        return norm_over_batch(self.dh_norm_per_sample)
 
     @cached_property
     def dc_norm(self) -> Array | None:
         """The L2 norm over batch and hidden units of dL/dc_t, (L*D, T); None but for LSTM."""
-        return None if self.dc_norm_per_sample is None else _norm_over_batch(self.dc_norm_per_sample)
+        return None if self.dc_norm_per_sample is None else norm_over_batch(self.dc_norm_per_sample)
 
     def profiles(self) -> Iterator[Profile]:
         """Yield |dL/dh_t| of each layer and direction.
@@ -129,7 +129,7 @@ class Telemetry:
         return f"<Telemetry: L={rows // D}, D={D}, T={T}, {finite}>"
 
 
-def _norm_over_batch(norms: Array) -> Array:
+def norm_over_batch(norms: Array) -> Array:
     """Return the L2 norm over the last axis, without overflow or underflow on the way."""
     largest = norms.max(axis=2, initial=0.0)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)

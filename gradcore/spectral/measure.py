@@ -67,7 +67,7 @@ def measure_growth(tape: Any, *, index: int | None = None) -> float:
     if not np.isfinite(tape.state).all():
         return math.nan
     tiny = float(np.finfo(tape.layer.dtype).tiny)
-    slopes = [_slope(traveled, tiny) for traveled in norms]
+    slopes = [slope_of(traveled, tiny) for traveled in norms]
     return max((slope for slope in slopes if not math.isnan(slope)), default=math.nan)
 
 
@@ -135,7 +135,7 @@ def _in_order(tape: Any, index: int | None) -> list[Array]:
     return [norms[i] if i % directions else norms[i, ::-1] for i in which]
 
 
-def _slope(norms: Array, tiny: float) -> float:
+def slope_of(norms: Array, tiny: float) -> float:
     """Return the slope of ln norms, listed in the order in which the gradient traveled."""
     if not norms.any():  # also without steps
         return math.nan

@@ -268,6 +268,18 @@ class Listener:
         h.register_hook(layer.steps[layer.n_calls])
         layer.n_calls += 1
 
+    def norms(self) -> Iterator[tuple[str, float, float]]:
+        """Yield the layers in the order of their calls, and the norms at both ends in the newest backward pass."""
+        for layer in self._order:
+            dx, dy = layer.used_dx.value(self.sweep), layer.dy.value(self.sweep)
+            yield layer.name, math.nan if dx is None else dx, math.nan if dy is None else dy
+
+    def profiles(self, module: torch.nn.Module) -> Iterator[Profile]:
+        """Yield the norms over time of a cell in the newest backward pass."""
+        for layer in self._layers:
+            if layer.module is module:
+                yield from self._tape_of(layer, self.sweep).profiles()
+
     def tape(self, sweep: int) -> Tape:
         """Return what a backward pass has told."""
         own = [layer for layer in self._layers if layer.module is self._model]
