@@ -156,7 +156,9 @@ class _Norm:
     def __init__(self, listener: Listener) -> None:
         self._listener, self._sweep, self._value = listener, -1, 0.0
 
-    def __call__(self, grad: Tensor) -> None:
+    def __call__(self, grad: Tensor | None) -> None:
+        if grad is None:  # of an output that nothing was computed from, beside one that was used
+            return
         size = size_of(grad)
         if self._sweep == self._listener.sweep:  # a layer that is called twice
             size = math.hypot(self._value, size)

@@ -445,6 +445,17 @@ def test_what_cannot_be_read_is_left_out_and_named_once() -> None:
     assert w.history.grad_norm.tolist() == [0.0]
 
 
+def test_an_output_without_a_gradient() -> None:
+    """Of a layer whose final state alone is used."""
+    layer = nn.GRU(3, 8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    model = nn.ModuleDict({"rnn": layer})
+    with bridge.watch(model, optimizer) as w:
+        model["rnn"](batch())[1].sum().backward()
+        optimizer.step()
+    assert w.history.dh_last["rnn.l0"][0] == pytest.approx(math.sqrt(4 * 8))
+
+
 def test_evaluation_and_checkpointing_in_between() -> None:
     model = Recurrent()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
