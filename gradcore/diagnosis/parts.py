@@ -32,7 +32,6 @@ __all__ = [
     "Length",
     "Matrix",
     "Measurement",
-    "ModuleDiagnosis",
     "Spectrum",
     "Start",
     "Study",
@@ -461,33 +460,6 @@ class Depth:
     name: str
     dx_norm: float
     dy_norm: float
-
-
-@dataclass(frozen=True, repr=False)
-class ModuleDiagnosis(Diagnosis):
-    """What `gradcore.diagnose` found in a model of PyTorch.
-
-    Parameters
-    ----------
-    forecast : TimeForecast
-        From the weights and the states that they lead through.
-    measurement : Measurement
-        From a backward pass.
-    comparison : Comparison
-        Both by layer.
-    verdict : Conclusion
-        What is wrong, and what to do.
-    depth : tuple of Depth
-        The layers in the order in which they were called, and the gradient of the whole loss there.
-    remedies : tuple of str
-        What may help, in words.
-    python : str
-        The same as code of PyTorch, for a `model` and its `optimizer`.
-    """
-
-    depth: tuple[Depth, ...]
-    remedies: tuple[str, ...]
-    python: str
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 import gradcore
 from gradcore import meanfield, spectral
 from gradcore._base.check import Array
-from gradcore.diagnosis.parts import Depth, ModuleDiagnosis
+from gradcore.diagnosis.parts import Depth, Diagnosis
 from gradcore.diagnosis.pipeline import ADVICE, check_given
 from gradcore.diagnosis.stages import Row, compare, forecast_of, measurement_of, row_of, without_others
 from gradcore.diagnosis.trials import Conclusion, Kind
@@ -30,7 +30,45 @@ from gradcore.torch.convert import convert
 from gradcore.torch.layers import _Recurrent
 from gradcore.torch.listen import Listener, cell_of, layers_of, tensors_in
 
-__all__ = ["diagnose"]
+__all__ = ["ModuleDiagnosis", "diagnose"]
+
+
+@dataclass(frozen=True, repr=False)
+class ModuleDiagnosis(Diagnosis):
+    """What `gradcore.diagnose` found in a model of PyTorch.
+
+    Parameters
+    ----------
+    forecast : TimeForecast
+        From the weights and the states that they lead through.
+    measurement : Measurement
+        From a backward pass.
+    comparison : Comparison
+        Both by layer.
+    verdict : Conclusion
+        What is wrong, and what to do.
+    depth : tuple of Depth
+        The layers in the order in which they were called, and the gradient of the whole loss there.
+    remedies : tuple of str
+        What may help, in words.
+    python : str
+        The same as code of PyTorch, for a `model` and its `optimizer`.
+
+    Examples
+    --------
+    >>> import torch, gradcore.torch
+    >>> model = torch.nn.RNN(2, 8)
+    >>> batches = [(torch.randn(30, 4, 2), torch.zeros(30, 4, 8))]
+    >>> def loss(output, target):
+    ...     return torch.nn.functional.mse_loss(output[0], target)
+    >>> found = gradcore.torch.diagnose(model, batches, loss)
+    >>> found.measurement.names, "weight.mul_" in found.python
+    (('l0',), True)
+    """
+
+    depth: tuple[Depth, ...]
+    remedies: tuple[str, ...]
+    python: str
 
 
 def diagnose(
