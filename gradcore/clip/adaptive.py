@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -145,11 +146,17 @@ def clip_grad_units_(
         worst = keys[place], position[axis] if len(position) > 1 else 0
         if nonfinite == "skip":
             return UnitClip(by_key(keys, counts), math.nan if n_nan else math.inf, worst, n_nan, n_inf, True)
+    changes: list[_Change] = []
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
-        counts[i], ratios = _clip_array(weight, grad, factor, least, axis)
+        change, counts[i], ratios = _measured(weight, grad, factor, least, axis)
+        changes.append(change)
         if ratios.max(initial=-1.0) > ratio:
             ratio = float(ratios.max())
             worst = worst if position is not None else (keys[i], int(ratios.argmax()))
+    rows = [row for change in changes for row in change.rows]
+    factors = np.concatenate([np.ones((0, 2)), *(change.factors for change in changes)])
+    back = copies_back([change.packed for change in changes], [change.grad for change in changes])
+    _kernels.together([partial(_kernels.scale, rows, factors), *back])  # Ctrl-C interrupts before or after all
     return UnitClip(by_key(keys, counts), max(ratio, 0.0), worst, n_nan, n_inf, False)
 
 
@@ -243,8 +250,17 @@ def _norms(rows: Array) -> tuple[Array, Array]:
     return each[:, 2], each[:, 3]
 
 
-def _clip_array(weight: Array, grad: Array, factor: float, least: float, axis: int) -> tuple[int, Array]:
-    """Clip one array's units; return how many were clipped, and each unit's ratio before."""
+class _Change(NamedTuple):
+    """What is to be done to an array: the rows to multiply, by two factors each, and where their memory is."""
+
+    rows: list[Array]
+    factors: Array
+    packed: Array
+    grad: Array
+
+
+def _measured(weight: Array, grad: Array, factor: float, least: float, axis: int) -> tuple[_Change, int, Array]:
+    """Return what clips one array's units, how many are to be clipped, and each unit's ratio."""
     with np.errstate(over="ignore", divide="ignore"):
         root, unit = _norms(_by_unit(weight, axis)[1])
         against = np.minimum(np.maximum(root * unit, least), sys.float_info.max)
@@ -253,14 +269,10 @@ def _clip_array(weight: Array, grad: Array, factor: float, least: float, axis: i
         root, unit = _norms(rows)
         ratios = np.divide(root, against, out=np.zeros(len(rows)), where=root > 0) * unit
         cut = root * unit > limits
-    bad = ~np.isfinite(rows).all(axis=1)
-    if not (cut.any() or bad.any()):
-        return 0, ratios
-    touched = np.flatnonzero(cut | bad)
+    touched = np.flatnonzero(cut | ~np.isfinite(rows).all(axis=1))
     factors = np.ones((len(touched), 2))
     for i, j in enumerate(touched):
         if cut[j]:
             factors[i] = coefficient(float(limits[j]), float(root[j]), float(unit[j]))[1:]
-    _kernels.scale([rows[j] for j in touched], factors)
-    _kernels.together(copies_back([rows.reshape(first.shape)], [first]))
-    return int(cut.sum()), ratios
+    packed = rows.reshape(first.shape) if len(touched) else first
+    return _Change([rows[j] for j in touched], factors, packed, first), int(cut.sum()), ratios
