@@ -168,8 +168,16 @@ def test_a_gradient_that_is_not_finite_has_diverged() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"model": object()}, TypeError, r"^model: expected a layer or model of gradcore, got builtins\.object"),
-        ({"model": None}, TypeError, r"^model: expected a layer or model of gradcore, got builtins\.NoneType"),
+        (
+            {"model": object()},
+            TypeError,
+            r"^model: expected a layer or model of gradcore, or a torch.nn.Module, got builtins\.object",
+        ),
+        (
+            {"model": None},
+            TypeError,
+            r"^model: expected a layer or model of gradcore, or a torch.nn.Module, got builtins\.NoneType",
+        ),
         ({"loss": 3}, TypeError, "^loss: expected a callable, got int"),
         ({"batches": 3}, TypeError, "^batches: expected an iterable or a callable, got int"),
         ({"batches": []}, ValueError, "^batches: "),
