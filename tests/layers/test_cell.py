@@ -109,6 +109,10 @@ def test_a_new_row_needs_no_change_elsewhere(monkeypatch: pytest.MonkeyPatch) ->
         gradcore.VanishingGradientRegularizer(1.0)(toy, tapes[0], None)
 
 
+# What has the formulas written out, and what gives each cell the name that another library has for it.
+TRANSLATORS = ("reference", "onnx", "sklearn", "torch")
+
+
 def test_only_the_table_knows_a_cell_by_name() -> None:
     asks = re.compile(
         r"isinstance\([^)]*\b(LSTM|GRU|RNN)\b|\bis (LSTM|GRU|RNN)\b|_has_cell|hasattr\([^)]*nonlinearity"
@@ -117,7 +121,7 @@ def test_only_the_table_knows_a_cell_by_name() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path.name != "cell.py" and path.parent.name != "reference"
+        if path.name != "cell.py" and path.relative_to(PACKAGE).parts[0] not in TRANSLATORS
         for line in path.read_text("utf-8").splitlines()
         if asks.search(line)
     ]
