@@ -15,6 +15,11 @@ from gradcore.losses import softmax_cross_entropy
 
 LENGTH, HIDDEN, BATCH, SEQUENCES, LR = 30, 32, 20, 1000, 5e-3
 SHARES = (0.0, 0.1, 0.3)
+FOUND = """Wrong labels do not make gradients explode: the largest norms are no larger than without. They keep them
+from vanishing at the end: the norm stays near 1 instead of falling to 1e-4, since the network goes on to learn the
+wrong labels by heart. Every run reaches an error of 0 on the way and loses it again, 4 to 8 % with a tenth of wrong
+labels, 21 to 25 % with three tenths. So stopping in time is the remedy. Label smoothing makes the norms smaller, and
+with a tenth of wrong labels the last error too, within the spread of the seeds; clipping at 1 does neither."""
 ARMS = {
     "nothing": {},
     "clipping at 1": {"max_norm": 1.0},
@@ -90,6 +95,7 @@ clipping: the median over an epoch, and the largest of all. The error is measure
 labels, each epoch: the least, and the last. Median of {results["seeds"]} seeds, and the extremes.
 
 {table(header, rows)}
+{FOUND}
 """
 
 
