@@ -97,7 +97,7 @@ def diagnose(
     """
     torch = sys.modules.get("torch")  # who has a model of PyTorch has imported it
     if torch is not None and isinstance(model, torch.nn.Module):
-        bridge = import_module("gradcore.torch.diagnose")  # by its name: bridges stand above everything else
+        bridge = import_module("gradcore.torch.diagnosis")  # by its name: bridges stand above everything else
         found: Diagnosis = bridge.diagnose(model, batches, loss, horizon=horizon)
         return found
     if not isinstance(model, Layer):

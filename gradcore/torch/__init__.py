@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('gradcore.torch needs PyTorch: pip install "gradcore[torch]"', name="torch") from None
 
 from gradcore.torch.convert import convert, restore
-from gradcore.torch.diagnose import diagnose
+from gradcore.torch.diagnosis import diagnose
 from gradcore.torch.layers import GRU, LSTM, RNN
-from gradcore.torch.watch import watch
+from gradcore.torch.watcher import watch
 
 __all__ = ["GRU", "LSTM", "RNN", "convert", "diagnose", "restore", "watch"]

@@ -310,8 +310,8 @@ class watch:
         grads = [param.grad for _, param in self._params()]
         return [(None, 0) if grad is None else (grad, grad._version) for grad in grads]
 
-    def before_backward(self) -> list[tuple[Any, int]]:
-        """Begin a backward pass, and return what `after_backward` takes."""
+    def _before_backward(self) -> list[tuple[Any, int]]:
+        """Begin a backward pass, and return what `_after_backward` takes."""
         self._listener.begin()
         marks = self._marks()
         grads = sorted((grad for grad, _ in marks if grad is not None), key=torch.numel)
@@ -319,7 +319,7 @@ class watch:
             self._loss = None  # what came before was set to zero
         return marks
 
-    def after_backward(self, marks: list[tuple[Any, int]], loss: float | None) -> None:
+    def _after_backward(self, marks: list[tuple[Any, int]], loss: float | None) -> None:
         """Count the loss if its backward pass has reached the parameters."""
         changed = (
             now is not before or version != earlier
@@ -405,7 +405,7 @@ class _Watchers:
         if getattr(self._thread, "inside", False):  # of a backward pass, as torch.utils.checkpoint does it
             self._original(tensors, grad_tensors, *args, **kwargs)
             return
-        begun = [(watcher, watcher.before_backward()) for watcher in self._all]
+        begun = [(watcher, watcher._before_backward()) for watcher in self._all]
         loss = _value(tensors, grad_tensors)
         self._thread.inside = True
         try:
@@ -413,7 +413,7 @@ class _Watchers:
         finally:
             self._thread.inside = False
         for watcher, marks in begun:
-            watcher.after_backward(marks, loss)
+            watcher._after_backward(marks, loss)
 
 
 _WATCHERS = _Watchers()
