@@ -98,3 +98,14 @@ def with_thread_counts(restore_threads: None) -> Callable[[Callable[[], Any]], l
         return found
 
     return results
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Let PyTorch use one thread, for arrays that are tiny, and draw the same numbers each time."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)

@@ -25,20 +25,10 @@ bridge = importlib.import_module("gradcore.torch")
 gradcheck, gradgradcheck = torch.autograd.gradcheck, torch.autograd.gradgradcheck
 rnn = torch.nn.utils.rnn
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 
 KINDS = ["LSTM", "GRU", "RNN"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The arrays are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def twins(kind: str, *args: Any, **options: Any) -> tuple[Any, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,7 @@ bridge = importlib.import_module("gradcore.torch")
 nn = torch.nn
 mse = nn.functional.mse_loss
 
-pytestmark = pytest.mark.peers
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The arrays are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 
 
 class Model(nn.Module):

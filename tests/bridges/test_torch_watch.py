@@ -7,7 +7,7 @@ import importlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,7 @@ torch = pytest.importorskip("torch")
 bridge = importlib.import_module("gradcore.torch")
 nn = torch.nn
 
-pytestmark = pytest.mark.peers
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The arrays are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 
 
 class Recurrent(nn.Module):
